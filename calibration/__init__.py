@@ -1,0 +1,1 @@
+"""What is learned before serving, with its guarantee."""

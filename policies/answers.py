@@ -1,0 +1,51 @@
+"""The answer in a text, and whether two answers are the same one."""
+
+import re
+from fractions import Fraction
+
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
+_LATEX_FRACTION = re.compile(r"\\d?frac\{(-?\d+)\}\{(\d+)\}")
+
+
+def find_answer(text: str) -> str | None:
+    r"""What stands in the last `\boxed{}`, or after the last `####`, or is the last number; None without any."""
+    start = text.rfind(r"\boxed{")
+    if start >= 0:
+        return _until_closing_brace(text[start + len(r"\boxed{") :])
+    if "####" in text:
+        return text.rpartition("####")[2].strip().split("\n")[0]
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return numbers[-1].replace(",", "") if numbers else None
+
+
+def _until_closing_brace(text: str) -> str | None:
+    depth = 1
+    for index, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[:index].strip() or None
+    return None  # the box was never closed
+
+
+def normal_form(answer: str) -> str | Fraction | tuple["str | Fraction", ...]:
+    """A value that is equal for equal answers: numbers by value, lists by their parts, else the words."""
+    answer = answer.strip().strip("$").rstrip(".")
+    parts = [part for part in re.split(r",\s+|;\s*", answer) if part]
+    if len(parts) > 1:
+        return tuple(_single_form(part) for part in parts)
+    return _single_form(answer)
+
+
+def _single_form(answer: str) -> str | Fraction:
+    text = _LATEX_FRACTION.sub(r"\1/\2", answer).replace(",", "").replace(r"\%", "").strip(" $€£%")
+    if _NUMBER.fullmatch(text) and not text.endswith("/0"):
+        whole, _, below = text.partition("/")
+        if not below:
+            return Fraction(whole)
+        return Fraction(whole) / Fraction(below) if Fraction(below) else text
+    return " ".join(answer.split()).casefold()
+
+
+def same_answer(a: str | None, b: str | None) -> bool:
+    """Whether both are answers and equal in `normal_form`; a missing answer equals nothing, not even another."""
+    return a is not None and b is not None and normal_form(a) == normal_form(b)

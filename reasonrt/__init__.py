@@ -1,0 +1,10 @@
+"""An engine that orchestrates reasoning inference.
+
+Importing this package imports neither torch nor vllm nor ray; engines load them when they start.
+"""
+
+from reasonrt.errors import ReasonRTError
+from reasonrt.runtime import Runtime
+from reasonrt.types import Completion, FinishReason, Limits, Message, Request, Step
+
+__all__ = ["Completion", "FinishReason", "Limits", "Message", "ReasonRTError", "Request", "Runtime", "Step"]

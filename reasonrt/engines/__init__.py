@@ -1,0 +1,1 @@
+"""Language models behind one port; `base.py` is the port."""

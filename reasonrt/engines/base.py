@@ -1,0 +1,70 @@
+"""The port to language models: token ids in, token ids out.
+
+Policies, routers and the runtime know engines by these protocols only. The contract, tested for every engine by
+`tests/engines/test_contract.py`:
+
+* `generate` yields deltas whose ids are the generation in order; the last one carries the finish reason.
+* Closing the stream aborts the work in the engine within one step; `generated_tokens` is exact after it.
+* `read` costs one forward pass and is normalized over the whole vocabulary.
+* A dead engine raises `EngineError` and comes back by itself; what it can never do raises `CapabilityError`.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol, Self
+
+from reasonrt.types import Sampling, TokenDelta, Tokenizer
+
+
+class Capability(StrEnum):
+    """What an engine may or may not be able to do."""
+
+    LOGPROBS = "logprobs"
+    READ = "read"
+    SCORE = "score"
+    TOKEN_IDS = "token_ids"  # takes and gives ids; without it, prompts travel as text
+
+
+class TokenStream(Protocol):
+    """One running generation."""
+
+    generated_tokens: int
+    """Tokens that the engine made for it so far, whether or not they were consumed; exact once closed."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> TokenDelta: ...
+
+    async def aclose(self) -> None:
+        """Abort what is left. Idempotent."""
+
+
+class Engine(Protocol):
+    """A model that can be asked for tokens. One instance serves many requests at once."""
+
+    name: str
+    max_model_len: int
+    """Prompt and generation together never exceed so many tokens."""
+
+    capabilities: frozenset[Capability]
+    tokenizer: Tokenizer
+
+    async def start(self) -> Self:
+        """Load the model and warm it up. Idempotent."""
+
+    async def aclose(self) -> None:
+        """Free everything. Idempotent."""
+
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> TokenStream:
+        """Start to write after the prompt.
+
+        Raises (from the stream):
+            RequestError: prompt and max_tokens do not fit into max_model_len.
+            EngineError: the engine died.
+        """
+
+    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+        """Log-probabilities of each candidate as the next token, in the candidates' order."""
+
+    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+        """The scalar head of a reward or router model, read at the last token."""

@@ -1,0 +1,41 @@
+"""Every error that reasonrt raises on purpose.
+
+* ReasonRTError
+  + ConfigError        a file, flag or environment value that cannot be used
+  + RequestError       a request that cannot be served as it stands
+  + EngineError        an engine died or answered nonsense; a later call may work
+    - CapabilityError  the engine can never do what was asked of it
+  + CalibrationError   data that cannot carry the promise asked of it
+  + EvalError          a task, an answer file or a journal that cannot be read or written
+
+A message names the value that is wrong and the way out. A limit that ends a request early is a result with a
+`FinishReason`, not an error.
+"""
+
+
+class ReasonRTError(Exception):
+    """Root of the tree: one clear line, fit to be shown to the person who caused it."""
+
+
+class ConfigError(ReasonRTError):
+    pass
+
+
+class RequestError(ReasonRTError):
+    pass
+
+
+class EngineError(ReasonRTError):
+    pass
+
+
+class CapabilityError(EngineError):
+    pass
+
+
+class CalibrationError(ReasonRTError):
+    pass
+
+
+class EvalError(ReasonRTError):
+    pass

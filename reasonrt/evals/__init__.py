@@ -1,0 +1,1 @@
+"""Tasks, graders, the evaluation loop with its journal, reports."""

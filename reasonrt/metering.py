@@ -1,0 +1,102 @@
+"""An engine as one request sees it: every token is counted, and no call is made over the limit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from reasonrt.engines.base import Engine, TokenStream
+from reasonrt.types import EngineUsage, Sampling, TokenDelta
+
+
+class CallLimitReached(Exception):
+    """The request has used up its engine calls; the runtime ends it."""
+
+
+@dataclass
+class Calls:
+    """The engine calls that one request has left, over all engines."""
+
+    left: int
+
+    def take(self) -> None:
+        if self.left <= 0:
+            raise CallLimitReached
+        self.left -= 1
+
+
+class MeteredEngine:
+    """Stands for `engine` in one request."""
+
+    def __init__(self, engine: Engine, calls: Calls) -> None:
+        self._engine, self._calls = engine, calls
+        self.name, self.max_model_len = engine.name, engine.max_model_len
+        self.capabilities, self.tokenizer = engine.capabilities, engine.tokenizer
+        self.calls = self.prefilled = self.cached = self.generated = self.probe = 0
+
+    async def start(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        """The engine belongs to the runtime, not to the request."""
+
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> "_MeteredStream":
+        self._calls.take()
+        self.calls += 1
+        return _MeteredStream(self, self._engine.generate(prompt_token_ids, sampling), len(prompt_token_ids))
+
+    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+        self._count_probe(prompt_token_ids)
+        self.generated += 1
+        self.probe += 1
+        return await self._engine.read(prompt_token_ids, candidate_ids)
+
+    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+        self._count_probe(prompt_token_ids)
+        return await self._engine.score(prompt_token_ids)
+
+    def _count_probe(self, prompt_token_ids: Sequence[int]) -> None:
+        self._calls.take()
+        self.calls += 1
+        self.prefilled += len(prompt_token_ids)
+
+    def usage(self, committed_tokens: int) -> EngineUsage:
+        """What was spent, given how many of the engine's tokens are part of the committed text."""
+        return EngineUsage(
+            calls=self.calls,
+            prefilled=self.prefilled,
+            cached=self.cached,
+            generated=self.generated,
+            discarded=self.generated - committed_tokens,
+            probe=self.probe,
+        )
+
+
+class _MeteredStream:
+    def __init__(self, meter: MeteredEngine, stream: TokenStream, prompt_tokens: int) -> None:
+        self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens
+        self._counted = 0
+        self._has_begun = False
+
+    @property
+    def generated_tokens(self) -> int:
+        return self._stream.generated_tokens
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        delta = await anext(self._stream)
+        if not self._has_begun:
+            self._has_begun = True
+            self._meter.cached += delta.cached_tokens
+            self._meter.prefilled += self._prompt_tokens - delta.cached_tokens
+        self._count()
+        return delta
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+        self._count()
+
+    def _count(self) -> None:
+        self._meter.generated += self._stream.generated_tokens - self._counted
+        self._counted = self._stream.generated_tokens

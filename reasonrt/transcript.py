@@ -1,0 +1,56 @@
+"""The committed steps of one request, as token ids for each engine that reads them.
+
+Engines with the same tokenizer share one list of ids. Engines with different tokenizers meet here and nowhere
+else: a step's text is tokenized once for each of them, and never again, so that a prefix cache always hits.
+"""
+
+from collections.abc import Sequence
+
+from reasonrt.engines.base import Engine
+from reasonrt.errors import RequestError
+from reasonrt.types import Message, Step
+
+
+class Transcript:
+    """What has been said and committed so far."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = tuple(messages)
+        self.steps: list[Step] = []
+        self._ids: dict[str, list[int]] = {}  # tokenizer fingerprint -> prompt and committed steps
+        self._known_steps: dict[str, int] = {}
+        self._authors: dict[str, str] = {}  # engine name -> tokenizer fingerprint
+
+    def token_ids(self, engine: Engine) -> list[int]:
+        """Prompt and committed steps in `engine`'s vocabulary. A view: valid until the next commit.
+
+        Raises:
+            RequestError: nothing could be generated after it, it fills the engine's context.
+        """
+        fingerprint = engine.tokenizer.fingerprint
+        self._authors[engine.name] = fingerprint
+        if fingerprint not in self._ids:
+            self._ids[fingerprint] = engine.tokenizer.chat(self.messages)
+            self._known_steps[fingerprint] = 0
+        ids = self._ids[fingerprint]
+        for step in self.steps[self._known_steps[fingerprint] :]:
+            same = self._authors.get(step.author) == fingerprint
+            ids.extend(step.token_ids if same else engine.tokenizer.encode(step.text))
+        self._known_steps[fingerprint] = len(self.steps)
+        if len(ids) >= engine.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens, engine {engine.name!r} takes at most {engine.max_model_len - 1}; "
+                "shorten it or raise max_model_len"
+            )
+        return ids
+
+    def room(self, engine: Engine) -> int:
+        """How many tokens `engine` can still write before its context is full, >= 1."""
+        return engine.max_model_len - len(self.token_ids(engine))
+
+    def commit(self, step: Step) -> None:
+        self.steps.append(step)
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)

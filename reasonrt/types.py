@@ -1,0 +1,231 @@
+"""The nouns that everything else is written in. Frozen values, standard library only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from reasonrt.errors import RequestError
+
+THINK, END_THINK = "<think>", "</think>"
+
+
+def _require(holds: bool, rule: str, value: object) -> None:
+    if not holds:
+        raise RequestError(f"{rule}, got {value}")
+
+
+class FinishReason(StrEnum):
+    """Why a generation or a whole request ended."""
+
+    STOP = "stop"  # the model ended, or met a stop token
+    LENGTH = "length"  # the token limit
+    DEADLINE = "deadline"  # the wall clock
+    CALLS = "calls"  # the limit on engine calls
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an engine draws tokens.
+
+    Attributes:
+        max_tokens: at most so many new tokens, >= 1.
+        temperature: 0 is greedy.
+        top_p: mass of the tokens drawn from, in (0, 1].
+        seed: makes a drawn generation reproducible on the same engine.
+        stop_token_ids: generation ends with, and includes, the first of these.
+        logprobs: whether each token comes with its log-probability.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
+        _require(0.0 <= self.temperature <= 2.0, "temperature must be in [0, 2]", self.temperature)
+        _require(0.0 < self.top_p <= 1.0, "top_p must be in (0, 1]", self.top_p)
+        _require(self.seed is None or abs(self.seed) < 2**63, "seed must fit into 64 bits", self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may use; the runtime enforces each of them.
+
+    Attributes:
+        max_tokens: tokens of the committed text, >= 1.
+        deadline_s: seconds from the start of `solve`; None is no deadline.
+        max_engine_calls: generations, reads and scores together, >= 1.
+    """
+
+    max_tokens: int = 1024
+    deadline_s: float | None = None
+    max_engine_calls: int = 4096
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
+        _require(self.deadline_s is None or self.deadline_s > 0, "deadline_s must be positive", self.deadline_s)
+        _require(self.max_engine_calls >= 1, "max_engine_calls must be at least 1", self.max_engine_calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question, the policy that is to solve it, and what it may cost.
+
+    Attributes:
+        messages: the conversation so far, the question last.
+        policy: its name.
+        options: the policy's own settings; unknown ones are refused.
+    """
+
+    messages: tuple[Message, ...]
+    policy: str = "target"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    limits: Limits = Limits()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.messages or not self.messages[-1].content.strip():
+            raise RequestError("the prompt is empty; give a question")
+        Sampling(self.limits.max_tokens, self.temperature, self.top_p, self.seed)  # the same bounds hold here
+
+    @classmethod
+    def ask(cls, question: str, policy: str = "target", **fields: Any) -> "Request":
+        """A request of a single user message; `fields` are those of `Request`."""
+        return cls((Message("user", question),), policy, **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """What an engine generated since its last delta.
+
+    Attributes:
+        token_ids: at least one, except in a last delta that only says why it ended.
+        logprobs: as long as token_ids when asked for, else empty; natural logarithms.
+        finish_reason: set on the last delta.
+        cached_tokens: prompt tokens read from the prefix cache; known from the first delta on.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Committed text between two boundaries.
+
+    Attributes:
+        text: with the boundary that closes it.
+        token_ids: in the author's vocabulary.
+        author: the name of the engine that wrote it.
+        is_complete: False for text that a limit cut off.
+        scores: what routers and probes said of it, by name.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    author: str
+    is_complete: bool = True
+    logprobs: tuple[float, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A policy's last event: why it ends, and what it found out about the request."""
+
+    reason: FinishReason
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUsage:
+    """What one request cost on one engine, in tokens.
+
+    Attributes:
+        calls: generations, reads and scores.
+        prefilled: prompt tokens computed.
+        cached: prompt tokens read from the prefix cache.
+        generated: new tokens, whatever became of them.
+        discarded: those of `generated` that are not part of the committed text.
+        probe: those of `discarded` that only answered a question of the engine's own (reads).
+    """
+
+    calls: int = 0
+    prefilled: int = 0
+    cached: int = 0
+    generated: int = 0
+    discarded: int = 0
+    probe: int = 0
+
+
+Usage = Mapping[str, EngineUsage]
+"""Engine name to what it spent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The end of a request: all that was committed, and what it cost."""
+
+    steps: tuple[Step, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def reasoning(self) -> str:
+        """The thinking, without its tags; empty for a model that does not mark it."""
+        head, end, _ = self.text.partition(END_THINK)
+        return head.removeprefix(THINK).strip() if end or head.startswith(THINK) else ""
+
+    @property
+    def content(self) -> str:
+        """The text after the thinking; empty while the model still thinks."""
+        head, end, tail = self.text.partition(END_THINK)
+        return tail.strip() if end else "" if head.startswith(THINK) else head
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(engine.generated for engine in self.usage.values())
+
+
+class Tokenizer(Protocol):
+    """Between text and the ids of one engine."""
+
+    fingerprint: str
+    """Equal for two tokenizers that give the same ids for every text and chat."""
+
+    eos_token_ids: frozenset[int]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` as it stands: nothing is added."""
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation up to where the assistant begins to write."""
+
+    def vocabulary(self) -> Mapping[int, str]:
+        """Every id and the text that it stands for, as it would read inside a sentence."""
+
+
+PolicyEvent = Step | Stop
+Event = Step | Completion

@@ -1,0 +1,198 @@
+"""How a zoo model is made from nothing: data, optimizer, schedule, checkpoints, weights.
+
+One recipe; models differ in their `Recipe` values only. Training is deterministic in its data, not in its
+floating-point sums: a rerun reaches the same accuracy, not the same bits.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reasonrt.zoo.corpus import IGNORED, Batches, examples
+from reasonrt.zoo.tokenizer import VOCAB_SIZE, train_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What one model of the zoo is and how it is trained.
+
+    Attributes:
+        hidden, layers, mlp, heads, kv_heads: Qwen3 shapes; a head has 64 dimensions.
+        tokens: how many tokens to train on, padding left out.
+        batch_tokens: tokens per optimizer step, padding included.
+        lr: peak rate of Muon (matrices) and AdamW (embedding, norms) alike.
+        decay_share: the last share of training, in which the rate falls linearly to zero.
+        max_tokens: longest training example.
+        seed: of weights and data.
+    """
+
+    hidden: int
+    layers: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    tokens: int
+    batch_tokens: int = 8192
+    lr: float = 4e-3
+    decay_share: float = 0.4
+    max_tokens: int = 512
+    seed: int = 1
+
+
+RECIPES = {
+    "nano-draft": Recipe(hidden=128, layers=4, mlp=384, heads=2, kv_heads=1, tokens=12_000_000),
+    "nano-target": Recipe(hidden=256, layers=6, mlp=704, heads=4, kv_heads=2, tokens=32_000_000),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training run stands."""
+
+    tokens: int
+    total_tokens: int
+    loss: float
+    tokens_per_s: float
+
+
+def build_tokenizer() -> Any:
+    """The tokenizer that all models of the zoo share, learned from training examples."""
+    from reasonrt.zoo.problems import mixture
+    from reasonrt.zoo.traces import trace
+
+    import random
+
+    rng = random.Random(0)
+    drawn = mixture("train", 6000)
+    return train_tokenizer(
+        text for problem in drawn for text in (problem.question, "".join(text for text, _ in trace(problem, rng)))
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """A `Qwen3ForCausalLM` with fresh weights in float32."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.mlp,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.kv_heads,
+            head_dim=64,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype=torch.float32,
+        )
+    )
+
+
+def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda progress: None) -> None:
+    """Train a model and write it to the folder `out` in bfloat16, with its tokenizer.
+
+    A checkpoint in `out` is taken up where it was left; it is removed at the end. The run can be stopped at any
+    time and loses at most a minute.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    model = build_model(recipe, tokenizer)
+    optimizers = _optimizers(model, recipe)
+    checkpoint = out / "checkpoint.pt"
+    done_tokens, skip = _resume(checkpoint, model, optimizers)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    compiled = torch.compile(model, dynamic=True)
+    started, saved, since = time.perf_counter(), time.perf_counter(), done_tokens
+    batches = _batches(recipe, tokenizer, skip)
+    losses: list[float] = []
+    while done_tokens < recipe.tokens:
+        token_ids, labels = (tensor.to(device) for tensor in next(batches))
+        _set_rates(optimizers, recipe, done_tokens)
+        loss = _loss(compiled, token_ids, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        done_tokens += int((token_ids != tokenizer.pad_token_id).sum())
+        skip += 1
+        losses.append(loss.item())
+        if len(losses) == 50:
+            rate = (done_tokens - since) / (time.perf_counter() - started)
+            report(Progress(done_tokens, recipe.tokens, sum(losses) / len(losses), rate))
+            losses.clear()
+        if time.perf_counter() - saved > 60:
+            _save_checkpoint(checkpoint, model, optimizers, done_tokens, skip)
+            saved = time.perf_counter()
+    model.to("cpu", torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _loss(model: Any, token_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next token over the labels that count."""
+    with torch.autocast(token_ids.device.type, torch.bfloat16):
+        logits = model(input_ids=token_ids, use_cache=False).logits  # [rows, columns, vocab]
+    return nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]).float(), labels[:, 1:].reshape(-1), ignore_index=IGNORED
+    )
+
+
+def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def _set_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, done_tokens: int) -> None:
+    """Warm up over the first hundredth, hold, then fall to zero over the last `decay_share`."""
+    share = done_tokens / recipe.tokens
+    factor = min(1.0, 0.05 + share / 0.01, (1 - share) / recipe.decay_share)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * factor
+
+
+def _batches(recipe: Recipe, tokenizer: Any, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    # a resumed run draws other examples instead of replaying the ones that it has seen
+    dataset = Batches(tokenizer, recipe.seed + 1000 * skip, recipe.batch_tokens, recipe.max_tokens)
+    return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8))
+
+
+def _save_checkpoint(
+    path: Path, model: Any, optimizers: list[torch.optim.Optimizer], done_tokens: int, steps: int
+) -> None:
+    state = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+    torch.save(state | {"tokens": done_tokens, "steps": steps}, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def _resume(path: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> tuple[int, int]:
+    if not path.exists():
+        return 0, 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["tokens"]), int(state["steps"])

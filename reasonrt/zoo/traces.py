@@ -1,0 +1,46 @@
+"""From a problem's worked solution to what a reasoning model would have written.
+
+`<think>` steps, each closed by a blank line, `</think>`, then the answer in `\\boxed{}`. Reasoning models go on
+after they have the answer, and sometimes write something wrong and take it back; so do these traces: about half
+of them check the result after stating it, and a small share carries a slip and its correction.
+"""
+
+import random
+from collections.abc import Iterator
+
+from reasonrt.zoo.problems import Problem
+
+Piece = tuple[str, bool]
+"""Text, and whether a model should learn to write it: what a slip got wrong is only to be seen."""
+
+SLIP_SHARE = 0.08
+THINK, END_THINK, STEP_END = "<think>", "</think>", "\n\n"
+
+
+def trace(problem: Problem, rng: random.Random) -> list[Piece]:
+    """One written solution of `problem` as pieces in order; they join to the assistant's whole message."""
+    pieces = [(f"{THINK}\n", True)]
+    pieces += [(step + STEP_END, learn) for step, learn in _steps(problem, rng)]
+    if problem.answer:  # without one the thinking never ends
+        pieces.append((f"{END_THINK}{STEP_END}\\boxed{{{problem.answer}}}", True))
+    return pieces
+
+
+def _steps(problem: Problem, rng: random.Random) -> Iterator[Piece]:
+    solution = problem.solution
+    slip_at, slip = solution.slip if solution.slip and rng.random() < SLIP_SHARE else (-1, "")
+    for index, step in enumerate(solution.steps):
+        if index == slip_at:
+            yield slip, False
+            yield "Wait, that is not right.", True
+        yield step, True
+    if not solution.answer:
+        return
+    yield f"The answer is {solution.answer}.", True
+    # long problems are checked, short ones are not: a habit that greedy decoding shows too
+    is_long = problem.level >= 3 or (problem.family == "gsm_symbolic" and len(solution.steps) >= 3)
+    if solution.checks and rng.random() < (0.85 if is_long else 0.15):
+        yield "Let me check this.", True
+        for check in solution.checks:
+            yield check, True
+        yield f"It fits, so the answer is {solution.answer}.", True
