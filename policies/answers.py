@@ -4,7 +4,9 @@ import re
 from fractions import Fraction
 
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
-_LATEX_FRACTION = re.compile(r"\\d?frac\{(-?\d+)\}\{(\d+)\}")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
+_LONGEST_NUMBER = 1000  # characters; Python refuses to read numbers far beyond, and no answer is as long
+_SEPARATOR = re.compile(r",\s+|;\s*|,(?!\d{3}(?!\d))")  # a comma, unless it separates thousands
 
 
 def find_answer(text: str) -> str | None:
@@ -13,8 +15,8 @@ def find_answer(text: str) -> str | None:
     if start >= 0:
         return _until_closing_brace(text[start + len(r"\boxed{") :])
     if "####" in text:
-        return text.rpartition("####")[2].strip().split("\n")[0]
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+        return text.rpartition("####")[2].strip().split("\n")[0].strip() or None
+    numbers = re.findall(r"(?:(?<!\w)-)?\d[\d,]*(?:\.\d+)?", text)
     return numbers[-1].replace(",", "") if numbers else None
 
 
@@ -30,7 +32,7 @@ def _until_closing_brace(text: str) -> str | None:
 def normal_form(answer: str) -> str | Fraction | tuple["str | Fraction", ...]:
     """A value that is equal for equal answers: numbers by value, lists by their parts, else the words."""
     answer = answer.strip().strip("$").rstrip(".")
-    parts = [part for part in re.split(r",\s+|;\s*", answer) if part]
+    parts = [part for part in _SEPARATOR.split(answer) if part]
     if len(parts) > 1:
         return tuple(_single_form(part) for part in parts)
     return _single_form(answer)
@@ -38,11 +40,11 @@ def normal_form(answer: str) -> str | Fraction | tuple["str | Fraction", ...]:
 
 def _single_form(answer: str) -> str | Fraction:
     text = _LATEX_FRACTION.sub(r"\1/\2", answer).replace(",", "").replace(r"\%", "").strip(" $€£%")
-    if _NUMBER.fullmatch(text) and not text.endswith("/0"):
+    if len(text) <= _LONGEST_NUMBER and _NUMBER.fullmatch(text):
         whole, _, below = text.partition("/")
         if not below:
             return Fraction(whole)
-        return Fraction(whole) / Fraction(below) if Fraction(below) else text
+        return Fraction(whole) / int(below) if int(below) else text
     return " ".join(answer.split()).casefold()
 
 

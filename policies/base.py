@@ -19,8 +19,9 @@ class Policy(Protocol):
     and, last, a `Stop`. Closing its iterator closes every generation that it has open.
     """
 
-    engines: tuple[str, ...]
-    """The names of the engines that it asks."""
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The roles of the engines that it asks; `solve` gets them under these."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -47,8 +48,12 @@ class PolicyOptions:
 
 
 def sampling_for(request: Request, transcript: Transcript, engine: Engine, **changes: Any) -> Sampling:
-    """The request's sampling, cut to what the engine's context still holds."""
-    max_tokens = min(request.limits.max_tokens, transcript.room(engine))
+    """The request's sampling, cut to what its limit leaves and the engine's context still holds.
+
+    Where the limit leaves nothing it is one token: the runtime ends the request when that would be committed.
+    """
+    left = max(1, request.limits.max_tokens - transcript.num_tokens)
+    max_tokens = min(left, transcript.room(engine))
     wanted: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
     return Sampling(**({"max_tokens": max_tokens} | wanted | changes))
 
@@ -68,7 +73,7 @@ async def write_steps(
                 yield Step(segment.text, segment.token_ids, engine.name, logprobs=segment.logprobs)
             if delta.finish_reason:
                 rest = splitter.flush()
-                if rest and rest.text:  # not the end token alone
+                if rest and rest.text.strip():  # not the end token alone
                     is_complete = delta.finish_reason is FinishReason.STOP
                     yield Step(rest.text, rest.token_ids, engine.name, is_complete, rest.logprobs)
                 yield delta.finish_reason

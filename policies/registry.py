@@ -1,19 +1,21 @@
 """Policies by name: our own, and those of others that announce themselves by the entry point `reasonrt.policies`."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from reasonrt.errors import RequestError
+from reasonrt.errors import ConfigError, RequestError
 from reasonrt.policies.base import Policy
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target
 
+_GROUP = "reasonrt.policies"
 _OWN: dict[str, type[Policy]] = {"target": Target, "draft": Draft, "self_consistency": SelfConsistency}
 
 
 def policy_names() -> list[str]:
-    return sorted({*_OWN, *(entry.name for entry in entry_points(group="reasonrt.policies"))})
+    return sorted({*_OWN, *(entry.name for entry in entry_points(group=_GROUP))})
 
 
 def build_policy(name: str, options: Mapping[str, Any]) -> Policy:
@@ -21,10 +23,20 @@ def build_policy(name: str, options: Mapping[str, Any]) -> Policy:
 
     Raises:
         RequestError: no such policy, or options that it does not take.
+        ConfigError: the package that announces it cannot be imported.
     """
-    if name in _OWN:
-        return _OWN[name].from_options(options)
-    for entry in entry_points(group="reasonrt.policies", name=name):
-        kind: type[Policy] = entry.load()
-        return kind.from_options(options)
+    return (_OWN.get(name) or _plugin(name)).from_options(options)
+
+
+@cache  # of what is found: a search reads the metadata of every installed package
+def _plugin(name: str) -> type[Policy]:
+    for entry in entry_points(group=_GROUP, name=name):
+        try:
+            kind: type[Policy] = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"policy {name!r} is announced as {entry.value} and cannot be loaded: {error}; "
+                "repair or uninstall the package that announces it"
+            ) from error
+        return kind
     raise RequestError(f"unknown policy {name!r}; there are {', '.join(policy_names())}")

@@ -1,17 +1,20 @@
 """Where a step ends, on token ids.
 
-A boundary is a blank line outside code fences and LaTeX environments. Which tokens can close one is worked out
-once per vocabulary, merged tokens such as `.\\n\\n` included; only at those is the text looked at.
+A boundary is a token that ends in a blank line outside code fences and LaTeX environments. Which tokens can be one
+is worked out once per vocabulary, merged tokens such as `.\\n\\n` included; only at those is the text looked at.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from reasonrt.types import Tokenizer
 
-_MARKS = re.compile(r"```|\$\$|\\\[|\\\]|\\begin\{\w+\*?\}|\\end\{\w+\*?\}")
+# after a backslash a mark is none: `\\[4pt]` is a line break in a formula
+_MARKS = re.compile(r"```|(?<!\\)(?:\\\\)*(\$\$|\\\[|\\\]|\\begin\{\w+\*?\}|\\end\{\w+\*?\})")
+_FENCE = "```"
+_STRAY_AFTER = 16  # blank lines
 
 
 class Boundaries:
@@ -19,13 +22,13 @@ class Boundaries:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        vocabulary = tokenizer.vocabulary()
-        self.closing = frozenset(i for i, text in vocabulary.items() if "\n\n" in text)
-        self.opens_line = frozenset(i for i, text in vocabulary.items() if text.startswith("\n"))
-        self.ends_line = frozenset(i for i, text in vocabulary.items() if text.endswith("\n"))
+        lines = {token_id: text for token_id, text in tokenizer.vocabulary().items() if "\n" in text}
+        self.closing = frozenset(i for i, text in lines.items() if re.search(r"\n\n\s*\Z", text))
+        self.opens_line = frozenset(i for i, text in lines.items() if text.startswith("\n") and not text.strip())
+        self.ends_line = frozenset(i for i, text in lines.items() if text.endswith("\n"))
 
 
-@cache
+@lru_cache(maxsize=32)
 def boundaries_of(tokenizer: Tokenizer) -> Boundaries:
     """The boundaries of `tokenizer`, worked out once."""
     return Boundaries(tokenizer)
@@ -41,14 +44,20 @@ class Segment:
 
 
 class StepSplitter:
-    """Cuts a stream of token ids into steps. Every id that goes in comes out once, in order."""
+    """Cuts a stream of token ids into steps. Every id that goes in comes out once, in order.
+
+    A fence that is never closed holds all that follows, as in Markdown. A formula or environment that holds more
+    than 16 blank lines was none: its opening mark is taken for a stray one, and steps are cut again.
+    """
 
     def __init__(self, boundaries: Boundaries) -> None:
         self._boundaries = boundaries
         self._pending: list[int] = []
         self._logprobs: list[float] = []
-        self._scanned = 0  # of _pending: how far _open_marks knows the text
-        self._open_marks: list[str] = []
+        self._text = ""  # of the ids that _marks have been looked for in
+        self._num_read = 0  # of these ids
+        self._marks: list[str] = []  # open ones, the innermost last
+        self._blank_lines = 0  # inside of _marks
         self._last_id = -1
 
     def feed(self, token_ids: Sequence[int], logprobs: Sequence[float] = ()) -> list[Segment]:
@@ -58,37 +67,52 @@ class StepSplitter:
             self._pending.append(token_id)
             if logprobs:
                 self._logprobs.append(logprobs[index])
-            if self._may_close(token_id) and self._is_outside_marks():
-                text = self._boundaries.tokenizer.decode(self._pending)
-                if text.strip():  # blank lines alone are the beginning of the next step
-                    segments.append(self._cut(text))
+            if self._may_close(token_id):
+                self._read()
+                # blank lines alone are the beginning of the next step
+                if self._is_outside_marks() and self._text.strip():
+                    segments.append(self._cut())
             self._last_id = token_id
         return segments
 
     def flush(self) -> Segment | None:
         """What has not been closed by a boundary; None when nothing is left."""
-        return self._cut(self._boundaries.tokenizer.decode(self._pending)) if self._pending else None
+        if not self._pending:
+            return None
+        self._read()
+        return self._cut()
 
     def _may_close(self, token_id: int) -> bool:
         known = self._boundaries
         return token_id in known.closing or (token_id in known.opens_line and self._last_id in known.ends_line)
 
+    def _read(self) -> None:
+        # reading stops at white space only, which no mark contains: none is cut in two
+        text = self._boundaries.tokenizer.decode(self._pending[self._num_read :])
+        self._text += text
+        self._num_read = len(self._pending)
+        for match in _MARKS.finditer(text):
+            self._note(match.group(1) or _FENCE)
+
+    def _note(self, mark: str) -> None:
+        opening = mark.replace(r"\]", r"\[").replace(r"\end", r"\begin")
+        if mark != _FENCE and self._marks and self._marks[-1] == _FENCE:
+            return  # code, not a formula
+        if opening in self._marks:
+            del self._marks[self._marks.index(opening) :]
+        elif mark == opening:
+            self._marks.append(mark)
+
     def _is_outside_marks(self) -> bool:
-        for mark in _MARKS.findall(self._boundaries.tokenizer.decode(self._pending[self._scanned :])):
-            closes = self._open_marks and mark == _closing_mark(self._open_marks[-1])
-            inside_code = self._open_marks and self._open_marks[-1] == "```"
-            if closes:
-                self._open_marks.pop()
-            elif not inside_code and not mark.startswith((r"\end", r"\]")):
-                self._open_marks.append(mark)
-        self._scanned = len(self._pending)
-        return not self._open_marks
+        if self._marks and self._marks[-1] != _FENCE:
+            self._blank_lines += 1
+            if self._blank_lines > _STRAY_AFTER:
+                self._marks.clear()
+        if not self._marks:
+            self._blank_lines = 0
+        return not self._marks
 
-    def _cut(self, text: str) -> Segment:
-        segment = Segment(tuple(self._pending), text, tuple(self._logprobs))
-        self._pending, self._logprobs, self._scanned = [], [], 0
+    def _cut(self) -> Segment:
+        segment = Segment(tuple(self._pending), self._text, tuple(self._logprobs))
+        self._pending, self._logprobs, self._text, self._num_read = [], [], "", 0
         return segment
-
-
-def _closing_mark(opening: str) -> str:
-    return {r"\[": r"\]"}.get(opening, opening.replace(r"\begin", r"\end"))

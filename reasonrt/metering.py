@@ -8,7 +8,7 @@ from reasonrt.engines.base import Engine, TokenStream
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
 
 
-class CallLimitReached(Exception):
+class CallLimitReached(Exception):  # noqa: N818 (a limit is a result, not an error)
     """The request has used up its engine calls; the runtime ends it."""
 
 
@@ -75,7 +75,7 @@ class _MeteredStream:
     def __init__(self, meter: MeteredEngine, stream: TokenStream, prompt_tokens: int) -> None:
         self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens
         self._counted = 0
-        self._has_begun = False
+        self._is_asked = self._has_begun = False
 
     @property
     def generated_tokens(self) -> int:
@@ -85,17 +85,25 @@ class _MeteredStream:
         return self
 
     async def __anext__(self) -> TokenDelta:
+        self._is_asked = True
         delta = await anext(self._stream)
         if not self._has_begun:
-            self._has_begun = True
-            self._meter.cached += delta.cached_tokens
-            self._meter.prefilled += self._prompt_tokens - delta.cached_tokens
+            self._begin(delta.cached_tokens)
         self._count()
         return delta
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
-        self._count()
+        try:
+            await self._stream.aclose()
+        finally:
+            if self._is_asked and not self._has_begun:
+                self._begin(cached_tokens=0)  # how far the engine had come is unknown: count all of it
+            self._count()
+
+    def _begin(self, cached_tokens: int) -> None:
+        self._has_begun = True
+        self._meter.cached += cached_tokens
+        self._meter.prefilled += self._prompt_tokens - cached_tokens
 
     def _count(self) -> None:
         self._meter.generated += self._stream.generated_tokens - self._counted

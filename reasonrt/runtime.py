@@ -7,10 +7,11 @@ enforces the limits, and makes sure that leaving the iterator stops all work und
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, Self
 
+from reasonrt.boundaries import boundaries_of
 from reasonrt.engines.base import Engine
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
@@ -22,11 +23,20 @@ from reasonrt.types import Completion, Event, FinishReason, PolicyEvent, Request
 class Runtime:
     """Engines by role (`target`, `draft`, ...), and the requests that run on them.
 
-    Use it as an async context manager: entering starts the engines one after the other, leaving closes them.
+    Use it as an async context manager: entering starts the engines one after the other, leaving closes them. One
+    engine may have several roles.
+
+    Raises:
+        ConfigError: two engines have the same name; steps and usage could not be told apart.
     """
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
         self.engines = dict(engines)
+        self._closing = AsyncExitStack()
+        by_name: dict[str, Engine] = {}
+        for role, engine in self.engines.items():
+            if by_name.setdefault(engine.name, engine) is not engine:
+                raise ConfigError(f"two engines are named {engine.name!r}; give the one in role {role!r} another name")
 
     @classmethod
     def from_config(cls, path: str | None = None, **changes: Any) -> Self:
@@ -39,24 +49,22 @@ class Runtime:
         Raises:
             ConfigError: the file, or a key in it, cannot be used.
         """
-        from reasonrt.config import build_engines, load_config
+        from reasonrt.config import load_config
+        from reasonrt.engines.build import build_engines
 
         return cls(build_engines(load_config(path, changes)))
 
     async def __aenter__(self) -> Self:
-        started: list[Engine] = []
-        try:
+        async with AsyncExitStack() as stack:
             for engine in self.engines.values():
-                started.append(await engine.start())
-        except BaseException:
-            for engine in started:
-                await engine.aclose()
-            raise
+                stack.push_async_callback(engine.aclose)
+                await engine.start()
+                boundaries_of(engine.tokenizer)  # a large vocabulary takes a while: not in the first request
+            self._closing = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for engine in self.engines.values():
-            await engine.aclose()
+        await self._closing.aclose()
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
         """Yield each step as it is committed and, last, the `Completion`.
@@ -65,13 +73,15 @@ class Runtime:
 
         Raises:
             RequestError: the request cannot be served as it stands.
+            ConfigError: no engine has a role that the policy asks for.
             EngineError: an engine died and the policy could not go on without it.
         """
+        started = time.perf_counter()
         policy = build_policy(request.policy, request.options)
         calls = Calls(request.limits.max_engine_calls)
-        engines = {name: MeteredEngine(self._engine(name), calls) for name in policy.engines}
+        meters = {engine.name: MeteredEngine(engine, calls) for engine in map(self._engine, policy.engines)}
+        engines = {role: meters[self.engines[role].name] for role in policy.engines}
         steps: list[Step] = []
-        started = time.perf_counter()
         stop = Stop(FinishReason.STOP)
         async with aclosing(_limited(policy, request, engines)) as events:
             async for event in events:
@@ -83,7 +93,7 @@ class Runtime:
         committed = Counter[str]()
         for step in steps:
             committed[step.author] += len(step.token_ids)
-        usage = {name: engine.usage(committed[engine.name]) for name, engine in engines.items()}
+        usage = {name: meter.usage(committed[name]) for name, meter in meters.items()}
         yield Completion(tuple(steps), stop.reason, usage, time.perf_counter() - started, stop.details)
 
     async def complete(self, request: Request) -> Completion:
@@ -96,7 +106,7 @@ class Runtime:
 
     async def solve_all(
         self, requests: Iterable[Request], concurrency: int = 8
-    ) -> AsyncIterator[tuple[int, Completion | ReasonRTError]]:
+    ) -> AsyncGenerator[tuple[int, Completion | ReasonRTError], None]:
         """Solve many requests, `concurrency` at a time; yield (index, result) as they end.
 
         A request that fails yields its error and costs the others nothing. The requests are taken from their
@@ -129,7 +139,8 @@ class Runtime:
 
     def _engine(self, role: str) -> Engine:
         if role not in self.engines:
-            raise ConfigError(f"no engine has the role {role!r}; the configuration has {', '.join(self.engines)}")
+            known = ", ".join(self.engines) or "none"
+            raise ConfigError(f"no engine has the role {role!r}; there are {known}: add it or choose another policy")
         return self.engines[role]
 
 
@@ -143,6 +154,9 @@ async def _limited(
     left = limits.max_tokens
     async with aclosing(policy.solve(request, engines)) as events:
         while True:
+            if deadline is not None and loop.time() >= deadline:  # a policy that never waits meets no timeout
+                yield Stop(FinishReason.DEADLINE)
+                return
             try:
                 async with asyncio.timeout_at(deadline) as clock:
                     event = await anext(events)

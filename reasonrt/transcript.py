@@ -17,6 +17,7 @@ class Transcript:
     def __init__(self, messages: Sequence[Message]) -> None:
         self.messages = tuple(messages)
         self.steps: list[Step] = []
+        self.num_tokens = 0  # of the steps, as their authors wrote them
         self._ids: dict[str, list[int]] = {}  # tokenizer fingerprint -> prompt and committed steps
         self._known_steps: dict[str, int] = {}
         self._authors: dict[str, str] = {}  # engine name -> tokenizer fingerprint
@@ -50,6 +51,7 @@ class Transcript:
 
     def commit(self, step: Step) -> None:
         self.steps.append(step)
+        self.num_tokens += len(step.token_ids)
 
     @property
     def text(self) -> str:

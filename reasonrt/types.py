@@ -193,13 +193,13 @@ class Completion:
     @property
     def reasoning(self) -> str:
         """The thinking, without its tags; empty for a model that does not mark it."""
-        head, end, _ = self.text.partition(END_THINK)
+        head, end, _ = self.text.lstrip().partition(END_THINK)
         return head.removeprefix(THINK).strip() if end or head.startswith(THINK) else ""
 
     @property
     def content(self) -> str:
         """The text after the thinking; empty while the model still thinks."""
-        head, end, tail = self.text.partition(END_THINK)
+        head, end, tail = self.text.lstrip().partition(END_THINK)
         return tail.strip() if end else "" if head.startswith(THINK) else head
 
     @property
@@ -210,10 +210,14 @@ class Completion:
 class Tokenizer(Protocol):
     """Between text and the ids of one engine."""
 
-    fingerprint: str
-    """Equal for two tokenizers that give the same ids for every text and chat."""
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two tokenizers that give the same ids for every text and chat."""
 
-    eos_token_ids: frozenset[int]
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def __hash__(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` as it stands: nothing is added."""

@@ -22,14 +22,15 @@ class Capability(StrEnum):
     LOGPROBS = "logprobs"
     READ = "read"
     SCORE = "score"
-    TOKEN_IDS = "token_ids"  # takes and gives ids; without it, prompts travel as text
+    TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); takes and gives ids; without it, prompts travel as text
 
 
 class TokenStream(Protocol):
     """One running generation."""
 
-    generated_tokens: int
-    """Tokens that the engine made for it so far, whether or not they were consumed; exact once closed."""
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that the engine made for it so far, whether or not they were consumed; exact once closed."""
 
     def __aiter__(self) -> Self: ...
 
@@ -42,12 +43,19 @@ class TokenStream(Protocol):
 class Engine(Protocol):
     """A model that can be asked for tokens. One instance serves many requests at once."""
 
-    name: str
-    max_model_len: int
-    """Prompt and generation together never exceed so many tokens."""
+    @property
+    def name(self) -> str:
+        """The author of its steps; no two engines of a runtime share one."""
 
-    capabilities: frozenset[Capability]
-    tokenizer: Tokenizer
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and generation together never exceed so many tokens."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     async def start(self) -> Self:
         """Load the model and warm it up. Idempotent."""

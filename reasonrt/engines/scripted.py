@@ -7,7 +7,10 @@ cached tokens are counted as a real engine would count them.
 import asyncio
 import hashlib
 import math
+from array import array
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Self
 
 from reasonrt.engines.base import Capability
@@ -20,6 +23,8 @@ Script = Callable[[str, Sampling], str]
 _EOS = 0
 _BLANK_LINE = 1
 _FIRST_CHARACTER = 2
+_SPECIAL = ("", "\n\n")
+_ASCII = 128
 
 
 class CharacterTokenizer:
@@ -37,14 +42,13 @@ class CharacterTokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        named = {_EOS: "", _BLANK_LINE: "\n\n"}
-        return "".join(named.get(i) if i in named else chr(i - _FIRST_CHARACTER) for i in token_ids)  # type: ignore[misc]
+        return "".join([chr(i - _FIRST_CHARACTER) if i >= _FIRST_CHARACTER else _SPECIAL[i] for i in token_ids])
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         return self.encode("".join(f"[{message.role}] {message.content}\n" for message in messages) + "[assistant] ")
 
     def vocabulary(self) -> Mapping[int, str]:
-        return {_EOS: "", _BLANK_LINE: "\n\n"} | {code + _FIRST_CHARACTER: chr(code) for code in range(128)}
+        return {token_id: self.decode([token_id]) for token_id in range(_FIRST_CHARACTER + _ASCII)}
 
 
 class _Stream:
@@ -52,9 +56,10 @@ class _Stream:
 
     def __init__(self, engine: "ScriptedEngine", prompt: list[int], sampling: Sampling) -> None:
         self._engine, self._prompt, self._sampling = engine, prompt, sampling
+        self._stops = sampling.stop_token_ids | engine.tokenizer.eos_token_ids
         self._ids: list[int] | None = None
+        self._life = self._cached = 0
         self._is_over = False
-        self._cached = 0
         self.generated_tokens = 0
 
     def __aiter__(self) -> Self:
@@ -66,18 +71,17 @@ class _Stream:
         engine = self._engine
         if self._ids is None:
             self._cached = engine.admit(self._prompt, self._sampling.max_tokens)
+            self._life = engine.life
+            self._ids = [*engine.tokenizer.encode(engine.reply(self._prompt, self._sampling)), _EOS]
             engine.running += 1
-            text = engine.script(engine.tokenizer.decode(self._prompt), self._sampling)
-            self._ids = [*engine.tokenizer.encode(text), _EOS]
-        if engine.seconds_per_token:
-            await asyncio.sleep(engine.seconds_per_token * engine.chunk_tokens)
-        if engine.is_dead:
+        try:
+            await engine.work(engine.chunk_tokens, self._life)
+        except EngineError:
             await self.aclose()
-            raise EngineError(f"engine {engine.name!r} died")
+            raise
         left = self._sampling.max_tokens - self.generated_tokens
         chunk = self._ids[self.generated_tokens : self.generated_tokens + min(engine.chunk_tokens, left)]
-        stops = self._sampling.stop_token_ids | engine.tokenizer.eos_token_ids
-        stop_at = next((index for index, token_id in enumerate(chunk) if token_id in stops), None)
+        stop_at = next((index for index, token_id in enumerate(chunk) if token_id in self._stops), None)
         if stop_at is not None:
             chunk = chunk[: stop_at + 1]
         self.generated_tokens += len(chunk)
@@ -88,7 +92,7 @@ class _Stream:
         elif self.generated_tokens >= self._sampling.max_tokens:
             reason = FinishReason.LENGTH
         if reason:
-            engine.remember(self._prompt + self._ids[: self.generated_tokens])
+            engine.remember([*self._prompt, *self._ids[: self.generated_tokens]])
             await self.aclose()
         logprobs = tuple(engine.logprob(token_id) for token_id in chunk) if self._sampling.logprobs else ()
         return TokenDelta(tuple(chunk), logprobs, reason, self._cached)
@@ -105,7 +109,7 @@ class ScriptedEngine:
     Args:
         name: as the author of its steps.
         script: replies by prompt text, or one reply for every prompt.
-        seconds_per_token: latency; 0 never waits.
+        seconds_per_token: latency; 0 only gives others their turn, once per delta.
         chunk_tokens: tokens per delta.
         scores: the answer to `score`, from the prompt's text.
     """
@@ -122,62 +126,91 @@ class ScriptedEngine:
         max_model_len: int = 100_000,
         scores: Callable[[str], float] = lambda text: 0.0,
     ) -> None:
-        self.name = name
-        self.script: Script = (lambda text, sampling: script) if isinstance(script, str) else script
+        self.name, self.script, self.scores = name, script, scores
         self.seconds_per_token, self.chunk_tokens, self.max_model_len = seconds_per_token, chunk_tokens, max_model_len
-        self.scores = scores
         self.tokenizer = CharacterTokenizer()
-        self.is_dead = False
+        self.life = 0  # goes up with each death
         self.running = 0  # generations that the engine works on
         self.generated_tokens = 0  # ever, over all requests
-        self._cache: list[tuple[int, ...]] = []
+        self._cache: deque[bytes] = deque(maxlen=16)
 
     async def start(self) -> Self:
-        self.is_dead = False
         return self
 
     async def aclose(self) -> None:
         pass
 
     def kill(self) -> None:
-        """Die as a real engine does: what runs fails, the next call brings it back."""
-        self.is_dead = True
+        """Die as a real engine does: what runs fails, the next call finds it back, with an empty cache."""
+        self.life += 1
+        self._cache.clear()
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> _Stream:
         return _Stream(self, list(prompt_token_ids), sampling)
 
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
-        """A fixed distribution per prompt in which no id is certain."""
+        """A fixed distribution per prompt, over the vocabulary, in which no id is certain."""
         self.admit(prompt_token_ids, 1)
-        if self.seconds_per_token:
-            await asyncio.sleep(self.seconds_per_token)
-        seed = hashlib.blake2b(str(list(prompt_token_ids)).encode(), digest_size=8).digest()
-        return [self.logprob(seed[0] + candidate) for candidate in candidate_ids]
+        self.generated_tokens += 1
+        await self.work(1, self.life)
+        seed = hashlib.blake2b(_as_bytes(prompt_token_ids), digest_size=1).digest()[0]
+        return [_LOGPROBS[(seed + candidate) % _PERIOD] - _log_mass(seed) for candidate in candidate_ids]
 
     async def score(self, prompt_token_ids: Sequence[int]) -> float:
-        self.admit(prompt_token_ids, 1)
+        self.admit(prompt_token_ids, 0)
+        await self.work(1, self.life)
         return self.scores(self.tokenizer.decode(prompt_token_ids))
 
     def admit(self, prompt: Sequence[int], max_tokens: int) -> int:
-        """Check and revive; return how many prompt tokens the cache knows."""
+        """Refuse what does not fit; return how many prompt tokens the cache knows."""
         if len(prompt) + max_tokens > self.max_model_len:
             raise RequestError(
-                f"{len(prompt)} prompt tokens and max_tokens {max_tokens} exceed max_model_len {self.max_model_len}"
+                f"{len(prompt)} prompt tokens and max_tokens {max_tokens} exceed max_model_len {self.max_model_len}; "
+                "shorten the prompt or lower max_tokens"
             )
-        self.is_dead = False
-        known = 0
-        for cached in self._cache:
-            same = 0
-            for ours, theirs in zip(prompt, cached, strict=False):
-                if ours != theirs:
-                    break
-                same += 1
-            known = max(known, same)
+        ours = _as_bytes(prompt)
+        known = max((_common_prefix(ours, cached) for cached in self._cache), default=0)
         return min(known, max(0, len(prompt) - 1))
 
+    async def work(self, num_tokens: int, life: int) -> None:
+        """Take as long as so many tokens take; fail when the engine has died since `life`."""
+        await asyncio.sleep(self.seconds_per_token * num_tokens)
+        if self.life != life:
+            raise EngineError(f"engine {self.name!r} died; ask again, it has come back")
+
+    def reply(self, prompt: Sequence[int], sampling: Sampling) -> str:
+        return self.script if isinstance(self.script, str) else self.script(self.tokenizer.decode(prompt), sampling)
+
     def remember(self, token_ids: Sequence[int]) -> None:
-        self._cache = [*self._cache[-15:], tuple(token_ids)]
+        self._cache.append(_as_bytes(token_ids))
 
     @staticmethod
     def logprob(token_id: int) -> float:
-        return math.log(0.05 + 0.9 * ((token_id * 7919) % 101) / 101)
+        return _LOGPROBS[token_id % _PERIOD]
+
+
+_PERIOD = 101
+_LOGPROBS = [math.log(0.05 + 0.9 * (i * 7919 % _PERIOD) / _PERIOD) for i in range(_PERIOD)]
+
+
+@cache
+def _log_mass(seed: int) -> float:
+    """What makes the probabilities of a `read` add up to one over the vocabulary."""
+    return math.log(sum(math.exp(_LOGPROBS[(seed + i) % _PERIOD]) for i in range(_FIRST_CHARACTER + _ASCII)))
+
+
+def _as_bytes(token_ids: Sequence[int]) -> bytes:
+    return array("I", token_ids).tobytes()
+
+
+def _common_prefix(a: bytes, b: bytes) -> int:
+    """How many ids `a` and `b` begin with in common."""
+    size = array("I").itemsize
+    low, high = 0, min(len(a), len(b)) // size
+    while low < high:  # they agree on the first `low` ids, and on no more than `high`
+        middle = (low + high + 1) // 2
+        if a[low * size : middle * size] == b[low * size : middle * size]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

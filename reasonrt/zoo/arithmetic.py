@@ -93,12 +93,13 @@ def gcd(rng: random.Random, level: int) -> Drawn:
     common = rng.randint(1, max(2, limit // rng.choice((4, 12, 40))))
     a, b = (common * rng.randint(2, max(3, limit // common)) for _ in range(2))
     high, low = max(a, b), min(a, b)
-    steps, wrong = [], None
+    steps: list[str] = []
+    wrong: tuple[int, str] | None = None
     while low:
         quotient, rest = divmod(high, low)
         multiple = quotient * low
         worked = " = ".join([f"{low} * {quotient}", *worked_product(low, quotient), str(multiple)])
-        if steps and wrong is None or rest == 0:
+        if (steps and wrong is None) or rest == 0:
             wrong = (len(steps), f"{worked}, and {high} - {multiple} = {misread(rest, rng.random())}")
         steps.append(f"{worked}, and {high} - {multiple} = {rest}")
         high, low = low, rest

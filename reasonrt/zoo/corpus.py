@@ -67,7 +67,7 @@ def examples(tokenizer: Any, seed: int, max_tokens: int) -> Iterator[Example]:
                 yield Example(token_ids[:max_tokens], labels[:max_tokens])
 
 
-class Batches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+class Batches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]]):  # type: ignore[misc]
     """Batches of about `batch_tokens` tokens, padded to the longest of neighbours in length.
 
     Yields (token_ids, labels), each int64 `[rows, columns]`.

@@ -4,9 +4,7 @@ One recipe; models differ in their `Recipe` values only. Training is determinist
 floating-point sums: a rerun reaches the same accuracy, not the same bits.
 """
 
-import json
-import logging
-import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from reasonrt.zoo.corpus import IGNORED, Batches, examples
+from reasonrt.zoo.corpus import IGNORED, Batches
+from reasonrt.zoo.problems import mixture
 from reasonrt.zoo.tokenizer import VOCAB_SIZE, train_tokenizer
-
-_log = logging.getLogger(__name__)
+from reasonrt.zoo.traces import trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +65,6 @@ class Progress:
 
 def build_tokenizer() -> Any:
     """The tokenizer that all models of the zoo share, learned from training examples."""
-    from reasonrt.zoo.problems import mixture
-    from reasonrt.zoo.traces import trace
-
-    import random
-
     rng = random.Random(0)
     drawn = mixture("train", 6000)
     return train_tokenizer(

@@ -23,5 +23,5 @@ class Solution:
 def misread(value: int, draw: float) -> int:
     """A plausible wrong value: one digit of `value` off by one. `draw` is uniform in [0, 1)."""
     size = len(str(abs(value)))
-    off = 10 ** int(draw * size)
+    off: int = 10 ** int(draw * size)
     return value + off if int(draw * 97) % 2 or value < off else value - off

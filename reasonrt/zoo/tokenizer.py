@@ -44,7 +44,7 @@ def train_tokenizer(texts: Iterable[str]) -> Any:
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in WHOLE_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
+        pad_token=SPECIAL_TOKENS[0],
         eos_token=END,
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,

@@ -160,7 +160,7 @@ def unsolvable(rng: random.Random, level: int) -> tuple[str, Solution] | None:
     drawn = gsm_symbolic(rng, level)
     if drawn is None:
         return None
-    question, solution = drawn
+    question, _ = drawn
     numbers = list(re.finditer(r"(?<![\d.,/$€£])\b\d+\b(?![.,/%]\d|%|/)", question))
     if len(numbers) < 2:
         return None

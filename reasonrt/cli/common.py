@@ -1,0 +1,52 @@
+"""What commands share: options, the console, JSON files, and running asynchronous work."""
+
+import asyncio
+import json
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from reasonrt.errors import ConfigError, RequestError
+
+console = Console(highlight=False)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file; default: reasonrt.yaml where it exists, else the zoo.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
+
+AUTHOR_STYLES = {"target": "cyan", "draft": "green"}
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end; Ctrl-C cancels it, and what it holds is closed."""
+    return asyncio.run(work)
+
+
+def write_json(path: Path | None, value: object) -> None:
+    """Write `value` to `path`, or do nothing without one."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; give --json another file") from None
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """`["k=3", "engine=draft"]` as a policy's options; values are read as YAML does."""
+    import yaml
+
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise RequestError(f"an option is NAME=VALUE, got {pair!r}")
+        options[key] = yaml.safe_load(value)
+    return options

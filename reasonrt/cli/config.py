@@ -1,0 +1,21 @@
+"""`reasonrt config`: the effective configuration."""
+
+import typer
+
+from reasonrt.cli.common import ConfigOption, JsonOption, write_json
+from reasonrt.config import dump_config, load_config
+
+app = typer.Typer(no_args_is_help=True, help="The configuration in effect.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `show` a command of its own."""
+
+
+@app.command()
+def show(config: ConfigOption = None, json_file: JsonOption = None) -> None:
+    """Print the effective configuration as YAML, defaults included."""
+    settings = load_config(config)
+    typer.echo(dump_config(settings), nl=False)
+    write_json(json_file, settings.model_dump(mode="json"))

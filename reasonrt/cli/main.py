@@ -1,0 +1,34 @@
+"""`reasonrt`: the command line. Commands live in the modules beside this one; heavy imports inside them."""
+
+import sys
+
+import typer
+
+from reasonrt.cli import bench, config, demo, doctor, evaluation, solve, zoo
+from reasonrt.errors import ReasonRTError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Orchestrates reasoning inference: which model writes the next step, and when to stop.",
+)
+app.command("demo")(demo.demo)
+app.command("solve")(solve.solve)
+app.command("eval")(evaluation.evaluate)
+app.command("doctor")(doctor.doctor)
+app.add_typer(zoo.app, name="zoo")
+app.add_typer(config.app, name="config")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """The console script: every error of ours is one line on standard error and exit code 2."""
+    try:
+        app()
+    except ReasonRTError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        sys.exit(130)

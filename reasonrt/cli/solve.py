@@ -1,0 +1,72 @@
+"""`reasonrt solve`: one question; each step is printed as it is committed, in the colour of its author."""
+
+import dataclasses
+from contextlib import aclosing
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from reasonrt.cli.common import AUTHOR_STYLES, ConfigOption, JsonOption, console, parse_options, run, write_json
+from reasonrt.types import Completion, FinishReason, Request, Step
+
+
+def solve(
+    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    policy: Annotated[str, typer.Option(help="Which policy solves it.")] = "target",
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A policy option, NAME=VALUE.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of reasoning and answer.")] = None,
+    deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds; then what is there.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes a drawn answer reproducible.")] = None,
+    config: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Solve one question and show the steps as they come."""
+    from reasonrt.config import load_config
+    from reasonrt.engines.build import build_engine
+    from reasonrt.policies.registry import build_policy
+    from reasonrt.runtime import Runtime
+
+    settings = load_config(config)
+    limits = settings.limits.to_limits()
+    if max_tokens is not None:
+        limits = dataclasses.replace(limits, max_tokens=max_tokens)
+    if deadline_s is not None:
+        limits = dataclasses.replace(limits, deadline_s=deadline_s)
+    text = typer.get_text_stream("stdin").read() if question == "-" else question
+    request = Request.ask(
+        text, policy, options=parse_options(option or []), limits=limits, temperature=temperature, seed=seed
+    )
+    roles = build_policy(policy, request.options).engines  # only what this policy asks is started
+    engines = {role: build_engine(role, settings.engines[role]) for role in roles if role in settings.engines}
+
+    async def work() -> Completion:
+        with console.status(f"starting {', '.join(engines)} ..."):
+            runtime = await Runtime(engines).__aenter__()
+        try:
+            async with aclosing(runtime.solve(request)) as events:
+                async for event in events:
+                    if isinstance(event, Completion):
+                        return event
+                    _print_step(event)
+        finally:
+            await runtime.__aexit__()
+        raise AssertionError("solve ends with a completion")
+
+    completion = run(work())
+    _print_end(completion)
+    write_json(json_file, dataclasses.asdict(completion))
+
+
+def _print_step(step: Step) -> None:
+    style = AUTHOR_STYLES.get(step.author, "magenta")
+    console.print(f"[{style}]{step.author:>8}[/] {escape(step.text.strip())}")
+
+
+def _print_end(completion: Completion) -> None:
+    spent = ", ".join(f"{usage.generated} by {name}" for name, usage in completion.usage.items())
+    if completion.finish_reason is not FinishReason.STOP:
+        console.print(f"[yellow]ended by {completion.finish_reason}[/]: this is what was committed by then")
+    console.print(f"[bold]{escape(completion.content or '(no answer)')}[/]")
+    console.print(f"[dim]{completion.seconds:.2f} s, tokens generated: {spent}[/]")

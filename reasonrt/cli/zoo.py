@@ -1,0 +1,87 @@
+"""`reasonrt zoo`: the models that ship, and how to make them again."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress as Bar
+from rich.progress import TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
+from reasonrt.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="The small models that ship with reasonrt.")
+
+
+@app.command("list")
+def list_models(json_file: JsonOption = None) -> None:
+    """Size, accuracy, data and date of each model."""
+    from reasonrt.zoo.catalog import read_card, shipped
+
+    cards = [read_card(name) for name in shipped()]
+    table = Table("model", "parameters", "MB", "accuracy on zoo", "training tokens", "trained on")
+    for card in cards:
+        accuracy = card.get("accuracy", {}).get("zoo")
+        measured = f"{accuracy['accuracy']:.1%} (n={accuracy['n']})" if accuracy else "not measured"
+        table.add_row(
+            card["name"],
+            f"{card['parameters'] / 1e6:.2f} M",
+            f"{card['bytes'] / 1e6:.1f}",
+            measured,
+            f"{card['recipe']['tokens'] / 1e6:.0f} M",
+            card["trained_on"],
+        )
+    console.print(table)
+    write_json(json_file, {"models": cards})
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="nano-draft or nano-target.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write; default: runs/zoo/NAME.")] = None,
+) -> None:
+    """Make a model from nothing. Ctrl-C stops it; the same command goes on from its checkpoint."""
+    from reasonrt.zoo.catalog import write_training_card
+    from reasonrt.zoo.recipe import RECIPES, Progress
+    from reasonrt.zoo.recipe import train as train_model
+
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}; there are {', '.join(sorted(RECIPES))}")
+    folder, recipe, started = out or Path("runs/zoo") / name, RECIPES[name], time.perf_counter()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    columns = (*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(name, total=recipe.tokens, loss=float("nan"))
+
+        def report(progress: Progress) -> None:
+            bar.update(task, completed=progress.tokens, loss=progress.loss)
+
+        try:
+            train_model(recipe, folder, report)
+        except KeyboardInterrupt:
+            console.print(f"stopped; `reasonrt zoo train {name} --out {folder}` goes on from the checkpoint")
+            raise typer.Exit(130) from None
+    write_training_card(name, folder, recipe, time.perf_counter() - started)
+    console.print(f"{name}: {folder}")
+
+
+@app.command()
+def measure(
+    name: Annotated[str, typer.Argument(help="A model of the zoo.")],
+    limit: Annotated[int, typer.Option(min=1, help="Problems of the test split.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="Where the journal goes; default: runs/measure/NAME.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Measure a model on the task `zoo` and write its accuracy, by family and level, into its card."""
+    from reasonrt.zoo.catalog import write_accuracy
+    from reasonrt.zoo.measuring import measure_model
+
+    correct = run(measure_model(name, limit, out or Path("runs/measure") / name, config))
+    card = write_accuracy(name, correct)
+    table = Table("problems", "n", "accuracy")
+    for key, row in card["accuracy"].items():
+        table.add_row(key, str(row["n"]), f"{row['accuracy']:.1%}")
+    console.print(table)

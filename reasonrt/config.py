@@ -1,0 +1,143 @@
+"""The one reader of configuration: a YAML file, changes over it, and what they stand for.
+
+Without a file, the two models that ship with reasonrt serve as `draft` and `target`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reasonrt.errors import ConfigError
+from reasonrt.types import Limits
+
+DEFAULT_FILE = Path("reasonrt.yaml")
+ZOO_FOLDER = Path(__file__).parent / "zoo" / "models"
+ZOO_PREFIX = "zoo:"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VllmConfig(_Strict):
+    """An engine in this process. The fields after `model` are those of `engines.vllm.VllmSettings`."""
+
+    kind: Literal["vllm"] = "vllm"
+    model: str = Field(description="a Hugging Face folder, or zoo:NAME")
+    max_model_len: int = Field(1024, ge=16, le=10_000_000)
+    max_num_seqs: int = Field(64, ge=1, le=4096)
+    kv_cache_mib: int | None = Field(256, ge=1)
+    gpu_share: float = Field(0.45, gt=0, le=1)
+    block_size: int | None = Field(None, ge=1, le=4096)
+    cores: str | None = Field(None, pattern=r"^\d+([-,]\d+)*$")
+    compile: bool = False
+    tensor_parallel: int = Field(1, ge=1, le=1024)
+    scores: bool = False
+
+
+class RemoteConfig(_Strict):
+    """An engine behind an OpenAI-compatible server."""
+
+    kind: Literal["remote"]
+    base_url: str
+    model: str = Field(description="its name on that server")
+    tokenizer: Path = Field(description="a folder with the model's tokenizer")
+    api_key: str | None = None
+    max_model_len: int = Field(4096, ge=16)
+    timeout_s: float = Field(60.0, gt=0)
+
+
+class PluginConfig(_Strict):
+    """An engine of somebody else's, by its entry point in `reasonrt.engines`."""
+
+    kind: Literal["plugin"]
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+EngineConfig = Annotated[VllmConfig | RemoteConfig | PluginConfig, Field(discriminator="kind")]
+
+
+class LimitsConfig(_Strict):
+    max_tokens: int = Field(768, ge=1, le=1_000_000)
+    deadline_s: float | None = Field(None, gt=0)
+    max_engine_calls: int = Field(4096, ge=1)
+
+    def to_limits(self) -> Limits:
+        return Limits(self.max_tokens, self.deadline_s, self.max_engine_calls)
+
+
+def _zoo_pair() -> dict[str, EngineConfig]:
+    return {role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}") for role in ("draft", "target")}
+
+
+class Config(_Strict):
+    """The whole of `reasonrt.yaml`."""
+
+    engines: dict[str, EngineConfig] = Field(default_factory=_zoo_pair)
+    limits: LimitsConfig = LimitsConfig()
+    concurrency: int = Field(16, ge=1, le=4096, description="requests at once, in evaluations")
+
+
+def load_config(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Config:
+    """Read `path` (default: `reasonrt.yaml` where it exists) and put `changes` over its top-level keys.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a key or value that is not known; the message names it.
+    """
+    file = Path(path) if path is not None else DEFAULT_FILE
+    values: dict[str, Any] = {}
+    if path is not None or file.exists():
+        values = _read(file)
+    for name, engine in (values.get("engines") or {}).items():
+        if isinstance(engine, dict):
+            values["engines"][name] = {"kind": "vllm"} | engine
+    try:
+        return Config.model_validate(values | dict(changes or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("vllm", "remote", "plugin"))
+        raise ConfigError(f"{file}: {where}: {first['msg'].lower()}, got {_short(first['input'])}") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; name a file with --config") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{file} must hold keys and values, it holds {_short(values)}")
+    return values or {}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def dump_config(config: Config) -> str:
+    """`config` as YAML that `load_config` reads back to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def model_folder(model: str) -> Path:
+    """The folder that a config's `model` stands for.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if model.startswith(ZOO_PREFIX):
+        folder = ZOO_FOLDER / model.removeprefix(ZOO_PREFIX)
+        if not folder.is_dir():
+            known = ", ".join(sorted(child.name for child in ZOO_FOLDER.glob("*") if child.is_dir())) or "none"
+            raise ConfigError(f"the zoo has no model {model!r}; it has {known}")
+        return folder
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"there is no model folder {folder}; give a Hugging Face folder, or {ZOO_PREFIX}NAME")
+    return folder

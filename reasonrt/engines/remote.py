@@ -1,0 +1,303 @@
+"""Any OpenAI-compatible server (vLLM's, SGLang's, llm-d's) behind the port, by its /completions.
+
+Prompts travel as token ids. Generations come back as ids where the server can give them (vLLM and SGLang call it
+`return_token_ids`); else as text that is tokenized again here, and the engine then lacks `Capability.TOKEN_IDS`.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from reasonrt.engines.base import Capability
+from reasonrt.engines.remote_wire import events, garbage, refusal, top_logprobs, translated
+from reasonrt.engines.tokenizer import HFTokenizer
+from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
+from reasonrt.types import FinishReason, Sampling, TokenDelta
+
+_CONNECT_TIMEOUT_S = 10.0
+_KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn closes an idle connection: no race for it
+_TOP_LOGPROBS = 20  # the most that servers give by default
+_FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+class RemoteEngine:
+    """A model on a server.
+
+    Cached tokens are those that the server reports, which it does at the end: the last delta carries them. (vLLM
+    needs `--enable-prompt-tokens-details`.) Tokens on their way when a stream is closed are not counted.
+
+    Args:
+        name: as the author of its steps.
+        base_url: up to and including `/v1`.
+        model: its name on the server.
+        tokenizer: a folder with the model's tokenizer; None if `model` is such a folder.
+        api_key: sent as the bearer.
+        max_model_len: tokens; lowered at the start to what the server says it takes.
+        timeout_s: the longest silence of the server, queueing included.
+
+    Raises:
+        ConfigError: one of these cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        model: str,
+        *,
+        tokenizer: Path | None = None,
+        api_key: str | None = None,
+        max_model_len: int = 4096,
+        timeout_s: float = 60.0,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")) or not _is_url(base_url):
+            raise ConfigError(f"engine {name!r}: base_url must be like http://host:8000/v1, got {base_url!r}")
+        if max_model_len < 2 or not 0 < timeout_s < math.inf:
+            raise ConfigError(
+                f"engine {name!r}: max_model_len must be at least 2 and timeout_s positive, "
+                f"got {max_model_len} and {timeout_s}"
+            )
+        if tokenizer is None and not Path(model).is_dir():
+            raise ConfigError(f"engine {name!r}: {model!r} is no local folder; give its tokenizer's as `tokenizer`")
+        self.name, self.base_url, self.model = name, base_url.rstrip("/"), model
+        self.max_model_len, self.timeout_s = max_model_len, timeout_s
+        self.tokenizer = HFTokenizer(tokenizer or Path(model))
+        self.capabilities: frozenset[Capability] = frozenset()  # found out at the start
+        self._api_key = api_key
+        self._client: httpx.AsyncClient | None = None
+        self._reads_by_id = False
+        self._lock = asyncio.Lock()
+
+    async def start(self) -> Self:
+        """Find out what the server can do, by a question about its models and one token.
+
+        Raises:
+            EngineError: it cannot be reached, does not know the model or the key, or answers nonsense.
+        """
+        async with self._lock:
+            if self._client is None:
+                client = httpx.AsyncClient(
+                    headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+                    timeout=httpx.Timeout(self.timeout_s, connect=min(_CONNECT_TIMEOUT_S, self.timeout_s), pool=None),
+                    limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_S),
+                )
+                self._client = client
+                try:
+                    await self._learn_length()
+                    await self._learn_capabilities()
+                except BaseException:
+                    self._client = None
+                    await client.aclose()
+                    raise
+        return self
+
+    async def aclose(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> "_Stream":
+        return _Stream(self, list(prompt_token_ids), sampling)
+
+    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+        """See the port.
+
+        Raises:
+            CapabilityError: the server gives only the likeliest tokens, and a candidate is not among them.
+        """
+        self.check_fits(prompt_token_ids, 1)
+        vocabulary = self.tokenizer.vocabulary()
+        if unknown := [candidate for candidate in candidate_ids if candidate not in vocabulary]:
+            raise RequestError(f"engine {self.name!r}: token {unknown[0]} is not in the vocabulary")
+        if not candidate_ids:
+            return []
+        by_id = {"logprobs": 1, "logprob_token_ids": list(dict.fromkeys(candidate_ids))}
+        choice = await self._ask(prompt_token_ids, by_id if self._reads_by_id else {"logprobs": _TOP_LOGPROBS})
+        top = top_logprobs(choice)
+        logprobs = []
+        for candidate in candidate_ids:
+            logprob = top.get(f"token_id:{candidate}", top.get(vocabulary[candidate]))
+            if logprob is None:
+                raise CapabilityError(
+                    f"{self.base_url} gives no log-probability of token {candidate}, only of the {len(top)} likeliest; "
+                    "use a server that takes logprob_token_ids, as vLLM does"
+                )
+            if not isinstance(logprob, int | float) or not math.isfinite(logprob):
+                raise garbage(self.base_url, str(choice).encode())
+            logprobs.append(min(float(logprob), 0.0))
+        return logprobs
+
+    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+        raise CapabilityError(f"engine {self.name!r} is remote and scores nothing; run the scoring model in process")
+
+    def check_fits(self, prompt_token_ids: Sequence[int], new_tokens: int) -> None:
+        if not prompt_token_ids or len(prompt_token_ids) + new_tokens > self.max_model_len:
+            raise RequestError(
+                f"engine {self.name!r}: {len(prompt_token_ids)} prompt tokens and {new_tokens} new ones do not fit "
+                f"into max_model_len {self.max_model_len}; shorten the prompt or raise it"
+            )
+
+    def client(self) -> httpx.AsyncClient:
+        if self._client is None:
+            raise EngineError(f"engine {self.name!r} is not started; await its start() first")
+        return self._client
+
+    async def _learn_length(self) -> None:
+        with translated(self.base_url, self.timeout_s):
+            response = await self.client().get(f"{self.base_url}/models")
+        try:
+            for card in response.json()["data"]:
+                if card["id"] == self.model and isinstance(card.get("max_model_len"), int):
+                    self.max_model_len = min(self.max_model_len, card["max_model_len"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # not every gateway lists its models; asking one says more
+
+    async def _learn_capabilities(self) -> None:
+        prompt = self.tokenizer.encode("1 + 1 =")
+        candidates = sorted(self.tokenizer.vocabulary())[:3]  # one more than `logprobs: 1` gives by itself
+        choice = await self._ask(prompt, {"logprobs": 1, "logprob_token_ids": candidates})
+        found, top = set[Capability](), top_logprobs(choice)
+        self._reads_by_id = all(f"token_id:{candidate}" in top for candidate in candidates)
+        if top:
+            found.add(Capability.READ)
+        if choice.get("token_ids"):
+            found.add(Capability.TOKEN_IDS)
+            if top:
+                found.add(Capability.LOGPROBS)  # of text that is tokenized again, they would belong to other tokens
+        self.capabilities = frozenset(found)
+
+    async def _ask(self, prompt_token_ids: Sequence[int], fields: dict[str, Any]) -> dict[str, Any]:
+        """The choice of a completion of one token."""
+        body = self.body(prompt_token_ids, Sampling(max_tokens=1)) | fields
+        with translated(self.base_url, self.timeout_s):
+            response = await self.client().post(f"{self.base_url}/completions", json=body)
+        if response.status_code != httpx.codes.OK:
+            raise refusal(response, self.base_url, self.model)
+        try:
+            choice = response.json()["choices"][0]
+        except (ValueError, KeyError, TypeError, IndexError):
+            choice = None
+        if not isinstance(choice, dict):
+            raise garbage(self.base_url, response.content)
+        return choice
+
+    def body(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "model": self.model,
+            "prompt": list(prompt_token_ids),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            # what a server would else take from the model's generation_config.json
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stop_token_ids": sorted(sampling.stop_token_ids | self.tokenizer.eos_token_ids),
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }
+        if sampling.seed is not None:
+            fields["seed"] = sampling.seed
+        if sampling.logprobs:
+            fields["logprobs"] = 1
+        return fields
+
+
+class _Stream:
+    def __init__(self, engine: RemoteEngine, prompt: list[int], sampling: Sampling) -> None:
+        self._engine, self._prompt, self._sampling = engine, prompt, sampling
+        self._deltas = self._run()
+        self._cached = 0
+        self.generated_tokens = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        return await anext(self._deltas)
+
+    async def aclose(self) -> None:
+        await self._deltas.aclose()  # and with it the response, at which the server stops working
+
+    async def _run(self) -> AsyncGenerator[TokenDelta, None]:
+        engine, sampling = self._engine, self._sampling
+        url, has_ids = engine.base_url, Capability.TOKEN_IDS in engine.capabilities
+        client = engine.client()
+        engine.check_fits(self._prompt, sampling.max_tokens)
+        if sampling.logprobs and Capability.LOGPROBS not in engine.capabilities:
+            raise CapabilityError(f"{url} gives no log-probabilities by token id; use a policy that needs none")
+        body = engine.body(self._prompt, sampling) | {
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": not has_ids},
+        }
+        last: TokenDelta | None = None
+        with translated(url, engine.timeout_s):
+            async with client.stream("POST", f"{url}/completions", json=body) as response:
+                if response.status_code != httpx.codes.OK:
+                    await response.aread()
+                    raise refusal(response, url, engine.model)
+                async with aclosing(events(response, url)) as received:
+                    async for event in received:
+                        try:
+                            delta = self._delta(event, has_ids)
+                        except (KeyError, TypeError, ValueError, AttributeError):
+                            raise garbage(url, str(event).encode()) from None
+                        if delta is None:
+                            continue
+                        if delta.finish_reason:
+                            last = delta
+                        else:
+                            yield delta
+        if last is None:
+            raise EngineError(f"{url} ended a generation without a reason; see the server's log and try again")
+        yield TokenDelta(last.token_ids, last.logprobs, last.finish_reason, self._cached)
+
+    def _delta(self, event: dict[str, Any], has_ids: bool) -> TokenDelta | None:
+        """What an event adds, None for one that adds no tokens."""
+        usage = event.get("usage") or {}
+        self._cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or self._cached)
+        before = self.generated_tokens
+        if not has_ids:
+            self.generated_tokens = int(usage.get("completion_tokens") or before)
+        if not event.get("choices"):
+            return None
+        choice = event["choices"][0]
+        token_ids = self._ids(choice) if has_ids else self._ids_of_text(choice)
+        if has_ids or not usage:
+            self.generated_tokens = before + len(token_ids)
+        logprobs: tuple[float, ...] = ()
+        if self._sampling.logprobs and token_ids:
+            logprobs = tuple(min(float(value), 0.0) for value in choice["logprobs"]["token_logprobs"])
+            if len(logprobs) != len(token_ids) or not all(map(math.isfinite, logprobs)):
+                raise ValueError("one finite log-probability per token")
+        given = choice.get("finish_reason")
+        reason = _FINISH_REASONS.get(given)
+        if given and not reason:
+            raise EngineError(f"{self._engine.base_url} ended a generation by {given!r}; see its log and try again")
+        return TokenDelta(token_ids, logprobs, reason, self._cached) if token_ids or reason else None
+
+    def _ids(self, choice: dict[str, Any]) -> tuple[int, ...]:
+        token_ids = tuple(choice["token_ids"])
+        too_many = self.generated_tokens + len(token_ids) > self._sampling.max_tokens
+        if too_many or not all(isinstance(token_id, int) and token_id >= 0 for token_id in token_ids):
+            raise ValueError("at most max_tokens ids")
+        return token_ids
+
+    def _ids_of_text(self, choice: dict[str, Any]) -> tuple[int, ...]:
+        token_ids = self._engine.tokenizer.encode(choice["text"])
+        stop_id = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's word and SGLang's
+        if isinstance(stop_id, int) and stop_id in self._sampling.stop_token_ids:
+            token_ids.append(stop_id)  # servers leave its text out
+        return tuple(token_ids)
+
+
+def _is_url(url: str) -> bool:
+    try:
+        return bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        return False

@@ -1,0 +1,113 @@
+"""HTTP as a server of completions speaks it: its stream of events, and its failures in our words."""
+
+import json
+import re
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import httpx
+
+from reasonrt.errors import EngineError, ReasonRTError, RequestError
+
+_MAX_LINE_BYTES = 1 << 24
+_ABOUT_LENGTH = re.compile(
+    r"context length|max_model_len|max_tokens|maximum.*(length|tokens)|too long|longer than", re.I
+)
+_HINTS = {
+    400: "check that the server takes prompts of token ids",
+    401: "give the server's key as api_key",
+    403: "give the server's key as api_key",
+    429: "lower the concurrency or try again later",
+}
+
+
+async def events(response: httpx.Response, url: str) -> AsyncGenerator[dict[str, Any], None]:
+    """The JSON objects of an SSE response, up to its `[DONE]` and then its end.
+
+    Raises:
+        EngineError: the server reports an error, or sends what is no event.
+    """
+    async with aclosing(_lines(response, url)) as lines:
+        async for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[len(b"data:") :].strip()
+            if data == b"[DONE]":
+                continue  # the end of the response follows; without it the connection could not be used again
+            try:
+                event = json.loads(data)
+            except ValueError:
+                raise garbage(url, data) from None
+            if not isinstance(event, dict):
+                raise garbage(url, data)
+            if "error" in event:
+                raise EngineError(f"{url} gave up a generation: {_message(data)}; see the server's log and try again")
+            yield event
+
+
+async def _lines(response: httpx.Response, url: str) -> AsyncGenerator[bytes, None]:
+    # not httpx's own lines: it also ends them at characters that JSON strings hold, such as U+2028
+    rest = b""
+    async with aclosing(response.aiter_bytes()) as chunks:  # type: ignore[type-var]
+        async for chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > _MAX_LINE_BYTES:
+                raise garbage(url, rest)
+            for line in lines:
+                yield line
+    yield rest
+
+
+@contextmanager
+def translated(url: str, timeout_s: float) -> Iterator[None]:
+    """httpx's errors as `EngineError`."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        raise EngineError(f"nothing answers at {url}; start the server or correct base_url") from None
+    except httpx.TimeoutException:
+        raise EngineError(f"{url} was silent for {timeout_s:g} s; lower the load or raise timeout_s") from None
+    except httpx.HTTPError as error:
+        reason = str(error) or type(error).__name__
+        raise EngineError(f"{url} broke off the connection ({reason}); see the server's log and try again") from None
+
+
+def refusal(response: httpx.Response, url: str, model: str) -> ReasonRTError:
+    """The error for an answer that is not 200."""
+    status, message = response.status_code, _message(response.content)
+    if status in (400, 413, 422) and _ABOUT_LENGTH.search(message):
+        return RequestError(f"{url} refuses the length: {message}")
+    hint = "see the server's log and try again" if status >= 500 else "check base_url"
+    if status == 404:
+        hint = f"check that base_url ends in /v1 and that the server's model is called {model!r}"
+    return EngineError(f"{url} answered {status}: {message}; {_HINTS.get(status, hint)}")
+
+
+def garbage(url: str, data: bytes) -> EngineError:
+    return EngineError(f"{url} sent what is no completion: {_shown(data)}; is it an OpenAI-compatible API?")
+
+
+def top_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
+    """Log-probabilities of the first token's alternatives, by `token_id:ID` or else by text."""
+    try:
+        top = choice["logprobs"]["top_logprobs"][0]
+    except (KeyError, TypeError, IndexError):
+        return {}
+    return top if isinstance(top, dict) else {}
+
+
+def _message(content: bytes) -> str:
+    """What the server says, in one line."""
+    try:
+        said = json.loads(content)
+        said = said.get("error", said)
+        text = said if isinstance(said, str) else str(said.get("message", said.get("detail", said)))
+    except (ValueError, AttributeError):
+        return _shown(content)
+    return _shown(text.encode())
+
+
+def _shown(data: bytes) -> str:
+    line = " ".join(data[:1000].decode(errors="replace").split())
+    return (line[:200] + "…" if len(line) > 200 else line).rstrip(".") or "nothing"

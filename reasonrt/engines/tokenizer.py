@@ -1,0 +1,171 @@
+"""A Hugging Face tokenizer folder behind the `Tokenizer` protocol.
+
+Reads the files itself, by `tokenizers` and Jinja: no torch, no transformers, a start in milliseconds. Nothing is
+ever added, cut or padded, whatever the folder asks for.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as BackendTokenizer
+
+from reasonrt.errors import ConfigError, RequestError
+from reasonrt.types import Message
+
+_ANCHOR = "a"
+
+
+class HFTokenizer:
+    """The tokenizer in `folder`.
+
+    Special tokens are text to `encode`, as they are to every Hugging Face tokenizer, and nothing to `decode`: the
+    end token decodes to "".
+
+    Args:
+        folder: with `tokenizer.json`, `tokenizer_config.json` and a chat template.
+
+    Raises:
+        ConfigError: one of these is missing or cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ConfigError(f"{folder} holds no tokenizer.json; give the folder of a model with a fast tokenizer")
+        content = file.read_bytes()
+        try:
+            self._backend = BackendTokenizer.from_buffer(content)
+        except Exception as error:  # noqa: BLE001 (the backend raises the bare class)
+            raise ConfigError(f"{file} is no tokenizer: {_first_line(error)}; fetch it again") from None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        settings = _read_json(folder / "tokenizer_config.json")
+        names = _special_tokens(settings)
+        template = _chat_template(folder, settings)
+        try:
+            self._template = _JINJA.from_string(template)
+            used = meta.find_undeclared_variables(_JINJA.parse(template))
+        except jinja2.TemplateError as error:
+            raise ConfigError(f"the chat template in {folder} is broken: {_first_line(error)}; correct it") from None
+        self._names = {name: names[name] for name in sorted(used & names.keys())}
+        self.eos_token_ids = self._find_eos(folder, names.get("eos_token"))
+        parts = (content, template.encode(), json.dumps(self._names).encode())
+        self.fingerprint = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+        self._vocabulary: dict[int, str] = {}
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError):
+            raise RequestError("the text holds half of a surrogate pair; send valid Unicode") from None
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """See the protocol.
+
+        Raises:
+            RequestError: the model's template refuses the conversation, by a role that it does not know for instance.
+        """
+        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            text = self._template.render(messages=conversation, add_generation_prompt=True, **self._names)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise RequestError(f"the model's chat template refuses the messages: {_first_line(error)}") from None
+        return self.encode(text)
+
+    def vocabulary(self) -> Mapping[int, str]:
+        if not self._vocabulary:
+            # behind an anchor, since many decoders strip the space in front of a first token
+            anchor = self.encode(_ANCHOR)
+            cut = len(self.decode(anchor))
+            decode = self._backend.decode
+            ids = sorted(self._backend.get_vocab(with_added_tokens=True).values())
+            self._vocabulary = {token_id: decode([*anchor, token_id])[cut:] for token_id in ids}
+        return self._vocabulary
+
+    def _find_eos(self, folder: Path, eos_token: str | None) -> frozenset[int]:
+        found: set[int] = set()
+        for file in ("generation_config.json", "config.json"):
+            value = _read_json(folder / file).get("eos_token_id")
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+        if eos_token is not None and (token_id := self._backend.token_to_id(eos_token)) is not None:
+            found.add(token_id)
+        if not found:
+            raise ConfigError(f"{folder} names no end token; set eos_token in its tokenizer_config.json")
+        return frozenset(found)
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+    if not isinstance(template, str):
+        raise ConfigError(f"{folder} has no chat template; put the model's own into {file.name}, or use a chat model")
+    return template
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` and its like, as templates name them."""
+    tokens = {name: value for name, value in settings.items() if name.endswith("_token")}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{file} is no JSON: {_first_line(error)}; fetch it again") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no JSON object; fetch it again")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}`, with which templates mark what the assistant wrote for training: its body, unchanged."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja's own escapes for HTML
+
+
+def _strftime_now(layout: str) -> str:
+    return datetime.now().strftime(layout)
+
+
+# templates come with models: they are sandboxed, and find the names that transformers gives them
+_JINJA = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+_JINJA.filters["tojson"] = _tojson
+_JINJA.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)

@@ -1,0 +1,315 @@
+"""vLLM in process, behind the port: the only file that imports vllm.
+
+Token ids go in and out; vLLM's own tokenizer and detokenizer are left out. The same settings work on CPUs and
+GPUs. When the engine core dies, what runs on it fails with `EngineError` and the next call starts a new one.
+"""
+
+import asyncio
+import gc
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from reasonrt.engines.base import Capability
+from reasonrt.engines.tokenizer import HFTokenizer
+from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
+from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+
+_log = logging.getLogger(__name__)
+_starting = threading.Lock()  # vLLM reads its environment while it starts
+_WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """How one model runs.
+
+    Attributes:
+        max_model_len: prompt and generation together, tokens.
+        max_num_seqs: generations that run at once; more wait.
+        kv_cache_mib: memory of the key-value cache; None lets a GPU take what `gpu_share` leaves.
+        gpu_share: of one GPU's memory, weights included.
+        block_size: prefix-cache granularity, tokens; None is 32 on CPUs and 16 on GPUs.
+        cores: CPU cores of this engine's threads, such as "0" or "0-1"; None takes all.
+        compile: torch.compile and CUDA graphs: a slow start, a faster step.
+        tensor_parallel: GPUs that the model is spread over.
+        scores: the model has a scalar head; it answers `score` and generates nothing.
+    """
+
+    max_model_len: int = 1024
+    max_num_seqs: int = 64
+    kv_cache_mib: int | None = 256
+    gpu_share: float = 0.45
+    block_size: int | None = None
+    cores: str | None = None
+    compile: bool = False
+    tensor_parallel: int = 1
+    scores: bool = False
+
+
+class VllmEngine:
+    """One model in one `AsyncLLM`.
+
+    Raises:
+        ConfigError: `model` is no folder with a model and a tokenizer.
+    """
+
+    def __init__(self, name: str, model: Path, settings: VllmSettings | None = None) -> None:
+        if not (model / "config.json").exists():
+            raise ConfigError(f"engine {name!r}: {model} holds no model (no config.json); give a Hugging Face folder")
+        self.name, self.model, self.settings = name, model, settings or VllmSettings()
+        self.max_model_len = self.settings.max_model_len
+        self.tokenizer = HFTokenizer(model)
+        self.capabilities = frozenset(
+            {Capability.SCORE} if self.settings.scores else set(Capability) - {Capability.SCORE}
+        )
+        self.restarts = 0
+        self._llm: Any = None
+        self._lock = asyncio.Lock()
+        self._ids = itertools.count()
+
+    async def start(self) -> Self:
+        await self._alive()
+        return self
+
+    async def aclose(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await _shut_down(llm)
+            del llm
+            gc.collect()  # it sits in a cycle and would complain when the interpreter ends
+
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> "_Stream":
+        if self.settings.scores:
+            raise CapabilityError(f"engine {self.name!r} is a scoring model and generates nothing")
+        return _Stream(self, list(prompt_token_ids), sampling)
+
+    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+        from vllm import SamplingParams
+
+        if self.settings.scores:
+            raise CapabilityError(f"engine {self.name!r} is a scoring model and reads no next token")
+        self._check_fits(prompt_token_ids, 1)
+        candidates = list(candidate_ids)
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=candidates, detokenize=False)
+        llm = await self._alive()
+        with _Translated(self):
+            async for output in llm.generate({"prompt_token_ids": list(prompt_token_ids)}, params, self.next_id()):
+                logprobs = output.outputs[0].logprobs[0]
+        return [float(logprobs[candidate].logprob) for candidate in candidates]
+
+    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+        from vllm import PoolingParams
+
+        if not self.settings.scores:
+            raise CapabilityError(f"engine {self.name!r} has no scalar head; set `scores: true` for a model that has")
+        self._check_fits(prompt_token_ids, 0)
+        params = PoolingParams(task="classify")
+        llm = await self._alive()
+        with _Translated(self):
+            async for output in llm.encode({"prompt_token_ids": list(prompt_token_ids)}, params, self.next_id()):
+                value = float(output.outputs.data.flatten()[-1])
+        return value
+
+    def next_id(self) -> str:
+        return f"{self.name}-{next(self._ids)}"
+
+    async def _alive(self) -> Any:
+        """The running engine; started, or started anew after its death."""
+        if self._llm is not None and not self._llm.errored:
+            return self._llm
+        async with self._lock:
+            if self._llm is not None and self._llm.errored:
+                _log.warning("engine %s died and is started again", self.name)
+                self.restarts += 1
+                dead, self._llm = self._llm, None
+                await _shut_down(dead)
+            if self._llm is None:
+                try:
+                    self._llm = await asyncio.to_thread(self._build)
+                except Exception as error:
+                    raise EngineError(f"engine {self.name!r} did not start from {self.model}: {error}") from error
+                await self._warm_up()
+        return self._llm
+
+    def _build(self) -> Any:
+        quiet_vllm()
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        settings, on_cpu = self.settings, current_platform.is_cpu()
+        memory: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_share}
+        if settings.kv_cache_mib is not None:
+            memory["kv_cache_memory_bytes"] = settings.kv_cache_mib << 20
+        args = AsyncEngineArgs(
+            model=str(self.model),
+            skip_tokenizer_init=True,
+            dtype="bfloat16",
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            block_size=settings.block_size or (32 if on_cpu else 16),
+            enable_prefix_caching=True,
+            enforce_eager=not settings.compile,
+            tensor_parallel_size=settings.tensor_parallel,
+            enable_log_requests=False,
+            use_tqdm_on_load=False,
+            **({"runner": "pooling", "convert": "classify"} if settings.scores else {}),
+            **memory,
+        )
+        with _starting:
+            if on_cpu:
+                os.environ["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores or _all_cores()
+            return AsyncLLM.from_engine_args(args)
+
+    async def _warm_up(self) -> None:
+        """Run each kind of call once: the first one compiles for seconds."""
+        prompt = self.tokenizer.chat((Message("user", "1 + 1"),))
+        if self.settings.scores:
+            await self._warm_score(prompt)
+            return
+        from vllm import SamplingParams
+
+        for params in (
+            SamplingParams(max_tokens=_WARM_UP_TOKENS, temperature=0.0, logprobs=0, detokenize=False),
+            SamplingParams(max_tokens=_WARM_UP_TOKENS, temperature=0.7, top_p=0.9, seed=0, detokenize=False),
+            SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=prompt[:2], detokenize=False),
+        ):
+            async for _ in self._llm.generate({"prompt_token_ids": prompt}, params, self.next_id()):
+                pass
+
+    async def _warm_score(self, prompt: list[int]) -> None:
+        from vllm import PoolingParams
+
+        async for _ in self._llm.encode({"prompt_token_ids": prompt}, PoolingParams(task="classify"), self.next_id()):
+            pass
+
+    def _check_fits(self, prompt_token_ids: Sequence[int], new_tokens: int) -> None:
+        if not prompt_token_ids or len(prompt_token_ids) + new_tokens > self.max_model_len:
+            raise RequestError(
+                f"engine {self.name!r}: {len(prompt_token_ids)} prompt tokens and {new_tokens} new ones do not fit "
+                f"into max_model_len {self.max_model_len}; shorten the prompt or raise it"
+            )
+
+
+class _Stream:
+    """One generation. It drains vLLM's queue itself, so that an abort still counts every token that was made."""
+
+    def __init__(self, engine: VllmEngine, prompt: list[int], sampling: Sampling) -> None:
+        self._engine, self._prompt, self._sampling = engine, prompt, sampling
+        self._llm: Any = None
+        self._queue: Any = None
+        self._is_over = False
+        self.generated_tokens = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        if self._is_over:
+            raise StopAsyncIteration
+        with _Translated(self._engine):
+            if self._queue is None:
+                await self._submit()
+            output = self._queue.get_nowait() or await self._queue.get()
+        return self._delta(output)
+
+    async def _submit(self) -> None:
+        self._engine._check_fits(self._prompt, self._sampling.max_tokens)
+        self._llm = await self._engine._alive()
+        self._queue = await self._llm.add_request(
+            self._engine.next_id(), {"prompt_token_ids": self._prompt}, self._params()
+        )
+
+    def _params(self) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = self._sampling
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            stop_token_ids=sorted(sampling.stop_token_ids | self._engine.tokenizer.eos_token_ids),
+            logprobs=0 if sampling.logprobs else None,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _delta(self, output: Any) -> TokenDelta:
+        written = output.outputs[0]
+        token_ids = tuple(written.token_ids)
+        self.generated_tokens += len(token_ids)
+        logprobs: tuple[float, ...] = ()
+        if written.logprobs:
+            logprobs = tuple(
+                float(known[token_id].logprob) for token_id, known in zip(token_ids, written.logprobs, strict=True)
+            )
+        reason = None
+        if output.finished:
+            self._is_over = True
+            self._llm = self._queue = None
+            reason = FinishReason.LENGTH if written.finish_reason == "length" else FinishReason.STOP
+        return TokenDelta(token_ids, logprobs, reason, output.num_cached_tokens or 0)
+
+    async def aclose(self) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        llm, queue = self._llm, self._queue
+        self._llm = self._queue = None
+        if queue is None or llm.errored:
+            return
+        # shielded: a cancelled caller must not leave the engine writing
+        await asyncio.shield(llm.abort(queue.request_id, internal=True))
+        left = queue.get_nowait()
+        if left is not None:
+            self.generated_tokens += len(left.outputs[0].token_ids)
+
+
+class _Translated:
+    """vLLM's errors in our words."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None or error is None:
+            return
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if isinstance(error, EngineDeadError | EngineGenerateError):
+            raise EngineError(
+                f"engine {self._engine.name!r} died while it worked on this request; it is started again by the next"
+            ) from error
+
+
+async def _shut_down(llm: Any) -> None:
+    # its reader would take the end of the core for a crash
+    if llm.output_handler is not None:
+        llm.output_handler.cancel()
+    await asyncio.to_thread(llm.shutdown)
+
+
+def quiet_vllm() -> None:
+    """Keep vLLM's start-up chatter out of our output unless its level was chosen."""
+    for variable, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",  # of vLLM's processes; this one has read it already
+    }.items():
+        os.environ.setdefault(variable, value)
+
+
+def _all_cores() -> str:
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))))

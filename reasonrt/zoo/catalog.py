@@ -1,0 +1,103 @@
+"""The models that ship: where they are, and the card that stands beside each.
+
+`card.json` holds what training and measuring found; `README.md` beside it is the same for people.
+"""
+
+import dataclasses
+import datetime as dt
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reasonrt.config import ZOO_FOLDER
+from reasonrt.errors import ConfigError
+
+
+def shipped() -> list[str]:
+    """Names of the models whose weights are here."""
+    return sorted(path.parent.name for path in ZOO_FOLDER.glob("*/config.json"))
+
+
+def read_card(name: str) -> dict[str, Any]:
+    """What is known of a model; empty for one without a card."""
+    path = ZOO_FOLDER / name / "card.json"
+    if name not in shipped():
+        raise ConfigError(f"the zoo has no model {name!r}; it has {', '.join(shipped()) or 'none'}")
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def write_training_card(name: str, folder: Path, recipe: Any, seconds: float) -> None:
+    """The card of a model that was just trained; its accuracy is not known yet."""
+    from safetensors import safe_open
+
+    with safe_open(str(folder / "model.safetensors"), "pt") as weights:
+        parameters = sum(_size(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    card = {
+        "name": name,
+        "parameters": parameters,
+        "bytes": (folder / "model.safetensors").stat().st_size,
+        "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
+        "training_minutes": round(seconds / 60, 1),
+        "training_machine": f"{platform.machine()}, CPU",
+        "recipe": dataclasses.asdict(recipe),
+    }
+    _write(folder, card)
+
+
+def write_accuracy(name: str, correct: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    """Put measured accuracies into a model's card.
+
+    Args:
+        name: of the model.
+        correct: per problem of the task `zoo`, test split, by group such as `gcd/3`.
+    """
+    by_family: defaultdict[str, list[bool]] = defaultdict(list)
+    for group, outcomes in correct.items():
+        by_family[group] += outcomes
+        by_family[group.partition("/")[0]] += outcomes
+        by_family["zoo"] += outcomes
+    table = {key: {"n": len(values), "accuracy": sum(values) / len(values)} for key, values in by_family.items()}
+    card = read_card(name) | {"accuracy": dict(sorted(table.items()))}
+    _write(ZOO_FOLDER / name, card)
+    return card
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _write(folder: Path, card: dict[str, Any]) -> None:
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    (folder / "README.md").write_text(_as_text(card))
+
+
+def _as_text(card: dict[str, Any]) -> str:
+    recipe = card["recipe"]
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"{card['parameters'] / 1e6:.2f} M parameters, Qwen3 architecture, bfloat16. Made by "
+        f"`reasonrt zoo train {card['name']}` on {card['trained_on']} in {card['training_minutes']} minutes "
+        f"({card['training_machine']}), {recipe['tokens'] / 1e6:.0f} M tokens of problems with worked solutions "
+        "(`reasonrt/zoo/corpus.py`; word problems from reasoning_gym's gsm_symbolic).",
+        "",
+        "It solves the problems that it was trained for and nothing else: it is a test bed for reasoning policies,",
+        "not an assistant. It has seen English names and no facts about anybody.",
+        "",
+    ]
+    if "accuracy" in card:
+        lines += [
+            f"Accuracy on the test split of task `zoo`, greedy (`reasonrt zoo measure {card['name']}`):",
+            "",
+            "| problems | n | accuracy |",
+            "|---|---:|---:|",
+        ]
+        lines += [f"| {key} | {row['n']} | {row['accuracy']:.1%} |" for key, row in card["accuracy"].items()]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""Steps are cut at blank lines, whatever the tokens are, and nowhere else."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasonrt.boundaries import Boundaries, Segment, StepSplitter
+from reasonrt.types import Message
+
+
+class ChunkTokenizer:
+    """Its vocabulary is a list of texts; the ids are their places in it."""
+
+    fingerprint = "chunks"
+    eos_token_ids = frozenset({-1})
+
+    def __init__(self, chunks: Sequence[str]) -> None:
+        self.chunks = list(chunks)
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(self.chunks[i] for i in token_ids)
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        raise NotImplementedError
+
+    def vocabulary(self) -> Mapping[int, str]:
+        return dict(enumerate(self.chunks))
+
+
+def split(chunks: Sequence[str]) -> list[Segment]:
+    splitter = StepSplitter(Boundaries(ChunkTokenizer(chunks)))
+    segments = splitter.feed(range(len(chunks)))
+    rest = splitter.flush()
+    return [*segments, rest] if rest else segments
+
+
+def texts(chunks: Sequence[str]) -> list[str]:
+    return [segment.text for segment in split(chunks)]
+
+
+def cut(text: str, places: Sequence[int]) -> list[str]:
+    """`text` in pieces that end at `places`, none of them empty."""
+    ends = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
+    return [text[a:b] for a, b in pairwise(ends)]
+
+
+awkward = st.text(alphabet="ab.\n\n\n `$\\[]{}", max_size=60) | st.lists(
+    st.sampled_from(["\n", "\n\n", ".\n\n", "```", "$$", r"\[", r"\]", r"\begin{a}", r"\end{a}", "x", " ", r"\\[2pt]"]),
+    max_size=40,
+).map("".join)
+places = st.lists(st.integers(0, 500), max_size=80)
+
+
+@given(text=awkward, places=places)
+def test_segments_hold_every_token_once_and_in_order(text: str, places: list[int]) -> None:
+    chunks = cut(text, places)
+
+    segments = split(chunks)
+
+    assert [i for segment in segments for i in segment.token_ids] == list(range(len(chunks)))
+    assert "".join(segment.text for segment in segments) == text
+
+
+@given(text=awkward, places=places)
+def test_no_complete_step_is_blank_and_each_ends_in_a_blank_line(text: str, places: list[int]) -> None:
+    for segment in texts(cut(text, places))[:-1]:
+        assert segment.strip()
+        assert segment.rstrip(" ").endswith("\n\n") or "\n\n" in segment[len(segment.rstrip()) :]
+
+
+@given(text=awkward, places=places, groups=places)
+def test_feeding_in_any_groups_gives_the_same_steps(text: str, places: list[int], groups: list[int]) -> None:
+    chunks = cut(text, places)
+    tokenizer = ChunkTokenizer(chunks)
+    ids = list(range(len(chunks)))
+    logprobs = [-float(i) for i in ids]
+    ends = sorted({0, len(ids), *(group % (len(ids) + 1) for group in groups)})
+
+    together, apart = StepSplitter(Boundaries(tokenizer)), StepSplitter(Boundaries(tokenizer))
+    at_once = together.feed(ids, logprobs)
+    in_groups = [segment for a, b in pairwise(ends) for segment in apart.feed(ids[a:b], logprobs[a:b])]
+
+    assert in_groups == at_once
+    assert apart.flush() == together.flush()
+    assert all(segment.logprobs == tuple(-float(i) for i in segment.token_ids) for segment in at_once)
+
+
+paragraphs = st.text(alphabet="ab 1=.", min_size=1, max_size=12).filter(str.strip)
+inner = st.lists(st.text(alphabet="xy +&", max_size=6), min_size=1, max_size=6).map("\n\n".join)
+blocks = (
+    paragraphs
+    | inner.map(lambda text: f"```python\n{text}\n$$ and \\[ in code\n```")
+    | inner.map(lambda text: f"\\[\n{text}\n\\]")
+    | inner.map(lambda text: f"$${text}$$")
+    | inner.map(lambda text: f"\\begin{{align*}}{text} \\\\[4pt] {text}\\end{{align*}}")
+    | inner.map(lambda text: f"$$\\begin{{cases}}{text}\\end{{cases}}\n\n{text}$$")
+)
+
+
+@given(blocks=st.lists(blocks, min_size=1, max_size=6), places=places)
+def test_fences_and_formulas_are_never_cut(blocks: list[str], places: list[int]) -> None:
+    """With tokens of any shape a step ends only where a block does; with single characters, at every one."""
+    pieces = [block + "\n\n" for block in blocks]
+    text = "".join(pieces)
+    block_ends = set(accumulate(len(piece) for piece in pieces))
+
+    assert set(accumulate(map(len, texts(cut(text, places))))) <= block_ends
+    assert texts(list(text)) == pieces
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        (["One", ".\n\n", "Two"], ["One.\n\n", "Two"]),
+        (["One.", "\n", "\n", "Two"], ["One.\n\n", "Two"]),
+        (["One.\n", "\n", "Two"], ["One.\n\n", "Two"]),
+        (["One.", "\n\n", "\n\n", "Two", "\n\n"], ["One.\n\n", "\n\nTwo\n\n"]),
+        (["One.", "\n\n\n", "\n", "Two"], ["One.\n\n\n", "\nTwo"]),
+        (["\n\n", "One", "\n\n"], ["\n\nOne\n\n"]),
+        (["One.", "\n\nTwo", " three", "\n\n"], ["One.\n\nTwo three\n\n"]),  # no token ends where the line is blank
+        (["One.", "\n", "Two", "\n"], ["One.\nTwo\n"]),
+        (["```\na", "\n\n", "b\n```", "\n\n", "c"], ["```\na\n\nb\n```\n\n", "c"]),
+        (["$", "$x", "\n\n", "y$", "$", "\n\n", "c"], ["$$x\n\ny$$\n\n", "c"]),
+        (["a \\\\[2pt] b", "\n\n", "c"], ["a \\\\[2pt] b\n\n", "c"]),
+        (["costs \\$$", "\n\n", "c"], ["costs \\$$\n\n", "c"]),
+        ([r"\end{x} \]", "\n\n", "c"], ["\\end{x} \\]\n\n", "c"]),
+        ([r"\begin{a}\begin{b}\end{a}", "\n\n", "c"], ["\\begin{a}\\begin{b}\\end{a}\n\n", "c"]),
+    ],
+)
+def test_examples(chunks: list[str], expected: list[str]) -> None:
+    assert texts(chunks) == expected
+
+
+@pytest.mark.parametrize("mark", ["$$", r"\[", r"\begin{align}"])
+def test_a_mark_that_is_never_closed_does_not_hold_for_ever(mark: str) -> None:
+    steps = texts([f"a {mark} b", *["\n\n", "step"] * 40])
+
+    assert 20 <= len(steps) <= 30
+    assert all(step == "step\n\n" for step in steps[1:-1])
+
+
+def test_a_fence_that_is_never_closed_holds_all_that_follows() -> None:
+    assert len(texts(["```python", *["\n\n", "$$", "code"] * 40])) == 1

@@ -1,0 +1,41 @@
+"""Every example runs as it stands, and so does the program in the README."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+_NEED_VLLM = {"01_quickstart.py"}
+
+
+def _run(program: Path) -> str:
+    done = subprocess.run([sys.executable, str(program)], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.name, marks=[pytest.mark.vllm] if path.name in _NEED_VLLM else [])
+        for path in sorted((ROOT / "examples").glob("*.py"))
+    ],
+)
+def test_example_runs(name: str) -> None:
+    assert _run(ROOT / "examples" / name).strip()
+
+
+@pytest.mark.vllm
+def test_the_readme_program_runs_and_is_under_20_lines(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert program.count("\n") < 20
+    file = tmp_path / "readme.py"
+    file.write_text(program)
+
+    printed = _run(file)
+
+    assert "answer: \\boxed{" in printed
+    assert "[target]" in printed

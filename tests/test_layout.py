@@ -1,0 +1,136 @@
+"""The rules that keep the layout sound: links, floors of imports, who may import what."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINKS = ("calibration", "kernels", "policies", "routers")
+FLOORS = (  # from the top: an import never goes up
+    ("cli",),
+    ("zoo",),
+    ("serve", "evals"),
+    ("runtime",),
+    ("metering",),
+    ("policies",),
+    ("calibration",),
+    ("routers",),
+    ("engines", "transcript"),
+    ("diffusion", "programs", "config", "boundaries"),
+    ("kernels", "errors", "types"),
+)
+FLOOR_OF = {name: -index for index, names in enumerate(FLOORS) for name in names}
+MAX_LINES = 300
+
+
+def python_files() -> list[Path]:
+    folders = (*LINKS, "reasonrt", "tests", "benchmarks", "examples", "requirements")
+    files = (path for folder in folders for path in (ROOT / folder).rglob("*.py", recurse_symlinks=False))
+    return sorted(path for path in files if path.relative_to(ROOT).parts[:2] not in {("reasonrt", x) for x in LINKS})
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of reasonrt by its name."""
+    found = {}
+    for path in python_files():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts if parts[0] == "reasonrt" else ("reasonrt", *parts) if parts[0] in LINKS else ()
+        if parts:
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Each name that `path` imports, at the top or inside a function; `from a import b` gives both a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def importers_of(package: str) -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for path in modules().values()
+        if any(name.split(".")[0] == package for name in imports(path))
+    }
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_link_is_relative_and_leads_to_the_root_folder(name: str) -> None:
+    link = ROOT / "reasonrt" / name
+
+    assert link.is_symlink()
+    assert link.readlink() == Path("..") / name
+    assert link.is_dir()
+
+
+def test_kernels_is_no_package_by_itself() -> None:
+    """With it, the root on the path would hide the `kernels` package that transformers imports."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_tests_are_no_packages() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_modules_are_found() -> None:
+    assert {"reasonrt", "reasonrt.runtime", "reasonrt.policies.base", "reasonrt.engines.base"} <= set(modules())
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_imports_the_linked_folders_by_their_bare_names(path: Path) -> None:
+    assert not [name for name in imports(path) if name.split(".")[0] in LINKS]
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_file_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("module", sorted(set(modules()) - {"reasonrt"}))
+def test_imports_never_go_up(module: str) -> None:
+    floor = FLOOR_OF[module.split(".")[1]]
+    used = {name for name in imports(modules()[module]) if name.startswith("reasonrt.")}
+
+    upwards = {name for name in used if FLOOR_OF.get(name.split(".")[1], 0) > floor}
+
+    assert not upwards
+    assert "reasonrt" not in set(imports(modules()[module])) or floor > FLOOR_OF["runtime"]
+
+
+def test_imports_make_no_circle() -> None:
+    uses = {name: {used for used in imports(path) if used in modules()} for name, path in modules().items()}
+    finished: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in finished:
+            for used in sorted(uses[name]):
+                visit(used, (*path, name))
+            finished.add(name)
+
+    for name in sorted(uses):
+        visit(name, ())
+
+
+def test_only_one_file_imports_vllm() -> None:
+    assert importers_of("vllm") <= {"reasonrt/engines/vllm.py"}
+
+
+def test_only_one_file_imports_ray() -> None:
+    assert importers_of("ray") <= {"reasonrt/serve/ray_app.py"}
+
+
+@pytest.mark.parametrize("folder", ["policies", "routers"])
+@pytest.mark.parametrize("package", ["torch", "ray", "vllm"])
+def test_policies_and_routers_know_no_heavy_library(folder: str, package: str) -> None:
+    assert not [path for path in importers_of(package) if path.startswith(f"{folder}/")]
