@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 
 from reasonrt.errors import ConfigError, RequestError
+from reasonrt.types import Limits
 
 console = Console(highlight=False)
 
@@ -37,6 +39,13 @@ def write_json(path: Path | None, value: object) -> None:
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; give --json another file") from None
+
+
+def change_limits(limits: Limits, max_tokens: int | None, deadline_s: float | None) -> Limits:
+    """`limits` with what a flag was given for."""
+    if max_tokens is not None:
+        limits = replace(limits, max_tokens=max_tokens)
+    return limits if deadline_s is None else replace(limits, deadline_s=deadline_s)
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:

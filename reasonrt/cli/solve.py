@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from reasonrt.cli.common import AUTHOR_STYLES, ConfigOption, JsonOption, console, parse_options, run, write_json
+from reasonrt.cli.common import (
+    AUTHOR_STYLES,
+    ConfigOption,
+    JsonOption,
+    change_limits,
+    console,
+    parse_options,
+    run,
+    write_json,
+)
 from reasonrt.types import Completion, FinishReason, Request, Step
 
 
@@ -29,11 +38,7 @@ def solve(
     from reasonrt.runtime import Runtime
 
     settings = load_config(config)
-    limits = settings.limits.to_limits()
-    if max_tokens is not None:
-        limits = dataclasses.replace(limits, max_tokens=max_tokens)
-    if deadline_s is not None:
-        limits = dataclasses.replace(limits, deadline_s=deadline_s)
+    limits = change_limits(settings.limits.to_limits(), max_tokens, deadline_s)
     text = typer.get_text_stream("stdin").read() if question == "-" else question
     request = Request.ask(
         text, policy, options=parse_options(option or []), limits=limits, temperature=temperature, seed=seed

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
+from reasonrt.cli.common import JsonOption, console, run, write_json
 from reasonrt.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="The small models that ship with reasonrt.")
@@ -73,13 +73,12 @@ def measure(
     name: Annotated[str, typer.Argument(help="A model of the zoo.")],
     limit: Annotated[int, typer.Option(min=1, help="Problems of the test split.")] = 1000,
     out: Annotated[Path | None, typer.Option(help="Where the journal goes; default: runs/measure/NAME.")] = None,
-    config: ConfigOption = None,
 ) -> None:
     """Measure a model on the task `zoo` and write its accuracy, by family and level, into its card."""
     from reasonrt.zoo.catalog import write_accuracy
     from reasonrt.zoo.measuring import measure_model
 
-    correct = run(measure_model(name, limit, out or Path("runs/measure") / name, config))
+    correct = run(measure_model(name, limit, out or Path("runs/measure") / name))
     card = write_accuracy(name, correct)
     table = Table("problems", "n", "accuracy")
     for key, row in card["accuracy"].items():

@@ -14,7 +14,7 @@ from typing import Any, Self
 import httpx
 
 from reasonrt.engines.base import Capability
-from reasonrt.engines.remote_wire import events, garbage, refusal, top_logprobs, translated
+from reasonrt.engines.remote_wire import events, garbage, is_http_url, refusal, top_logprobs, translated
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.types import FinishReason, Sampling, TokenDelta
@@ -55,7 +55,7 @@ class RemoteEngine:
         max_model_len: int = 4096,
         timeout_s: float = 60.0,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")) or not _is_url(base_url):
+        if not is_http_url(base_url):
             raise ConfigError(f"engine {name!r}: base_url must be like http://host:8000/v1, got {base_url!r}")
         if max_model_len < 2 or not 0 < timeout_s < math.inf:
             raise ConfigError(
@@ -291,13 +291,6 @@ class _Stream:
     def _ids_of_text(self, choice: dict[str, Any]) -> tuple[int, ...]:
         token_ids = self._engine.tokenizer.encode(choice["text"])
         stop_id = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's word and SGLang's
-        if isinstance(stop_id, int) and stop_id in self._sampling.stop_token_ids:
+        if isinstance(stop_id, int):
             token_ids.append(stop_id)  # servers leave its text out
         return tuple(token_ids)
-
-
-def _is_url(url: str) -> bool:
-    try:
-        return bool(httpx.URL(url).host)
-    except httpx.InvalidURL:
-        return False

@@ -22,6 +22,14 @@ _HINTS = {
 }
 
 
+def is_http_url(text: str) -> bool:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
+
+
 async def events(response: httpx.Response, url: str) -> AsyncGenerator[dict[str, Any], None]:
     """The JSON objects of an SSE response, up to its `[DONE]` and then its end.
 

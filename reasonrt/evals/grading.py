@@ -1,0 +1,75 @@
+"""Whether a text answers a question: equal values first, then `math-verify` in a process of its own."""
+
+import asyncio
+import logging
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Self
+
+from reasonrt.policies.answers import find_answer, same_answer
+
+_log = logging.getLogger(__name__)
+
+
+class Grader:
+    """Grades by comparing values; asks math-verify where that says no.
+
+    math-verify's timeouts are signals, which threads cannot have, so it runs in a process. A grade that hangs or
+    kills its process counts as wrong, and the next one gets a new process. Without math-verify, unequal is wrong.
+
+    Args:
+        timeout_s: how long one grade may take.
+        judge: what is asked in the process, `(text, gold) -> bool`; a module-level function.
+    """
+
+    def __init__(self, timeout_s: float = 10.0, judge: Callable[[str, str], bool] | None = None) -> None:
+        self._timeout_s, self._judge = timeout_s, judge or verify
+        self._pool: ProcessPoolExecutor | None = None
+        self._turn = asyncio.Lock()  # one grade at a time: a stuck process takes nobody along
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop_pool()
+
+    async def grade(self, text: str, gold: str) -> bool:
+        """Whether the answer in `text` is `gold`."""
+        if same_answer(find_answer(text), gold):
+            return True
+        if find_answer(text) is None:
+            return False
+        async with self._turn:
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            try:
+                return await asyncio.wait_for(
+                    asyncio.get_running_loop().run_in_executor(self._pool, self._judge, text, gold), self._timeout_s
+                )
+            except (TimeoutError, BrokenProcessPool) as error:
+                _log.warning("grading %r took %s; it counts as wrong", text[-80:], type(error).__name__)
+                self._drop_pool()
+                return False
+
+    def _drop_pool(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def verify(text: str, gold: str) -> bool:
+    """math-verify's judgement, gold first; False where it is not installed. Runs in the grader's process."""
+    try:
+        from math_verify import parse
+        from math_verify import verify as judge
+    except ImportError:
+        return False
+    boxed = gold if "$" in gold or "\\boxed" in gold else f"\\boxed{{{gold}}}"
+    return bool(judge(parse(boxed, parsing_timeout=3), parse(text, parsing_timeout=3), timeout_seconds=3))

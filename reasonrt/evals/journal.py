@@ -1,0 +1,124 @@
+"""What an evaluation has finished, on disk: one JSON line per problem and policy, in one file per run.
+
+The first line holds the run's settings. A line is written at once and whole; what a kill tore off at the end is cut
+off when the journal is opened again. So a run can be stopped at any byte and goes on with nothing done twice.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from io import BufferedRandom
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from reasonrt.errors import EvalError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One problem solved, or failed, by one policy.
+
+    Attributes:
+        label: of the policy with its options.
+        seconds: from its start to its end, with the others that ran beside it.
+        share_s: its share of the wall clock: that of its block over the block's problems.
+        engine_tokens: generated, by engine.
+        error: the message, where it failed; then it counts as wrong.
+    """
+
+    label: str
+    problem: str
+    group: str
+    gold: str
+    share_s: float
+    correct: bool = False
+    answer: str = ""
+    text: str = ""
+    seconds: float = 0.0
+    engine_tokens: dict[str, int] = field(default_factory=dict)
+    finish_reason: str = "error"
+    error: str = ""
+    usage: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.engine_tokens.values())
+
+
+class Journal:
+    """The journal of one run, open for writing.
+
+    Raises:
+        EvalError: the file belongs to a run with other settings, or cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.path = folder / "journal.jsonl"
+        self.records: list[Record] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: BufferedRandom = self.path.open("a+b")
+            self._recover(dict(settings))
+        except OSError as error:
+            raise EvalError(f"cannot use {self.path}: {error.strerror}; give another --out") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def done(self) -> set[tuple[str, str]]:
+        """(label, problem) of everything that needs no doing again."""
+        return {(record.label, record.problem) for record in self.records}
+
+    def add(self, records: list[Record]) -> None:
+        """Write records, all or none of their lines."""
+        self._write([asdict(record) for record in records])
+        self.records += records
+
+    def _write(self, values: list[dict[str, Any]]) -> None:
+        at = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(b"".join(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._take_back(at)
+            raise EvalError(
+                f"cannot write {self.path}: {error.strerror}; what was finished is kept, make room and run it again"
+            ) from None
+
+    def _take_back(self, at: int) -> None:
+        os.ftruncate(self._file.fileno(), at)
+        try:
+            self._file.close()  # it still holds what did not go out
+        except OSError:
+            os.truncate(self.path, at)
+
+    def _recover(self, settings: dict[str, Any]) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.ftruncate(self._file.fileno(), whole)
+        lines = content[:whole].splitlines()
+        if not lines:
+            self._write([{"settings": settings}])
+            return
+        try:
+            known = json.loads(lines[0])["settings"]
+            self.records = [Record(**json.loads(line)) for line in lines[1:]]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise EvalError(f"{self.path} is no journal of ours ({error}); give another --out") from None
+        settings = json.loads(json.dumps(settings))
+        for key in sorted(known.keys() | settings.keys()):
+            if known.get(key) != settings.get(key):
+                raise EvalError(
+                    f"{self.path} is of a run with {key} {known.get(key)!r}, this one has {settings.get(key)!r}; "
+                    "give another --out"
+                )

@@ -1,0 +1,150 @@
+"""The evaluation loop: policies on the same problems, in alternation, with a journal that survives a kill."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from reasonrt.errors import EvalError, ReasonRTError
+from reasonrt.evals.grading import Grader
+from reasonrt.evals.journal import Journal, Record
+from reasonrt.evals.report import Report
+from reasonrt.evals.tasks import TaskProblem, content_hash
+from reasonrt.policies.answers import find_answer
+from reasonrt.runtime import Runtime
+from reasonrt.types import Completion, Limits, Request
+
+BLOCK = 20
+"""Problems that one policy solves before the next one has its turn: machines drift, blocks share the drift."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """A policy with its options, as one arm of a comparison."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        options = ",".join(f"{key}={value}" for key, value in sorted(self.options.items()))
+        return f"{self.name}({options})" if options else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What binds a journal to its run; `concurrency` is part of it because times are."""
+
+    task: str
+    limits: Limits = field(default_factory=Limits)
+    concurrency: int = 16
+    temperature: float = 0.0
+    seed: int = 0
+    prompt_suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalProgress:
+    """How far a run is, in (policy, problem) pairs; `label` is the policy that just ran."""
+
+    done: int
+    total: int
+    label: str
+
+
+async def evaluate(
+    runtime: Runtime,
+    problems: Sequence[TaskProblem],
+    policies: Sequence[PolicySpec],
+    settings: RunSettings,
+    out: Path,
+    on_progress: Callable[[EvalProgress], None] = lambda progress: None,
+    on_record: Callable[[Record], None] = lambda record: None,
+) -> Report:
+    """Solve every problem by every policy, grade, journal, and report.
+
+    What the journal in `out` already holds is not done again.
+
+    Raises:
+        EvalError: the journal belongs to another run or cannot be written; an engine is gone for good.
+    """
+    labels = [policy.label for policy in policies]
+    if len(set(labels)) < len(labels) or not labels:
+        raise EvalError(f"name each policy once, got {', '.join(labels) or 'none'}")
+    bound = asdict(settings) | {
+        "problems": content_hash(problems),
+        "engines": {role: _identity(engine) for role, engine in runtime.engines.items()},
+    }
+    with Journal(out, bound) as journal:
+        done = journal.done()
+        total = len(problems) * len(policies)
+        async with Grader() as grader:
+            for start in range(0, len(problems), BLOCK):
+                block = problems[start : start + BLOCK]
+                turn = start // BLOCK % len(policies)
+                for policy in [*policies[turn:], *policies[:turn]]:
+                    left = [problem for problem in block if (policy.label, problem.id) not in done]
+                    if left:
+                        journal.add(await _solve_block(runtime, grader, policy, left, settings))
+                        done |= {(policy.label, problem.id) for problem in left}
+                        for record in journal.records[-len(left) :]:
+                            on_record(record)
+                    counted = sum(1 for label, _ in done if label in labels)
+                    on_progress(EvalProgress(min(counted, total), total, policy.label))
+    wanted = {problem.id for problem in problems}
+    records = [record for record in journal.records if record.label in labels and record.problem in wanted]
+    return Report(settings.task, labels, records)
+
+
+def _identity(engine: object) -> str:
+    """What an engine runs: another model is another run."""
+    return str(getattr(engine, "model", None) or type(engine).__name__)
+
+
+async def _solve_block(
+    runtime: Runtime, grader: Grader, policy: PolicySpec, problems: list[TaskProblem], settings: RunSettings
+) -> list[Record]:
+    requests = [
+        Request.ask(
+            problem.question + settings.prompt_suffix,
+            policy.name,
+            options=policy.options,
+            limits=settings.limits,
+            temperature=settings.temperature,
+            seed=settings.seed,
+        )
+        for problem in problems
+    ]
+    started = time.perf_counter()
+    results: dict[int, Completion | ReasonRTError] = {}
+    async for index, result in runtime.solve_all(requests, settings.concurrency):
+        results[index] = result
+    share_s = (time.perf_counter() - started) / len(problems)
+    records = [_record(policy.label, problem, results[index], share_s) for index, problem in enumerate(problems)]
+    return [
+        record if record.error else replace(record, correct=await grader.grade(record.text, record.gold))
+        for record in records
+    ]
+
+
+def _record(label: str, problem: TaskProblem, result: Completion | ReasonRTError, share_s: float) -> Record:
+    known: dict[str, Any] = {
+        "label": label,
+        "problem": problem.id,
+        "group": problem.group,
+        "gold": problem.answer,
+        "share_s": share_s,
+    }
+    if isinstance(result, ReasonRTError):
+        return Record(**known, error=str(result))
+    text = result.content or result.text
+    return Record(
+        **known,
+        text=text,
+        answer=find_answer(text) or "",
+        seconds=result.seconds,
+        engine_tokens={name: usage.generated for name, usage in result.usage.items()},
+        finish_reason=str(result.finish_reason),
+        usage={name: asdict(usage) for name, usage in result.usage.items()},
+    )

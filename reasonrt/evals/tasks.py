@@ -1,0 +1,104 @@
+"""What is evaluated on: problems with a known answer.
+
+Tasks come from installed packages, by the entry point group `reasonrt.tasks` (the zoo's among them), or from a JSONL
+file of `{"question", "answer"}`. An entry point is a mapping-like object: `names()` and `load(name, split, limit)`.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from reasonrt.errors import EvalError
+
+GSM8K = "gsm8k"
+GSM8K_FILES = tuple(
+    Path(folder) / f"{GSM8K}{part}.jsonl" for folder in (".", "data") for part in ("", "_test", "_train")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskProblem:
+    """One question; `group` is what per-group tables are made by, such as `gcd/3`."""
+
+    id: str
+    question: str
+    answer: str
+    group: str = ""
+
+
+class TaskSource(Protocol):
+    """What an entry point in `reasonrt.tasks` loads to."""
+
+    def names(self) -> Sequence[str]: ...
+
+    def load(self, name: str, split: str, limit: int) -> list[TaskProblem]: ...
+
+
+def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
+    """The first `limit` problems of a task by its name, or of a JSONL file by its path.
+
+    Raises:
+        EvalError: no such task or file, or a line of the file that is no problem.
+    """
+    if limit < 1:
+        raise EvalError(f"limit must be at least 1, got {limit}")
+    known: list[str] = []
+    for entry in entry_points(group="reasonrt.tasks"):
+        source: TaskSource = entry.load()
+        names = source.names()
+        if name in names or name.partition(":")[0] in names:
+            return source.load(name, split, limit)
+        known += names
+    if name == GSM8K:
+        file = next((file for file in GSM8K_FILES if file.exists()), None)
+        if file is None:
+            raise EvalError("gsm8k is not here; give the path of its JSONL file as the task")
+        return read_problems(file, limit)
+    if name.endswith(".jsonl") or Path(name).is_file():
+        return read_problems(Path(name), limit)
+    raise EvalError(f"unknown task {name!r}; there are {', '.join(sorted(known))}, and any JSONL file by its path")
+
+
+def read_problems(file: Path, limit: int) -> list[TaskProblem]:
+    """Problems of a JSONL file. An answer after `####` (GSM8K's way) is taken from there."""
+    problems: list[TaskProblem] = []
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip() and len(problems) < limit:
+                    problems.append(_read_problem(file, number, line))
+    except OSError as error:
+        raise EvalError(f"cannot read {file}: {error.strerror}") from None
+    if not problems:
+        raise EvalError(f"{file} holds no problem; each line is a JSON object with question and answer")
+    return problems
+
+
+def _read_problem(file: Path, number: int, line: str) -> TaskProblem:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise EvalError(
+            f"{file}, line {number} is not JSON ({error.msg}): {_short(line)}; correct or remove it"
+        ) from None
+    if not isinstance(value, dict) or not {"question", "answer"} <= value.keys():
+        raise EvalError(f"{file}, line {number} needs the keys question and answer, it is {_short(line)}")
+    answer = str(value["answer"]).rpartition("####")[2].strip()
+    return TaskProblem(f"{file.name}/{number}", str(value["question"]), answer, str(value.get("group", "")))
+
+
+def content_hash(problems: Sequence[TaskProblem]) -> str:
+    """Changes with any question, answer or order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _short(line: str) -> str:
+    line = line.strip()
+    return line if len(line) <= 60 else line[:57] + "..."

@@ -1,0 +1,36 @@
+"""The zoo's problems as evaluation tasks: `zoo`, each family by its name, and one level as `gcd:3`."""
+
+from collections.abc import Sequence
+
+from reasonrt.errors import EvalError
+from reasonrt.evals.tasks import TaskProblem
+from reasonrt.zoo.problems import FAMILIES, LEVELS, MIXTURE, SPLITS, mixture
+
+
+class ZooTasks:
+    """What the entry point `reasonrt.tasks` loads. `unsolvable` has no answers and so is no task."""
+
+    def names(self) -> Sequence[str]:
+        return ["zoo", *sorted(set(FAMILIES) - {"unsolvable"})]
+
+    def load(self, name: str, split: str, limit: int) -> list[TaskProblem]:
+        if split not in SPLITS:
+            raise EvalError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+        return [
+            TaskProblem(problem.id, problem.question, problem.answer, f"{problem.family}/{problem.level}")
+            for problem in mixture(split, limit, self._shares(name))
+        ]
+
+    def _shares(self, name: str) -> dict[tuple[str, int], float]:
+        family, colon, level = name.partition(":")
+        if family == "zoo" and not colon:
+            return MIXTURE
+        if not colon:
+            of_family = {key: share for key, share in MIXTURE.items() if key[0] == family}
+            return {key: share / sum(of_family.values()) for key, share in of_family.items()}
+        if family == "zoo" or level not in map(str, LEVELS):
+            raise EvalError(f"unknown task {name!r}; a level is FAMILY:1 to FAMILY:{LEVELS[-1]}")
+        return {(family, int(level)): 1.0}
+
+
+zoo_task = ZooTasks()

@@ -1,0 +1,123 @@
+"""What tests share: the models that ship, real engines on them (one of each per session), and a tokenizer."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+import reasonrt.zoo
+from reasonrt.engines.remote import RemoteEngine
+from reasonrt.engines.vllm import VllmEngine, VllmSettings
+
+MODELS = Path(reasonrt.zoo.__file__).parent / "models"
+SERVER_START_S = 120.0
+
+
+def core(index: int) -> str:
+    """The CPU core of one of several engines, so that they do not fight for one."""
+    cores = sorted(os.sched_getaffinity(0))
+    return str(cores[index % len(cores)])
+
+
+@pytest.fixture(scope="session")
+def nano_draft() -> Path:
+    return MODELS / "nano-draft"
+
+
+@pytest.fixture(scope="session")
+def nano_target() -> Path:
+    return MODELS / "nano-target"
+
+
+@pytest.fixture(scope="session")
+async def draft_engine(nano_draft: Path) -> AsyncIterator[VllmEngine]:
+    engine = await VllmEngine("draft", nano_draft, VllmSettings(cores=core(0))).start()
+    yield engine
+    await engine.aclose()
+
+
+@pytest.fixture(scope="session")
+async def target_engine(nano_target: Path) -> AsyncIterator[VllmEngine]:
+    engine = await VllmEngine("target", nano_target, VllmSettings(cores=core(1))).start()
+    yield engine
+    await engine.aclose()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(nano_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a `vllm serve` of nano-target, started here."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(nano_target)]
+    command += ["--served-model-name", "nano-target", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", "1024", "--block-size", "32", "--max-num-seqs", "32", "--enforce-eager"]
+    command += ["--kv-cache-memory-bytes", str(256 << 20), "--enable-prompt-tokens-details"]
+    environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": core(0), "VLLM_NO_USAGE_STATS": "1"}
+    log = tmp_path_factory.mktemp("vllm") / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        wait_until_healthy(server, f"http://127.0.0.1:{port}/health", log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        stop(server)
+
+
+def wait_until_healthy(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    give_up = time.monotonic() + SERVER_START_S
+    while time.monotonic() < give_up and server.poll() is None:
+        try:
+            if httpx.get(url, timeout=2.0).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail(f"vllm serve did not start; the end of its log:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def stop(server: "subprocess.Popen[bytes]") -> None:
+    """End the server and, whatever becomes of it, the engine processes under it."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(20)
+
+
+@pytest.fixture(scope="session")
+async def remote_engine(vllm_server: str, nano_target: Path) -> AsyncIterator[RemoteEngine]:
+    engine = await RemoteEngine("remote", vllm_server, "nano-target", tokenizer=nano_target).start()
+    yield engine
+    await engine.aclose()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer without a model: one token per byte, one for ".\\n\\n", one for the end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<|end|>", *alphabet, ".Ċ", ".ĊĊ"])}
+    backend = Tokenizer(models.BPE(vocabulary, [(".", "Ċ"), (".Ċ", "Ċ")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|end|>"])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return folder

@@ -1,0 +1,407 @@
+"""The runtime keeps every limit, stops all work when it is left, and accounts for each token."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasonrt import Completion, FinishReason, Limits, ReasonRTError, Request, Runtime, Step
+from reasonrt.engines.base import Engine
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.errors import ConfigError, EngineError, RequestError
+from reasonrt.policies import registry
+from reasonrt.policies.base import PolicyOptions
+from reasonrt.policies.registry import policy_names
+from reasonrt.types import PolicyEvent, Sampling
+
+STEPS = ["<think>\nOne.\n\n", "Two.\n\n", "Three.\n\n", "</think>\n\n", r"\boxed{7}"]
+TEXT = "".join(STEPS)
+POLICIES = policy_names()
+
+
+def make_runtime(script: Any = TEXT, **settings: Any) -> Runtime:
+    return Runtime({role: ScriptedEngine(role, script, **settings) for role in ("target", "draft")})
+
+
+def scripted(runtime: Runtime) -> list[ScriptedEngine]:
+    return [engine for engine in runtime.engines.values() if isinstance(engine, ScriptedEngine)]
+
+
+def assert_adds_up(completion: Completion, runtime: Runtime, before: Mapping[str, int] | None = None) -> None:
+    """Each engine's own count is the usage's, and what was not committed was discarded."""
+    for engine in scripted(runtime):
+        usage = completion.usage.get(engine.name)
+        generated = engine.generated_tokens - (before or {}).get(engine.name, 0)
+        committed = sum(len(step.token_ids) for step in completion.steps if step.author == engine.name)
+        assert (usage.generated if usage else 0) == generated
+        assert (usage.discarded + committed if usage else 0) == generated
+        assert not usage or 0 <= usage.probe <= usage.discarded
+        assert engine.running == 0
+
+
+class Reader(PolicyOptions):
+    """Asks both engines for everything that they can do and commits the target's first step, twice."""
+
+    engines = ("target", "draft")
+
+    async def solve(self, request: Request, engines: Mapping[str, Engine]) -> AsyncGenerator[PolicyEvent, None]:
+        target, draft = engines["target"], engines["draft"]
+        prompt = target.tokenizer.chat(request.messages)
+        await target.read(prompt, [2, 3])
+        await draft.score(prompt)
+        for _ in range(2):
+            async with aclosing(target.generate(prompt, Sampling(6, stop_token_ids=frozenset({1})))) as stream:
+                ids = [i async for delta in stream for i in delta.token_ids]
+            yield Step(target.tokenizer.decode(ids), tuple(ids), target.name)
+        await draft.read(prompt, [2])
+
+
+@pytest.fixture()
+def reader() -> Iterator[str]:
+    registry._OWN["reader"] = Reader
+    yield "reader"
+    del registry._OWN["reader"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_solve_yields_the_steps_and_then_the_completion(policy: str) -> None:
+    async with make_runtime() as runtime:
+        events = [event async for event in runtime.solve(Request.ask("?", policy))]
+
+    *steps, completion = events
+    assert isinstance(completion, Completion)
+    assert tuple(steps) == completion.steps
+    assert [step.text for step in completion.steps] == STEPS
+    assert completion.finish_reason is FinishReason.STOP
+    assert completion.content == r"\boxed{7}"
+    assert_adds_up(completion, runtime)
+
+
+@given(
+    policy=st.sampled_from(POLICIES),
+    max_tokens=st.integers(1, 60),
+    max_calls=st.integers(1, 8),
+    chunk=st.integers(1, 50),
+    steps=st.lists(st.text("ab.", min_size=1, max_size=6).map(lambda text: text + "\n\n"), max_size=8),
+)
+async def test_usage_adds_up_under_any_limits(
+    policy: str, max_tokens: int, max_calls: int, chunk: int, steps: list[str]
+) -> None:
+    runtime = make_runtime("".join(steps) + "end", chunk_tokens=chunk)
+    limits = Limits(max_tokens=max_tokens, max_engine_calls=max_calls)
+
+    completion = await runtime.complete(Request.ask("?", policy, limits=limits))
+
+    assert_adds_up(completion, runtime)
+    assert sum(len(step.token_ids) for step in completion.steps) <= max_tokens
+    assert sum(usage.calls for usage in completion.usage.values()) <= max_calls
+    assert "".join([*steps, "end"]).startswith("".join(step.text for step in completion.steps))
+    assert all(step.text.strip() for step in completion.steps)
+
+
+async def test_usage_counts_reads_scores_and_cached_prompts(reader: str) -> None:
+    runtime = make_runtime()
+
+    completion = await runtime.complete(Request.ask("?", reader))
+
+    prompt = len(runtime.engines["target"].tokenizer.chat(Request.ask("?").messages))
+    target, draft = completion.usage["target"], completion.usage["draft"]
+    assert (target.calls, target.probe, draft.calls, draft.probe) == (3, 1, 2, 1)
+    assert (target.prefilled, target.cached) == (2 * prompt + 1, prompt - 1)
+    assert draft.prefilled == 2 * prompt
+    assert_adds_up(completion, runtime)
+
+
+async def test_one_engine_in_two_roles_is_counted_once(reader: str) -> None:
+    both = ScriptedEngine("both", TEXT)
+    runtime = Runtime({"target": both, "draft": both})
+
+    completion = await runtime.complete(Request.ask("?", reader))
+
+    assert set(completion.usage) == {"both"}
+    assert_adds_up(completion, Runtime({"target": both}))
+
+
+def test_two_engines_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two engines are named 'x'"):
+        Runtime({"target": ScriptedEngine("x", ""), "draft": ScriptedEngine("x", "")})
+
+
+@pytest.mark.parametrize("policy", ["target", "draft"])
+async def test_token_limit_cuts_the_last_step_and_says_so(policy: str) -> None:
+    runtime = make_runtime(chunk_tokens=3)
+
+    completion = await runtime.complete(Request.ask("?", policy, limits=Limits(max_tokens=17)))
+
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert [step.is_complete for step in completion.steps] == [True, False]
+    assert TEXT.startswith("".join(step.text for step in completion.steps))
+    assert_adds_up(completion, runtime)
+
+
+async def test_committed_text_never_exceeds_the_token_limit(reader: str) -> None:
+    runtime = make_runtime("abcde\n\n")
+
+    completion = await runtime.complete(Request.ask("?", reader, limits=Limits(max_tokens=11)))
+
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert [step.text for step in completion.steps] == ["abcde\n\n"]  # a second step of 6 tokens would be 12
+    assert_adds_up(completion, runtime)
+
+
+@pytest.mark.parametrize(("max_calls", "steps"), [(1, 0), (2, 0), (3, 1), (4, 2), (5, 2)])
+async def test_call_limit_ends_the_request_with_what_is_committed(reader: str, max_calls: int, steps: int) -> None:
+    runtime = make_runtime()
+
+    completion = await runtime.complete(Request.ask("?", reader, limits=Limits(max_engine_calls=max_calls)))
+
+    assert completion.finish_reason is (FinishReason.STOP if max_calls == 5 else FinishReason.CALLS)
+    assert len(completion.steps) == steps
+    assert sum(usage.calls for usage in completion.usage.values()) == max_calls
+    assert_adds_up(completion, runtime)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("deadline_s", [0.04, 0.23])
+async def test_deadline_returns_what_is_committed_in_time(policy: str, deadline_s: float) -> None:
+    engine_step_s = 0.05
+    runtime = make_runtime("a.\n\n" * 100, seconds_per_token=engine_step_s, chunk_tokens=1)
+    request = Request.ask("?", policy, limits=Limits(deadline_s=deadline_s))
+
+    started = time.perf_counter()
+    completion = await runtime.complete(request)
+    seconds = time.perf_counter() - started
+
+    assert completion.finish_reason is FinishReason.DEADLINE
+    assert deadline_s <= seconds <= deadline_s + 0.1 + engine_step_s
+    assert_adds_up(completion, runtime)
+    if policy in ("target", "draft"):  # 3 tokens, 150 ms a step
+        assert len(completion.steps) == int(deadline_s / 0.15)
+
+
+async def test_deadline_holds_for_an_engine_that_never_waits() -> None:
+    runtime = make_runtime("a.\n\n" * 100_000, max_model_len=1_000_000)
+    request = Request.ask("?", limits=Limits(max_tokens=400_000, deadline_s=0.05))
+
+    completion = await runtime.complete(request)
+
+    assert completion.finish_reason is FinishReason.DEADLINE
+    assert 0 < len(completion.steps) < 100_000
+    assert_adds_up(completion, runtime)
+
+
+async def test_deadline_counts_the_time_that_the_reader_takes() -> None:
+    runtime = make_runtime()
+    seen = []
+
+    async with aclosing(runtime.solve(Request.ask("?", limits=Limits(deadline_s=0.05)))) as events:
+        async for event in events:
+            seen.append(event)
+            await asyncio.sleep(0.06)
+
+    assert [type(event) for event in seen] == [Step, Completion]
+    assert isinstance(seen[-1], Completion)
+    assert seen[-1].finish_reason is FinishReason.DEADLINE
+
+
+async def test_nothing_is_lost_between_deadline_and_an_outer_timeout() -> None:
+    runtime = make_runtime(seconds_per_token=0.05)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.06):
+            await runtime.complete(Request.ask("?", limits=Limits(deadline_s=10)))
+
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(num_events=st.integers(0, 5))
+async def test_closing_the_iterator_stops_every_engine(policy: str, num_events: int) -> None:
+    runtime = make_runtime(chunk_tokens=1)
+    events = runtime.solve(Request.ask("?", policy))
+
+    for _ in range(num_events):
+        await anext(events)
+    await events.aclose()
+
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_cancelling_the_task_stops_every_engine(policy: str) -> None:
+    runtime = make_runtime(seconds_per_token=0.01)
+    task = asyncio.create_task(runtime.complete(Request.ask("?", policy)))
+    await asyncio.sleep(0.06)
+    assert sum(engine.running for engine in scripted(runtime)) >= 1
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+async def test_abandoned_iterator_stops_its_engine() -> None:
+    runtime = make_runtime(chunk_tokens=1)
+    events = runtime.solve(Request.ask("?"))
+    await anext(events)
+    assert scripted(runtime)[0].running == 1
+
+    del events
+    gc.collect()
+    await asyncio.sleep(0.02)
+
+    assert scripted(runtime)[0].running == 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_dead_engine_is_an_error_and_the_next_request_works(policy: str) -> None:
+    runtime = make_runtime(seconds_per_token=0.005)
+    task = asyncio.create_task(runtime.complete(Request.ask("?", policy)))
+    await asyncio.sleep(0.05)
+    for engine in scripted(runtime):
+        engine.kill()
+
+    with pytest.raises(EngineError, match="died"):
+        await task
+    assert all(engine.running == 0 for engine in scripted(runtime))
+    before = {engine.name: engine.generated_tokens for engine in scripted(runtime)}
+    completion = await runtime.complete(Request.ask("?", policy))
+
+    assert completion.finish_reason is FinishReason.STOP
+    assert_adds_up(completion, runtime, before)
+
+
+@given(concurrency=st.integers(1, 12), num_requests=st.integers(0, 30))
+async def test_solve_all_gives_every_result_once_and_keeps_its_bound(concurrency: int, num_requests: int) -> None:
+    most = 0
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        nonlocal most
+        most = max(most, scripted(runtime)[0].running + 1)
+        return prompt.split()[1]
+
+    runtime = make_runtime(script)
+    drawn = 0
+
+    def requests() -> Iterator[Request]:
+        nonlocal drawn
+        for index in range(num_requests):
+            drawn += 1
+            yield Request.ask(f"{index}", "nonsense" if index % 7 == 3 else "target")
+
+    results = {}
+    async for index, result in runtime.solve_all(requests(), concurrency):
+        assert index not in results
+        results[index] = result
+        assert drawn <= len(results) + concurrency
+
+    assert sorted(results) == list(range(num_requests))
+    for index, result in results.items():
+        if index % 7 == 3:
+            assert isinstance(result, RequestError)
+        else:
+            assert isinstance(result, Completion)
+            assert result.text == f"{index}"
+    assert most <= concurrency
+
+
+async def test_solve_all_is_stopped_by_closing_it() -> None:
+    runtime = make_runtime(seconds_per_token=0.005)
+    results = runtime.solve_all([Request.ask("?"), *[Request.ask("?", "self_consistency")] * 5], concurrency=4)
+
+    await anext(results)
+    await results.aclose()
+
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+async def test_solve_all_refuses_no_concurrency() -> None:
+    with pytest.raises(RequestError, match="concurrency must be at least 1, got 0"):
+        await anext(make_runtime().solve_all([], concurrency=0))
+
+
+async def test_solve_all_passes_on_what_its_iterable_raises_and_stops() -> None:
+    runtime = make_runtime(seconds_per_token=0.005)
+
+    def requests() -> Iterator[Request]:
+        yield Request.ask("?")
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="disk"):
+        async for _ in runtime.solve_all(requests()):
+            pass
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+class Fragile(ScriptedEngine):
+    def __init__(self, name: str, log: list[str], fails_at: str = "") -> None:
+        super().__init__(name, "")
+        self.log, self.fails_at = log, fails_at
+
+    async def start(self) -> "Fragile":
+        self.log.append(f"start {self.name}")
+        if self.fails_at == "start":
+            raise EngineError(f"engine {self.name!r} does not start")
+        return self
+
+    async def aclose(self) -> None:
+        self.log.append(f"close {self.name}")
+        if self.fails_at == "close":
+            raise EngineError(f"engine {self.name!r} does not close")
+
+
+async def test_engine_that_does_not_start_leaves_none_open() -> None:
+    log: list[str] = []
+    runtime = Runtime({"a": Fragile("a", log), "b": Fragile("b", log, "start"), "c": Fragile("c", log)})
+
+    with pytest.raises(EngineError, match="'b' does not start"):
+        async with runtime:
+            pass
+
+    assert log == ["start a", "start b", "close b", "close a"]
+
+
+async def test_engine_that_does_not_close_keeps_no_other_open() -> None:
+    log: list[str] = []
+
+    with pytest.raises(EngineError, match="'b' does not close"):
+        async with Runtime({"a": Fragile("a", log), "b": Fragile("b", log, "close")}):
+            pass
+
+    assert log == ["start a", "start b", "close b", "close a"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        (Request.ask("?", "magic"), RequestError, r"unknown policy 'magic'; there are draft, .*target"),
+        (Request.ask("?", options={"k": 3}), RequestError, r"unknown option 'k'; Target knows none"),
+        (
+            Request.ask("?", "self_consistency", options={"n": 3}),
+            RequestError,
+            r"unknown option 'n'; SelfConsistency knows engine, k, temperature",
+        ),
+        (Request.ask("?", "self_consistency", options={"k": 0}), RequestError, r"k must be .* \[1, 64\], got 0"),
+        (Request.ask("?", "self_consistency", options={"k": "5"}), RequestError, r"k must be .* got '5'"),
+        (Request.ask("?", "self_consistency", options={"temperature": "hot"}), RequestError, r"temperature .* 'hot'"),
+        (Request.ask("?", "self_consistency", options={"engine": "gpt"}), RequestError, r"engine must be .* 'gpt'"),
+        (Request.ask("?", "draft"), ConfigError, r"no engine has the role 'draft'; there are target: add it"),
+        (Request.ask("long " * 30), RequestError, r"the prompt has \d+ tokens, engine 'target' takes at most 99"),
+        (Request.ask("long " * 30, "self_consistency"), RequestError, r"the prompt has \d+ tokens"),
+    ],
+)
+async def test_bad_request_gets_one_clear_line(request_: Request, error: type[ReasonRTError], message: str) -> None:
+    runtime = Runtime({"target": ScriptedEngine("target", TEXT, max_model_len=100)})
+
+    with pytest.raises(error, match=message) as raised:
+        await runtime.complete(request_)
+
+    assert "\n" not in str(raised.value)
+    assert scripted(runtime)[0].generated_tokens == 0
