@@ -54,11 +54,12 @@ async def target_engine(nano_target: Path) -> AsyncIterator[VllmEngine]:
 
 @pytest.fixture(scope="session")
 def vllm_server(nano_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of a `vllm serve` of nano-target, started here."""
+    """The base URL of a vLLM server of nano-target, started here."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(nano_target)]
+    # the command `vllm serve` looks for a package called vllm, which the CPU build is not
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(nano_target)]
     command += ["--served-model-name", "nano-target", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "1024", "--block-size", "32", "--max-num-seqs", "32", "--enforce-eager"]
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--enable-prompt-tokens-details"]
@@ -83,7 +84,7 @@ def wait_until_healthy(server: "subprocess.Popen[bytes]", url: str, log: Path) -
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    pytest.fail(f"vllm serve did not start; the end of its log:\n{log.read_text(errors='replace')[-2000:]}")
+    pytest.fail(f"the vLLM server did not start; the end of its log:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def stop(server: "subprocess.Popen[bytes]") -> None:

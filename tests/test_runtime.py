@@ -62,7 +62,7 @@ class Reader(PolicyOptions):
         await draft.read(prompt, [2])
 
 
-@pytest.fixture()
+@pytest.fixture
 def reader() -> Iterator[str]:
     registry._OWN["reader"] = Reader
     yield "reader"

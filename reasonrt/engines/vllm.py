@@ -5,7 +5,6 @@ GPUs. When the engine core dies, what runs on it fails with `EngineError` and th
 """
 
 import asyncio
-import gc
 import itertools
 import logging
 import os
@@ -81,8 +80,6 @@ class VllmEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             await _shut_down(llm)
-            del llm
-            gc.collect()  # it sits in a cycle and would complain when the interpreter ends
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> "_Stream":
         if self.settings.scores:
@@ -298,6 +295,8 @@ async def _shut_down(llm: Any) -> None:
     if llm.output_handler is not None:
         llm.output_handler.cancel()
     await asyncio.to_thread(llm.shutdown)
+    # it would shut down once more as the interpreter ends, with half of its modules gone
+    llm.shutdown = lambda timeout=None: None
 
 
 def quiet_vllm() -> None:

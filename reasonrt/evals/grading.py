@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self
 
-from reasonrt.policies.answers import find_answer, same_answer
+from reasonrt.policies.answers import find_answer, normal_form, same_answer
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +38,16 @@ class Grader:
     ) -> None:
         self._drop_pool()
 
-    async def grade(self, text: str, gold: str) -> bool:
-        """Whether the answer in `text` is `gold`."""
-        if same_answer(find_answer(text), gold):
-            return True
-        if find_answer(text) is None:
+    async def grade(self, text: str, gold: str, is_exact: bool = False) -> bool:
+        """Whether the answer in `text` is `gold`.
+
+        With `is_exact` there is no algebra in the answer, and none is tried: to math-verify the base-16 number f9
+        is a product that may be turned round, and a list is a set. Lists are never left to it.
+        """
+        answer = find_answer(text)
+        if answer is None or same_answer(answer, gold):
+            return answer is not None
+        if is_exact or isinstance(normal_form(gold), tuple):
             return False
         async with self._turn:
             if self._pool is None:
@@ -51,9 +56,10 @@ class Grader:
                 return await asyncio.wait_for(
                     asyncio.get_running_loop().run_in_executor(self._pool, self._judge, text, gold), self._timeout_s
                 )
-            except (TimeoutError, BrokenProcessPool) as error:
-                _log.warning("grading %r took %s; it counts as wrong", text[-80:], type(error).__name__)
-                self._drop_pool()
+            except Exception as error:  # noqa: BLE001 - a time-out, a dead process, whatever a parser trips over
+                _log.warning("grading %r ended in %s; it counts as wrong", text[-80:], type(error).__name__)
+                if isinstance(error, TimeoutError | BrokenProcessPool):
+                    self._drop_pool()
                 return False
 
     def _drop_pool(self) -> None:

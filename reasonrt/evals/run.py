@@ -123,8 +123,10 @@ async def _solve_block(
     share_s = (time.perf_counter() - started) / len(problems)
     records = [_record(policy.label, problem, results[index], share_s) for index, problem in enumerate(problems)]
     return [
-        record if record.error else replace(record, correct=await grader.grade(record.text, record.gold))
-        for record in records
+        record
+        if record.error
+        else replace(record, correct=await grader.grade(record.text, record.gold, problem.is_exact))
+        for record, problem in zip(records, problems, strict=True)
     ]
 
 

@@ -22,12 +22,18 @@ GSM8K_FILES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class TaskProblem:
-    """One question; `group` is what per-group tables are made by, such as `gcd/3`."""
+    """One question.
+
+    Attributes:
+        group: what per-group tables are made by, such as `gcd/3`.
+        is_exact: whether only an equal value is right, not what algebra can turn into one.
+    """
 
     id: str
     question: str
     answer: str
     group: str = ""
+    is_exact: bool = False
 
 
 class TaskSource(Protocol):

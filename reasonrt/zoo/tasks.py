@@ -17,7 +17,9 @@ class ZooTasks:
         if split not in SPLITS:
             raise EvalError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
         return [
-            TaskProblem(problem.id, problem.question, problem.answer, f"{problem.family}/{problem.level}")
+            TaskProblem(
+                problem.id, problem.question, problem.answer, f"{problem.family}/{problem.level}", is_exact=True
+            )
             for problem in mixture(split, limit, self._shares(name))
         ]
 

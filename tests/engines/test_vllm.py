@@ -115,10 +115,9 @@ async def test_a_scoring_model_scores_and_nothing_else(nano_draft: Path, tmp_pat
     config = AutoConfig.from_pretrained(nano_draft, num_labels=1)
     model = Qwen3ForSequenceClassification(config).to(torch.bfloat16).eval()
     model.save_pretrained(tmp_path)
-    for file in nano_draft.glob("*token*"):
-        shutil.copy(file, tmp_path)
-    for file in nano_draft.glob("*.jinja"):
-        shutil.copy(file, tmp_path)
+    shutil.copytree(
+        nano_draft, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json", "*.safetensors")
+    )
     engine = await VllmEngine("reward", tmp_path, VllmSettings(scores=True, kv_cache_mib=64)).start()
     try:
         prompt = engine.tokenizer.chat((Message("user", QUESTION),))

@@ -27,7 +27,7 @@ class Shout(PolicyOptions):
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package that announces `shout`, and `broken`, whose module does not exist."""
     (tmp_path / "shouting.py").write_text(CODE)
@@ -41,7 +41,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "shout"
 
 
-@pytest.fixture()
+@pytest.fixture
 def runtime() -> Runtime:
     return Runtime({"target": ScriptedEngine("target", "")})
 

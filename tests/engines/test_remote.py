@@ -1,0 +1,308 @@
+"""Servers that behave, and that do not, behind `RemoteEngine`."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonrt.engines.base import Capability
+from reasonrt.engines.remote import RemoteEngine
+from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
+from reasonrt.types import FinishReason, Sampling, TokenDelta
+
+PROMPT = [1, 2, 3]
+END, FULL_STOP_BLANK_LINE = 0, 258
+Reply = Callable[["Call"], Awaitable[None]]
+
+
+class Call:
+    """One request to the fake server, to be answered."""
+
+    def __init__(self, path: str, headers: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        self.path, self.headers, self.body, self._writer = path, headers, body, writer
+
+    async def answer(self, status: int, content: object) -> None:
+        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        self._writer.write(b"HTTP/1.1 %d X\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (status, len(data)))
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def stream(self, *events: object, ends: bool = True) -> None:
+        self._writer.write(b"HTTP/1.1 200 X\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for event in events:
+            data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
+            line = f"data: {data}\r\n\r\n".encode()
+            self._writer.write(b"%x\r\n%b\r\n" % (len(line), line))
+        if ends:
+            self._writer.write(b"0\r\n\r\n")
+        await self._writer.drain()
+
+
+class FakeServer:
+    """Answers by `reply`; before that, `start` finds a server that gives what `probe` holds."""
+
+    def __init__(self, reply: Reply | None = None, probe: dict[str, Any] | None = None) -> None:
+        self.reply, self.probe = reply, probe if probe is not None else WITH_IDS
+        self.calls: list[Call] = []
+        self.hung_up = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            lengths = [line.split(":")[1] for line in head.lower().splitlines() if line.startswith("content-length")]
+            body = json.loads(await reader.readexactly(int(lengths[0]))) if lengths else {}
+            call = Call(head.split()[1], head, body, writer)
+            self.calls.append(call)
+            if call.path == "/v1/models":
+                await call.answer(200, {"data": [{"id": "m", "max_model_len": 512}]})
+            elif not body.get("stream") and self.probe:
+                await call.answer(200, {"choices": [self.probe]})
+            elif self.reply:
+                await self.reply(call)
+                if body.get("stream") and await reader.read() == b"":
+                    self.hung_up.set()
+        writer.close()
+
+
+WITH_IDS: dict[str, Any] = {
+    "text": "x",
+    "token_ids": [1],
+    "logprobs": {"top_logprobs": [{f"token_id:{token_id}": -1.0 - token_id for token_id in range(5)}]},
+}
+WITH_TEXT: dict[str, Any] = {"text": "x", "logprobs": {"top_logprobs": [{"x": -0.5, "y": -1.5}]}}
+
+
+@asynccontextmanager
+async def engine_on(server: FakeServer, folder: Path, **settings: Any) -> AsyncIterator[RemoteEngine]:
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    settings = {"timeout_s": 2.0, "tokenizer": folder} | settings
+    engine = RemoteEngine("far", f"http://127.0.0.1:{port}/v1/", "m", **settings)
+    try:
+        yield engine
+    finally:
+        await engine.aclose()
+        listening.close()
+
+
+async def collect(engine: RemoteEngine, sampling: Sampling) -> list[TokenDelta]:
+    async with aclosing(engine.generate(PROMPT, sampling)) as stream:
+        return [delta async for delta in stream]
+
+
+def chunk(token_ids: list[int], finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    return {"choices": [{"text": "", "token_ids": token_ids, "finish_reason": finish, **fields}]}
+
+
+def text_chunk(text: str, completion_tokens: int, finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    usage = {"completion_tokens": completion_tokens}
+    return {"choices": [{"text": text, "finish_reason": finish, **fields}], "usage": usage}
+
+
+def replies(*events: object, ends: bool = True) -> Reply:
+    async def reply(call: Call) -> None:
+        await call.stream(*events, ends=ends)
+
+    return reply
+
+
+def refuses(status: int, content: object) -> Reply:
+    async def reply(call: Call) -> None:
+        await call.answer(status, content)
+
+    return reply
+
+
+async def test_start_finds_out_what_the_server_can_do(tokenizer_folder: Path) -> None:
+    server = FakeServer()
+    async with engine_on(server, tokenizer_folder, api_key="secret") as engine:
+        await engine.start()
+        await engine.start()
+
+        assert engine.capabilities == {Capability.TOKEN_IDS, Capability.LOGPROBS, Capability.READ}
+        assert engine.max_model_len == 512
+        assert [call.path for call in server.calls] == ["/v1/models", "/v1/completions"]
+        assert all("Bearer secret" in call.headers for call in server.calls)
+
+
+async def test_ids_and_usage_of_a_generation(tokenizer_folder: Path) -> None:
+    usage = {"completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
+    events = (chunk([]), chunk([7, 8]), chunk([END], "stop"), {"choices": [], "usage": usage}, "[DONE]")
+    server = FakeServer(replies(*events))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        deltas = await collect(engine, Sampling(9, temperature=0.5, seed=3, stop_token_ids=frozenset({5})))
+
+    assert deltas == [TokenDelta((7, 8)), TokenDelta((END,), (), FinishReason.STOP, cached_tokens=2)]
+    sent = server.calls[-1].body
+    assert sent["prompt"] == PROMPT
+    assert sent["stop_token_ids"] == [END, 5]
+    assert (sent["max_tokens"], sent["temperature"], sent["top_p"], sent["seed"]) == (9, 0.5, 1.0, 3)
+    assert "logprobs" not in sent
+
+
+async def test_without_ids_the_text_is_tokenized_here(tokenizer_folder: Path) -> None:
+    events = (
+        text_chunk("one\u2028", 2),  # a line separator, which must not cut the event in two
+        text_chunk("two", 3, "stop", stop_reason=FULL_STOP_BLANK_LINE),
+        "[DONE]",
+    )
+    async with engine_on(FakeServer(replies(*events), WITH_TEXT), tokenizer_folder) as engine:
+        await engine.start()
+        stream = engine.generate(PROMPT, Sampling(50, stop_token_ids=frozenset({FULL_STOP_BLANK_LINE})))
+        deltas = [delta async for delta in stream]
+
+        assert engine.capabilities == {Capability.READ}
+        ids = [token_id for delta in deltas for token_id in delta.token_ids]
+        assert engine.tokenizer.decode(ids) == "one\u2028two.\n\n"
+        assert ids[-1] == FULL_STOP_BLANK_LINE
+        assert stream.generated_tokens == 3  # by the server's count, not by ours
+        with pytest.raises(CapabilityError, match="no log-probabilities by token id"):
+            await collect(engine, Sampling(5, logprobs=True))
+
+
+async def test_read_by_id_and_by_text(tokenizer_folder: Path) -> None:
+    async with engine_on(FakeServer(), tokenizer_folder) as engine:
+        await engine.start()
+        assert await engine.read(PROMPT, [2, 0]) == [-3.0, -1.0]
+        with pytest.raises(RequestError, match="token 9999 is not in the vocabulary"):
+            await engine.read(PROMPT, [9999])
+    async with engine_on(FakeServer(probe=WITH_TEXT), tokenizer_folder) as engine:
+        await engine.start()
+        x, y, z = (engine.tokenizer.encode(letter)[0] for letter in "xyz")
+        assert await engine.read(PROMPT, [y, x]) == [-1.5, -0.5]
+        with pytest.raises(CapabilityError, match=f"token {z}, only of the 2 likeliest"):
+            await engine.read(PROMPT, [x, z])
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "message"),
+    [
+        (refuses(500, "boom"), EngineError, "answered 500: boom; see the server's log"),
+        (refuses(404, {"error": {"message": "no model m"}}), EngineError, "answered 404: no model m; check that base"),
+        (refuses(401, {"error": "who?"}), EngineError, "answered 401: who\\?; give the server's key as api_key"),
+        (refuses(429, ""), EngineError, "answered 429: nothing; lower the concurrency"),
+        (refuses(200, "<html>hello</html>"), EngineError, "no completion: <html>hello</html>"),
+        (refuses(200, {"choices": []}), EngineError, "no completion"),
+        (
+            refuses(400, {"error": {"message": "maximum context length is 5 tokens"}}),
+            RequestError,
+            "refuses the length: maximum context length is 5",
+        ),
+    ],
+)
+async def test_a_refused_start_says_why(
+    tokenizer_folder: Path, reply: Reply, kind: type[Exception], message: str
+) -> None:
+    async with engine_on(FakeServer(reply, probe={}), tokenizer_folder) as engine:
+        with pytest.raises(kind, match=message) as caught:
+            await engine.start()
+
+        assert engine.base_url in str(caught.value)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(EngineError, match="not started"):
+            await collect(engine, Sampling(1))
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (refuses(503, "busy"), "answered 503: busy"),
+        (replies("not json"), "no completion: not json"),
+        (replies("[1]"), "no completion: \\[1\\]"),
+        (replies({"choices": [3]}), "no completion"),
+        (replies({"choices": [{"text": "x", "finish_reason": None}]}), "no completion"),
+        (replies(chunk([1, "2"])), "no completion"),  # type: ignore[list-item]
+        (replies(chunk([1] * 9)), "no completion"),
+        (replies(chunk([1], "abort")), "ended a generation by 'abort'"),
+        (replies(chunk([1]), "[DONE]"), "without a reason"),
+        (replies(chunk([1]), {"error": {"message": "out of memory"}}), "gave up a generation: out of memory"),
+        (refuses(200, "data: " + "x" * 100), "no completion"),
+    ],
+)
+async def test_a_failed_generation_says_why_and_the_next_one_works(
+    tokenizer_folder: Path, reply: Reply, message: str
+) -> None:
+    server = FakeServer(reply)
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        with pytest.raises(EngineError, match=message) as caught:
+            await collect(engine, Sampling(4))
+        server.reply = replies(chunk([7], "length"), "[DONE]")
+        deltas = await collect(engine, Sampling(4))
+
+    assert engine.base_url in str(caught.value)
+    assert deltas == [TokenDelta((7,), (), FinishReason.LENGTH)]
+
+
+@pytest.mark.parametrize("values", [None, [], [-1.0, -1.0], [float("nan")], ["x"]])
+async def test_missing_log_probabilities_are_an_error(tokenizer_folder: Path, values: list[Any] | None) -> None:
+    logprobs = None if values is None else {"token_logprobs": values}
+    async with engine_on(FakeServer(replies(chunk([7], logprobs=logprobs))), tokenizer_folder) as engine:
+        await engine.start()
+        with pytest.raises(EngineError, match="no completion"):
+            await collect(engine, Sampling(4, logprobs=True))
+
+
+async def test_a_connection_lost_in_the_middle_keeps_what_came(tokenizer_folder: Path) -> None:
+    async def reply(call: Call) -> None:
+        await call.stream(chunk([7, 8]), ends=False)
+        call._writer.close()
+
+    async with engine_on(FakeServer(reply), tokenizer_folder) as engine:
+        await engine.start()
+        stream = engine.generate(PROMPT, Sampling(9))
+        first = await anext(stream)
+        with pytest.raises(EngineError, match="broke off the connection"):
+            await anext(stream)
+
+    assert first.token_ids == (7, 8)
+    assert stream.generated_tokens == 2
+
+
+async def test_a_silent_server_is_given_up(tokenizer_folder: Path) -> None:
+    async with engine_on(FakeServer(replies(chunk([7]), ends=False)), tokenizer_folder, timeout_s=0.2) as engine:
+        await engine.start()
+        with pytest.raises(EngineError, match=r"silent for 0\.2 s"):
+            await collect(engine, Sampling(9))
+
+
+async def test_closing_the_stream_hangs_up(tokenizer_folder: Path) -> None:
+    server = FakeServer(replies(chunk([7]), ends=False))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        stream = engine.generate(PROMPT, Sampling(9))
+        await anext(stream)
+        assert not server.hung_up.is_set()
+
+        await stream.aclose()
+        await asyncio.wait_for(server.hung_up.wait(), 1.0)
+
+
+async def test_nothing_at_the_address_is_said(tokenizer_folder: Path) -> None:
+    engine = RemoteEngine("far", "http://127.0.0.1:9/v1", "m", tokenizer=tokenizer_folder)
+
+    with pytest.raises(EngineError, match=r"nothing answers at http://127\.0\.0\.1:9/v1; start the server"):
+        await engine.start()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_url": "localhost:8000/v1"}, "base_url must be like"),
+        ({"base_url": "http://"}, "base_url must be like"),
+        ({"max_model_len": 1}, "max_model_len must be"),
+        ({"timeout_s": 0}, "timeout_s positive"),
+        ({"tokenizer": None}, "give its tokenizer's"),
+        ({"tokenizer": Path("nowhere")}, "nowhere holds no tokenizer.json"),
+    ],
+)
+def test_unusable_settings_are_named(tokenizer_folder: Path, settings: dict[str, Any], message: str) -> None:
+    settings = {"base_url": "http://host/v1", "model": "m", "tokenizer": tokenizer_folder} | settings
+
+    with pytest.raises(ConfigError, match=message):
+        RemoteEngine("far", **settings)

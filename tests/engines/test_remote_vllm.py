@@ -1,0 +1,49 @@
+"""`RemoteEngine` before a real vLLM server: what only that can show. The contract runs on it too."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from reasonrt.engines.base import Capability
+from reasonrt.engines.remote import RemoteEngine
+from reasonrt.types import Message, Sampling
+
+pytestmark = pytest.mark.vllm
+
+
+async def test_vllm_gives_all_but_scores_and_its_length(remote_engine: RemoteEngine) -> None:
+    assert remote_engine.capabilities == set(Capability) - {Capability.SCORE}
+    assert remote_engine.max_model_len == 1024
+
+
+async def test_vllm_reports_cached_tokens(remote_engine: RemoteEngine) -> None:
+    prompt = remote_engine.tokenizer.chat((Message("user", "Sort these numbers in ascending order: " + "7, " * 40),))
+    for _ in range(2):
+        deltas = [delta async for delta in remote_engine.generate(prompt, Sampling(2))]
+
+    assert deltas[-1].cached_tokens == (len(prompt) - 1) // 32 * 32
+
+
+async def test_vllm_stops_working_when_the_stream_is_closed(remote_engine: RemoteEngine) -> None:
+    async def generated() -> float:
+        async with httpx.AsyncClient() as client:
+            text = (await client.get(remote_engine.base_url.replace("/v1", "/metrics"))).text
+        return sum(
+            float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:generation_tokens_total")
+        )
+
+    prompt = remote_engine.tokenizer.chat((Message("user", "Sort these numbers: " + "7, " * 20),))
+    before = await generated()
+    streams = [remote_engine.generate(prompt, Sampling(600, temperature=2.0, seed=seed)) for seed in range(4)]
+    for stream in streams:
+        await anext(stream)
+
+    for stream in streams:
+        await stream.aclose()
+    await asyncio.sleep(0.2)
+    after = await generated()
+    await asyncio.sleep(0.3)
+
+    assert await generated() == after
+    assert sum(stream.generated_tokens for stream in streams) <= after - before < 4 * 600

@@ -1,0 +1,87 @@
+"""The journal: a run may be killed at any byte, and nothing is lost or done twice."""
+
+import errno
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasonrt.errors import EvalError
+from reasonrt.evals.journal import Journal, Record
+
+SETTINGS = {"task": "zoo", "limits": {"max_tokens": 5}}
+
+
+def record(index: int, text: str = "") -> Record:
+    return Record("target", f"p{index}", "gcd/1", gold="1", share_s=0.5, text=text, engine_tokens={"target": index})
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_killed_at_any_byte_it_goes_on_with_each_problem_once(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        with Journal(out, SETTINGS) as journal:
+            for index in range(4):
+                journal.add([record(2 * index, "ä\n"), record(2 * index + 1)])
+        content = journal.path.read_bytes()
+        journal.path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+
+        with Journal(out, SETTINGS) as journal:
+            left = [record(index) for index in range(8) if ("target", f"p{index}") not in journal.done()]
+            journal.add(left)
+        with Journal(out, SETTINGS) as journal:
+            problems = [known.problem for known in journal.records]
+
+        assert sorted(problems) == [f"p{index}" for index in range(8)]
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    written = [record(1, "ü \u2028 \n"), record(2)]
+    with Journal(tmp_path, SETTINGS) as journal:
+        journal.add(written)
+
+    with Journal(tmp_path, SETTINGS) as journal:
+        assert journal.records == written
+
+
+@pytest.mark.parametrize("changed", [{"task": "gcd"}, {"limits": {"max_tokens": 6}}, {"more": 1}])
+def test_other_settings_are_refused_by_name(tmp_path: Path, changed: dict[str, Any]) -> None:
+    Journal(tmp_path, SETTINGS).__exit__(None, None, None)
+
+    with pytest.raises(EvalError, match=f"{next(iter(changed))} .*give another --out"):
+        Journal(tmp_path, SETTINGS | changed)
+
+
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text("my diary\n")
+
+    with pytest.raises(EvalError, match="no journal of ours"):
+        Journal(tmp_path, SETTINGS)
+    assert (tmp_path / "journal.jsonl").read_text() == "my diary\n"
+
+
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path, SETTINGS)
+    journal.add([record(0)])
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", no_space)
+        with pytest.raises(EvalError, match=r"No space left on device; what was finished is kept"):
+            journal.add([record(1), record(2)])
+
+    with Journal(tmp_path, SETTINGS) as journal:
+        assert [known.problem for known in journal.records] == ["p0"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+
+    with pytest.raises(EvalError, match=r"cannot use .*taken"):
+        Journal(tmp_path / "taken", SETTINGS)

@@ -1,0 +1,101 @@
+"""The evaluation loop on scripted engines: resuming, failing, reporting, drawing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.errors import EvalError
+from reasonrt.evals.report import plot
+from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
+from reasonrt.evals.tasks import TaskProblem
+from reasonrt.runtime import Runtime
+from reasonrt.types import Limits, Sampling
+
+PROBLEMS = [TaskProblem(f"p{index}", f"What is {index} + 1?", str(index + 1), f"g/{index % 2}") for index in range(50)]
+SETTINGS = RunSettings("sums", Limits(max_tokens=500), concurrency=4)
+BOTH = [PolicySpec("target"), PolicySpec("draft")]
+
+
+def adder(name: str, wrong_from: int) -> ScriptedEngine:
+    def script(text: str, sampling: Sampling) -> str:
+        number = int(text.split("What is ")[1].split(" ")[0])
+        return f"<think>\nI add one.\n\n</think>\n\n\\boxed{{{number + 1 if number < wrong_from else 0}}}"
+
+    return ScriptedEngine(name, script)
+
+
+def runtime() -> Runtime:
+    return Runtime({"target": adder("target", 40), "draft": adder("draft", 25)})
+
+
+async def test_rows_say_what_happened(tmp_path: Path) -> None:
+    report = await evaluate(runtime(), PROBLEMS, BOTH, SETTINGS, tmp_path)
+
+    target, draft = report.rows()
+    assert (target["policy"], target["n"], target["accuracy"]) == ("target", 50, 0.8)
+    assert draft["accuracy"] == 0.5
+    assert target["accuracy_low"] < 0.8 < target["accuracy_high"]
+    assert target["engine_tokens"] == {"target": sum(record.tokens for record in report.of("target"))}
+    (pair,) = report.paired()
+    assert pair["difference"] == pytest.approx(0.3)
+    assert pair["difference_low"] < 0.3 < pair["difference_high"]
+    assert {(row["group"], row["n"]) for row in report.groups()} == {("g/0", 25), ("g/1", 25)}
+
+
+async def test_a_run_stopped_in_the_middle_goes_on_with_nothing_done_twice(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    seen = []
+
+    def stop_after_two_blocks(record: object) -> None:
+        seen.append(record)
+        if len(seen) > 40:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        await evaluate(runtime(), PROBLEMS, BOTH, SETTINGS, tmp_path, on_record=stop_after_two_blocks)
+    second = runtime()
+    report = await evaluate(second, PROBLEMS, BOTH, SETTINGS, tmp_path)
+
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    keys = [(line["label"], line["problem"]) for line in map(json.loads, lines[1:])]
+    assert len(keys) == len(set(keys)) == 100
+    assert [row["n"] for row in report.rows()] == [50, 50]
+    assert sum(engine.generated_tokens for engine in second.engines.values()) < sum(  # type: ignore[attr-defined]
+        record.tokens for record in report.records
+    )
+
+
+async def test_other_settings_do_not_mix_into_a_run(tmp_path: Path) -> None:
+    await evaluate(runtime(), PROBLEMS[:5], BOTH, SETTINGS, tmp_path)
+
+    with pytest.raises(EvalError, match=r"problems .*give another --out"):
+        await evaluate(runtime(), PROBLEMS[:6], BOTH, SETTINGS, tmp_path)
+
+
+async def test_a_request_that_fails_counts_as_wrong_and_is_named(tmp_path: Path) -> None:
+    small = Runtime({"target": adder("target", 99)})
+    small.engines["target"].max_model_len = 60  # type: ignore[misc]
+    long = TaskProblem("long", "What is 1 + 1? " + "Think. " * 20, "2")
+
+    report = await evaluate(small, [long, PROBLEMS[0]], BOTH[:1], RunSettings("x", Limits(20)), tmp_path)
+
+    (row,) = report.rows()
+    assert row["errors"] == 1
+    assert "max_model_len" in next(record.error for record in report.records if record.problem == "long")
+
+
+async def test_the_same_policy_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="name each policy once, got target, target"):
+        await evaluate(runtime(), PROBLEMS, [PolicySpec("target")] * 2, SETTINGS, tmp_path)
+
+
+async def test_plot_is_a_picture(tmp_path: Path) -> None:
+    report = await evaluate(runtime(), PROBLEMS[:10], BOTH, SETTINGS, tmp_path)
+
+    plot(report, tmp_path / "plot.png")
+
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,59 @@
+"""Where problems come from, and what is said of a file that holds none."""
+
+from pathlib import Path
+
+import pytest
+
+from reasonrt.errors import EvalError
+from reasonrt.evals.tasks import content_hash, load_task
+
+
+def test_zoo_and_its_families_are_known_by_name() -> None:
+    zoo, gcd = load_task("zoo", 60), load_task("gcd:3", 5)
+
+    assert len({problem.id for problem in zoo}) == 60
+    assert {problem.group.partition("/")[0] for problem in zoo} >= {"gsm_symbolic", "gcd", "sorting"}
+    assert {problem.group for problem in gcd} == {"gcd/3"}
+
+
+def test_the_same_task_has_the_same_problems_and_a_prefix_stays_one() -> None:
+    assert load_task("zoo", 30) == load_task("zoo", 50)[:30]
+    assert content_hash(load_task("zoo", 30)) != content_hash(load_task("zoo", 31))
+
+
+def test_jsonl_file_is_read_with_answers_after_hashes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "a?", "answer": "so\\n#### 5"}\n\n{"question": "b?", "answer": 7}\n')
+
+    assert [problem.answer for problem in load_task(str(file), 10)] == ["5", "7"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"question": "a", "answer": "1"}\n{"quest', r"line 2 is not JSON .*: \{\"quest; correct or remove it"),
+        ('{"question": "a"}', "line 1 needs the keys question and answer"),
+        ("[1]", "line 1 needs the keys question and answer"),
+        ("", "holds no problem"),
+    ],
+)
+def test_bad_file_is_named_with_its_line(tmp_path: Path, content: str, expected: str) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text(content)
+
+    with pytest.raises(EvalError, match=expected):
+        load_task(str(file), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "expected"),
+    [
+        ("nothing", 5, "unknown task 'nothing'; there are .*gcd.*zoo"),
+        ("gcd:9", 5, "a level is FAMILY:1 to FAMILY:6"),
+        ("zoo", 0, "limit must be at least 1, got 0"),
+        ("no.jsonl", 5, r"cannot read no\.jsonl: No such file"),
+    ],
+)
+def test_what_is_not_there_is_named(name: str, limit: int, expected: str) -> None:
+    with pytest.raises(EvalError, match=expected):
+        load_task(name, limit)
