@@ -20,6 +20,7 @@ from reasonrt.engines.vllm import VllmEngine, VllmSettings
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 SERVER_START_S = 120.0
+ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
 
 
 def core(index: int) -> str:
@@ -63,7 +64,7 @@ def vllm_server(nano_target: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     command += ["--served-model-name", "nano-target", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "1024", "--block-size", "32", "--max-num-seqs", "32", "--enforce-eager"]
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--enable-prompt-tokens-details"]
-    environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": core(0), "VLLM_NO_USAGE_STATS": "1"}
+    environment = ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": core(0), "VLLM_NO_USAGE_STATS": "1"}
     log = tmp_path_factory.mktemp("vllm") / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Limits, ReasonRTError, Request, Runtime, Step
@@ -83,6 +83,7 @@ async def test_solve_yields_the_steps_and_then_the_completion(policy: str) -> No
     assert_adds_up(completion, runtime)
 
 
+@settings(deadline=None)
 @given(
     policy=st.sampled_from(POLICIES),
     max_tokens=st.integers(1, 60),
@@ -221,6 +222,7 @@ async def test_nothing_is_lost_between_deadline_and_an_outer_timeout() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@settings(deadline=None)
 @given(num_events=st.integers(0, 5))
 async def test_closing_the_iterator_stops_every_engine(policy: str, num_events: int) -> None:
     runtime = make_runtime(chunk_tokens=1)
@@ -278,6 +280,7 @@ async def test_dead_engine_is_an_error_and_the_next_request_works(policy: str) -
     assert_adds_up(completion, runtime, before)
 
 
+@settings(deadline=None)
 @given(concurrency=st.integers(1, 12), num_requests=st.integers(0, 30))
 async def test_solve_all_gives_every_result_once_and_keeps_its_bound(concurrency: int, num_requests: int) -> None:
     most = 0

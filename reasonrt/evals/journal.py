@@ -4,6 +4,7 @@ The first line holds the run's settings. A line is written at once and whole; wh
 off when the journal is opened again. So a run can be stopped at any byte and goes on with nothing done twice.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ class Record:
     Attributes:
         label: of the policy with its options.
         seconds: from its start to its end, with the others that ran beside it.
-        share_s: its share of the wall clock: that of its block over the block's problems.
+        share_s: its share of the wall clock: the time since the one before it ended, in its block.
         engine_tokens: generated, by engine.
         error: the message, where it failed; then it counts as wrong.
     """
@@ -60,7 +61,10 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: BufferedRandom = self.path.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._recover(dict(settings))
+        except BlockingIOError:
+            raise EvalError(f"another run is writing {self.path}; wait for it or give another --out") from None
         except OSError as error:
             raise EvalError(f"cannot use {self.path}: {error.strerror}; give another --out") from None
 
@@ -76,15 +80,15 @@ class Journal:
         """(label, problem) of everything that needs no doing again."""
         return {(record.label, record.problem) for record in self.records}
 
-    def add(self, records: list[Record]) -> None:
-        """Write records, all or none of their lines."""
-        self._write([asdict(record) for record in records])
-        self.records += records
+    def add(self, record: Record) -> None:
+        """Write one record, whole or not at all."""
+        self._write(asdict(record))
+        self.records.append(record)
 
-    def _write(self, values: list[dict[str, Any]]) -> None:
+    def _write(self, value: dict[str, Any]) -> None:
         at = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(b"".join(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values))
+            self._file.write(json.dumps(value).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -108,7 +112,7 @@ class Journal:
             os.ftruncate(self._file.fileno(), whole)
         lines = content[:whole].splitlines()
         if not lines:
-            self._write([{"settings": settings}])
+            self._write({"settings": settings})
             return
         try:
             known = json.loads(lines[0])["settings"]

@@ -1,17 +1,19 @@
 """The evaluation loop: policies on the same problems, in alternation, with a journal that survives a kill."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.errors import EvalError, ReasonRTError
+from reasonrt.errors import CapabilityError, EngineError, EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal, Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem, content_hash
 from reasonrt.policies.answers import find_answer
+from reasonrt.policies.registry import build_policy
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
 
@@ -72,7 +74,9 @@ async def evaluate(
     labels = [policy.label for policy in policies]
     if len(set(labels)) < len(labels) or not labels:
         raise EvalError(f"name each policy once, got {', '.join(labels) or 'none'}")
+    _check(runtime, policies)
     bound = asdict(settings) | {
+        "block": BLOCK,
         "problems": content_hash(problems),
         "engines": {role: _identity(engine) for role, engine in runtime.engines.items()},
     }
@@ -85,16 +89,28 @@ async def evaluate(
                 turn = start // BLOCK % len(policies)
                 for policy in [*policies[turn:], *policies[:turn]]:
                     left = [problem for problem in block if (policy.label, problem.id) not in done]
-                    if left:
-                        journal.add(await _solve_block(runtime, grader, policy, left, settings))
-                        done |= {(policy.label, problem.id) for problem in left}
-                        for record in journal.records[-len(left) :]:
+                    async with aclosing(_solve_block(runtime, grader, policy, left, settings)) as solved:
+                        async for record in solved:
+                            journal.add(record)
+                            done.add((record.label, record.problem))
                             on_record(record)
-                    counted = sum(1 for label, _ in done if label in labels)
-                    on_progress(EvalProgress(min(counted, total), total, policy.label))
-    wanted = {problem.id for problem in problems}
-    records = [record for record in journal.records if record.label in labels and record.problem in wanted]
+                            on_progress(EvalProgress(len(done), total, policy.label))
+    records = [record for record in journal.records if record.label in labels]
     return Report(settings.task, labels, records)
+
+
+def _check(runtime: Runtime, policies: Sequence[PolicySpec]) -> None:
+    """Refuse before the first problem what would fail on every one of them."""
+    for policy in policies:
+        for role in build_policy(policy.name, policy.options).engines:
+            if role not in runtime.engines:
+                raise EvalError(
+                    f"policy {policy.label} needs an engine {role!r}; there are {', '.join(runtime.engines)}"
+                )
+    try:
+        import scipy  # noqa: F401 - the report needs it, and should not fail at the end
+    except ImportError:
+        raise EvalError("reports need scipy: pip install 'reasonrt[eval]'") from None
 
 
 def _identity(engine: object) -> str:
@@ -104,30 +120,37 @@ def _identity(engine: object) -> str:
 
 async def _solve_block(
     runtime: Runtime, grader: Grader, policy: PolicySpec, problems: list[TaskProblem], settings: RunSettings
-) -> list[Record]:
-    requests = [
-        Request.ask(
-            problem.question + settings.prompt_suffix,
-            policy.name,
-            options=policy.options,
-            limits=settings.limits,
-            temperature=settings.temperature,
-            seed=settings.seed,
-        )
-        for problem in problems
-    ]
-    started = time.perf_counter()
-    results: dict[int, Completion | ReasonRTError] = {}
-    async for index, result in runtime.solve_all(requests, settings.concurrency):
-        results[index] = result
-    share_s = (time.perf_counter() - started) / len(problems)
-    records = [_record(policy.label, problem, results[index], share_s) for index, problem in enumerate(problems)]
-    return [
-        record
-        if record.error
-        else replace(record, correct=await grader.grade(record.text, record.gold, problem.is_exact))
-        for record, problem in zip(records, problems, strict=True)
-    ]
+) -> AsyncGenerator[Record, None]:
+    """Records as problems end. What an engine's death took along is tried once more, then the run ends."""
+    for attempt in (1, 2):
+        requests = [
+            Request.ask(
+                problem.question + settings.prompt_suffix,
+                policy.name,
+                options=policy.options,
+                limits=settings.limits,
+                temperature=settings.temperature,
+                seed=settings.seed,
+            )
+            for problem in problems
+        ]
+        lost: list[TaskProblem] = []
+        before = time.perf_counter()
+        async with aclosing(runtime.solve_all(requests, settings.concurrency)) as results:
+            async for index, result in results:
+                if isinstance(result, EngineError) and not isinstance(result, CapabilityError):
+                    if attempt == 2:
+                        raise EvalError(f"{result}; what was finished is kept, run it again") from None
+                    lost.append(problems[index])
+                    continue
+                now = time.perf_counter()
+                record = _record(policy.label, problems[index], result, now - before)
+                before = now
+                if not record.error:
+                    is_right = await grader.grade(record.text, record.gold, problems[index].is_exact)
+                    record = replace(record, correct=is_right)
+                yield record
+        problems = lost
 
 
 def _record(label: str, problem: TaskProblem, result: Completion | ReasonRTError, share_s: float) -> Record:

@@ -79,6 +79,8 @@ def read_problems(file: Path, limit: int) -> list[TaskProblem]:
                     problems.append(_read_problem(file, number, line))
     except OSError as error:
         raise EvalError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise EvalError(f"{file} is not UTF-8 text (byte {error.start}); convert it") from None
     if not problems:
         raise EvalError(f"{file} holds no problem; each line is a JSON object with question and answer")
     return problems
@@ -87,12 +89,12 @@ def read_problems(file: Path, limit: int) -> list[TaskProblem]:
 def _read_problem(file: Path, number: int, line: str) -> TaskProblem:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise EvalError(
-            f"{file}, line {number} is not JSON ({error.msg}): {_short(line)}; correct or remove it"
-        ) from None
-    if not isinstance(value, dict) or not {"question", "answer"} <= value.keys():
-        raise EvalError(f"{file}, line {number} needs the keys question and answer, it is {_short(line)}")
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise EvalError(f"{file}, line {number} is not JSON ({reason}): {_short(line)}; correct or remove it") from None
+    known = value if isinstance(value, dict) else {}
+    if any(not str(known.get(key) if known.get(key) is not None else "").strip() for key in ("question", "answer")):
+        raise EvalError(f"{file}, line {number} needs a question and an answer, it is {_short(line)}")
     answer = str(value["answer"]).rpartition("####")[2].strip()
     return TaskProblem(f"{file.name}/{number}", str(value["question"]), answer, str(value.get("group", "")))
 

@@ -6,10 +6,12 @@ A problem has a worked solution: the steps that lead to the answer, and the step
 
 import hashlib
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from reasonrt.errors import EvalError
 from reasonrt.zoo import arithmetic, word_problems
 from reasonrt.zoo.solution import Solution
 
@@ -45,6 +47,9 @@ SPLITS = {
     "test": (44, 96, 100),
 }
 """Disjoint twice over: by the generator's seed, and by the hash of the question's words."""
+
+
+_MOST_DRAWS = 2000  # repeats in a row after which a level counts as exhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +91,13 @@ def mixture(split: str, n: int, shares: dict[tuple[str, int], float] | None = No
 
     The first m of n problems are the same for every n, and hold the shares as closely as m allows. The easiest
     levels know only some thousands of questions: `n` is meant to be well below that.
+
+    Raises:
+        ValueError: the shares do not add up to one.
     """
     shares = shares or MIXTURE
+    if not math.isclose(total := math.fsum(shares.values()), 1.0):
+        raise ValueError(f"the shares of a mixture must add up to 1, got {total}")
     streams = {key: problems(split, *key) for key in shares}
     taken = dict.fromkeys(shares, 0)
     chosen: list[Problem] = []
@@ -96,7 +106,13 @@ def mixture(split: str, n: int, shares: dict[tuple[str, int], float] | None = No
         # the family that is furthest behind its share is next
         key = max(shares, key=lambda key: shares[key] * (len(chosen) + 1) - taken[key])
         taken[key] += 1
-        problem = next(problem for problem in streams[key] if problem.question not in seen)
+        drawn = itertools.islice(streams[key], _MOST_DRAWS)
+        problem = next((problem for problem in drawn if problem.question not in seen), None)
+        if problem is None:
+            raise EvalError(
+                f"{key[0]}:{key[1]} has no more than {taken[key] - 1} different questions in the split {split!r}, "
+                f"which is enough for {len(chosen)} problems; ask for no more"
+            )
         seen.add(problem.question)
         chosen.append(problem)
     return chosen

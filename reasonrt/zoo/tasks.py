@@ -30,8 +30,8 @@ class ZooTasks:
         if not colon:
             of_family = {key: share for key, share in MIXTURE.items() if key[0] == family}
             return {key: share / sum(of_family.values()) for key, share in of_family.items()}
-        if family == "zoo" or level not in map(str, LEVELS):
-            raise EvalError(f"unknown task {name!r}; a level is FAMILY:1 to FAMILY:{LEVELS[-1]}")
+        if family == "zoo" or level not in map(str, LEVELS) or (family == "gsm_symbolic" and level != "1"):
+            raise EvalError(f"unknown task {name!r}; a level is FAMILY:1 to FAMILY:{LEVELS[-1]}, gsm_symbolic has one")
         return {(family, int(level)): 1.0}
 
 

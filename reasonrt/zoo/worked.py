@@ -52,8 +52,10 @@ def worked_product(a: int, b: int) -> list[str]:
 
 def worked_quotient(a: int, b: int) -> list[str]:
     """What to write between `a / b =` and its value when b divides a: `1176 / 84` gives `10 + 4`."""
+    if b == 0 or a % b:
+        return []
     quotient = a // b
-    if b == 0 or a % b or significant_digits(quotient) < 2 or significant_digits(b) < 2:
+    if significant_digits(quotient) < 2 or significant_digits(b) < 2:
         return []
     parts = places(quotient)
     return ["(" + " + ".join(str(part * b) for part in parts) + f") / {b}", " + ".join(map(str, parts))]

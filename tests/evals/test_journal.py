@@ -25,14 +25,15 @@ def test_killed_at_any_byte_it_goes_on_with_each_problem_once(data: st.DataObjec
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         with Journal(out, SETTINGS) as journal:
-            for index in range(4):
-                journal.add([record(2 * index, "ä\n"), record(2 * index + 1)])
+            for index in range(8):
+                journal.add(record(index, "ä\n"))
         content = journal.path.read_bytes()
         journal.path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
 
         with Journal(out, SETTINGS) as journal:
-            left = [record(index) for index in range(8) if ("target", f"p{index}") not in journal.done()]
-            journal.add(left)
+            for index in range(8):
+                if ("target", f"p{index}") not in journal.done():
+                    journal.add(record(index))
         with Journal(out, SETTINGS) as journal:
             problems = [known.problem for known in journal.records]
 
@@ -40,9 +41,10 @@ def test_killed_at_any_byte_it_goes_on_with_each_problem_once(data: st.DataObjec
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
-    written = [record(1, "ü \u2028 \n"), record(2)]
+    written = [record(1, "ü \u2028 \n \ud800"), record(2)]
     with Journal(tmp_path, SETTINGS) as journal:
-        journal.add(written)
+        for known in written:
+            journal.add(known)
 
     with Journal(tmp_path, SETTINGS) as journal:
         assert journal.records == written
@@ -66,7 +68,7 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path, SETTINGS)
-    journal.add([record(0)])
+    journal.add(record(0))
 
     def no_space(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -74,7 +76,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", no_space)
         with pytest.raises(EvalError, match=r"No space left on device; what was finished is kept"):
-            journal.add([record(1), record(2)])
+            journal.add(record(1))
 
     with Journal(tmp_path, SETTINGS) as journal:
         assert [known.problem for known in journal.records] == ["p0"]
@@ -85,3 +87,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(EvalError, match=r"cannot use .*taken"):
         Journal(tmp_path / "taken", SETTINGS)
+
+
+def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path, SETTINGS), pytest.raises(EvalError, match="another run is writing"):
+        Journal(tmp_path, SETTINGS)

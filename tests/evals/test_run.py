@@ -99,3 +99,27 @@ async def test_plot_is_a_picture(tmp_path: Path) -> None:
     plot(report, tmp_path / "plot.png")
 
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_what_would_fail_on_every_problem_is_refused_before_the_first(tmp_path: Path) -> None:
+    alone = Runtime({"target": adder("target", 99)})
+
+    with pytest.raises(EvalError, match="policy draft needs an engine 'draft'; there are target"):
+        await evaluate(alone, PROBLEMS, BOTH, SETTINGS, tmp_path)
+    assert not (tmp_path / "journal.jsonl").exists()
+
+
+async def test_a_dead_engine_costs_no_answers(tmp_path: Path) -> None:
+    mortal = adder("target", 99)
+    mortal.seconds_per_token = 1e-4
+    seen = []
+
+    def kill_once(record: object) -> None:
+        seen.append(record)
+        if len(seen) == 7:
+            mortal.kill()
+
+    report = await evaluate(Runtime({"target": mortal}), PROBLEMS, BOTH[:1], SETTINGS, tmp_path, on_record=kill_once)
+
+    (row,) = report.rows()
+    assert (row["n"], row["accuracy"], row["errors"]) == (50, 1.0, 0)

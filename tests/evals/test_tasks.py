@@ -32,8 +32,11 @@ def test_jsonl_file_is_read_with_answers_after_hashes(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ('{"question": "a", "answer": "1"}\n{"quest', r"line 2 is not JSON .*: \{\"quest; correct or remove it"),
-        ('{"question": "a"}', "line 1 needs the keys question and answer"),
-        ("[1]", "line 1 needs the keys question and answer"),
+        ('{"question": "a"}', "line 1 needs a question and an answer"),
+        ('{"question": "a", "answer": null}', "line 1 needs a question and an answer"),
+        ('{"question": " ", "answer": "1"}', "line 1 needs a question and an answer"),
+        ("[" * 5000, "line 1 is not JSON"),
+        ("[1]", "line 1 needs a question and an answer"),
         ("", "holds no problem"),
     ],
 )
@@ -49,6 +52,8 @@ def test_bad_file_is_named_with_its_line(tmp_path: Path, content: str, expected:
     ("name", "limit", "expected"),
     [
         ("nothing", 5, "unknown task 'nothing'; there are .*gcd.*zoo"),
+        ("gcd:1", 5000, "gcd:1 has no more than [0-9]+ different questions in the split 'test'"),
+        ("gsm_symbolic:2", 5, "gsm_symbolic has one"),
         ("gcd:9", 5, "a level is FAMILY:1 to FAMILY:6"),
         ("zoo", 0, "limit must be at least 1, got 0"),
         ("no.jsonl", 5, r"cannot read no\.jsonl: No such file"),
@@ -57,3 +62,11 @@ def test_bad_file_is_named_with_its_line(tmp_path: Path, content: str, expected:
 def test_what_is_not_there_is_named(name: str, limit: int, expected: str) -> None:
     with pytest.raises(EvalError, match=expected):
         load_task(name, limit)
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "binary.jsonl"
+    file.write_bytes(b"\xff\xfe\x00")
+
+    with pytest.raises(EvalError, match="is not UTF-8"):
+        load_task(str(file), 1)

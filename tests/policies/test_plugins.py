@@ -60,7 +60,9 @@ async def test_installed_policy_refuses_unknown_options(installed: str, runtime:
 
 @pytest.mark.usefixtures("installed")
 async def test_policy_that_cannot_be_imported_is_named_with_the_reason(runtime: Runtime) -> None:
-    with pytest.raises(ConfigError, match="'broken' is announced as nowhere_to_be_found:Policy .* repair or uninstall"):
+    with pytest.raises(
+        ConfigError, match=r"'broken' is announced as nowhere_to_be_found:Policy .* repair or uninstall"
+    ):
         await runtime.complete(Request.ask("?", "broken"))
 
 

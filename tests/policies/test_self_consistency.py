@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Limits, Request, Runtime
@@ -47,6 +47,7 @@ def test_is_decided_is_true_exactly_when_no_outcome_changes_the_leader(
     assert is_decided(answers, running) == (len(leaders) == 1 and None not in leaders)
 
 
+@settings(deadline=None)
 @given(samples=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 30)), min_size=1, max_size=9))
 async def test_winner_is_the_full_majority_and_no_sample_is_drawn_in_vain(samples: list[tuple[int, int]]) -> None:
     texts = ["think" * thinking + rf"\boxed{{{answer}}}" for answer, thinking in samples]
