@@ -14,6 +14,7 @@ from reasonrt.types import Tokenizer
 # after a backslash a mark is none: `\\[4pt]` is a line break in a formula
 _MARKS = re.compile(r"```|(?<!\\)(?:\\\\)*(\$\$|\\\[|\\\]|\\begin\{\w+\*?\}|\\end\{\w+\*?\})")
 _FENCE = "```"
+_BOTH_ENDS = (_FENCE, "$$")  # open and close alike
 _STRAY_AFTER = 16  # blank lines
 
 
@@ -93,22 +94,25 @@ class StepSplitter:
         self._num_read = len(self._pending)
         for match in _MARKS.finditer(text):
             self._note(match.group(1) or _FENCE)
+        if not self._marks:
+            self._blank_lines = 0
+        elif text.strip() and self._marks[-1] != _FENCE:  # blank lines in a row are one
+            self._blank_lines += 1
 
     def _note(self, mark: str) -> None:
-        opening = mark.replace(r"\]", r"\[").replace(r"\end", r"\begin")
         if mark != _FENCE and self._marks and self._marks[-1] == _FENCE:
             return  # code, not a formula
-        if opening in self._marks:
-            del self._marks[self._marks.index(opening) :]
+        opening = mark.replace(r"\]", r"\[").replace(r"\end", r"\begin")
+        may_close = mark in _BOTH_ENDS or mark != opening
+        if may_close and opening in self._marks:
+            while self._marks.pop() != opening:  # what it holds ends with it
+                pass
         elif mark == opening:
             self._marks.append(mark)
 
     def _is_outside_marks(self) -> bool:
-        if self._marks and self._marks[-1] != _FENCE:
-            self._blank_lines += 1
-            if self._blank_lines > _STRAY_AFTER:
-                self._marks.clear()
-        if not self._marks:
+        if self._blank_lines > _STRAY_AFTER:
+            self._marks.clear()
             self._blank_lines = 0
         return not self._marks
 

@@ -74,7 +74,7 @@ class MeteredEngine:
 class _MeteredStream:
     def __init__(self, meter: MeteredEngine, stream: TokenStream, prompt_tokens: int) -> None:
         self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens
-        self._counted = 0
+        self._counted = self._cached = 0
         self._is_asked = self._has_begun = False
 
     @property
@@ -88,7 +88,10 @@ class _MeteredStream:
         self._is_asked = True
         delta = await anext(self._stream)
         if not self._has_begun:
-            self._begin(delta.cached_tokens)
+            self._begin()
+        self._meter.cached += delta.cached_tokens - self._cached
+        self._meter.prefilled -= delta.cached_tokens - self._cached
+        self._cached = delta.cached_tokens  # a remote server may tell at the end only
         self._count()
         return delta
 
@@ -97,13 +100,12 @@ class _MeteredStream:
             await self._stream.aclose()
         finally:
             if self._is_asked and not self._has_begun:
-                self._begin(cached_tokens=0)  # how far the engine had come is unknown: count all of it
+                self._begin()  # how far the engine had come is unknown: count all of it
             self._count()
 
-    def _begin(self, cached_tokens: int) -> None:
+    def _begin(self) -> None:
         self._has_begun = True
-        self._meter.cached += cached_tokens
-        self._meter.prefilled += self._prompt_tokens - cached_tokens
+        self._meter.prefilled += self._prompt_tokens
 
     def _count(self) -> None:
         self._meter.generated += self._stream.generated_tokens - self._counted

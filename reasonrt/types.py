@@ -114,7 +114,7 @@ class TokenDelta:
         token_ids: at least one, except in a last delta that only says why it ended.
         logprobs: as long as token_ids when asked for, else empty; natural logarithms.
         finish_reason: set on the last delta.
-        cached_tokens: prompt tokens read from the prefix cache; known from the first delta on.
+        cached_tokens: prompt tokens read from the prefix cache, as far as the engine has said.
     """
 
     token_ids: tuple[int, ...]

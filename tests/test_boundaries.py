@@ -91,7 +91,7 @@ def test_feeding_in_any_groups_gives_the_same_steps(text: str, places: list[int]
     assert all(segment.logprobs == tuple(-float(i) for i in segment.token_ids) for segment in at_once)
 
 
-paragraphs = st.text(alphabet="ab 1=.", min_size=1, max_size=12).filter(str.strip)
+paragraphs = st.text(alphabet="ab 1=.", max_size=12).map(lambda text: f"p{text}")
 inner = st.lists(st.text(alphabet="xy +&", max_size=6), min_size=1, max_size=6).map("\n\n".join)
 blocks = (
     paragraphs
@@ -99,6 +99,7 @@ blocks = (
     | inner.map(lambda text: f"\\[\n{text}\n\\]")
     | inner.map(lambda text: f"$${text}$$")
     | inner.map(lambda text: f"\\begin{{align*}}{text} \\\\[4pt] {text}\\end{{align*}}")
+    | inner.map(lambda text: f"\\begin{{a}}\\begin{{a}}{text}\\end{{a}}\n\n{text}\\end{{a}}")
     | inner.map(lambda text: f"$$\\begin{{cases}}{text}\\end{{cases}}\n\n{text}$$")
 )
 

@@ -21,7 +21,6 @@ from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 _log = logging.getLogger(__name__)
 _starting = threading.Lock()  # vLLM reads its environment while it starts
-_WARM_UP_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,31 +159,25 @@ class VllmEngine:
             **memory,
         )
         with _starting:
+            before = dict(os.environ)
             if on_cpu:
                 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores or _all_cores()
-            return AsyncLLM.from_engine_args(args)
+            try:
+                return AsyncLLM.from_engine_args(args)
+            finally:  # vLLM leaves LD_PRELOAD and more behind, meant for its own processes
+                os.environ.clear()
+                os.environ.update(before)
 
     async def _warm_up(self) -> None:
-        """Run each kind of call once: the first one compiles for seconds."""
+        """Make each kind of call once: the first one compiles for seconds."""
         prompt = self.tokenizer.chat((Message("user", "1 + 1"),))
         if self.settings.scores:
-            await self._warm_score(prompt)
+            await self.score(prompt)
             return
-        from vllm import SamplingParams
-
-        for params in (
-            SamplingParams(max_tokens=_WARM_UP_TOKENS, temperature=0.0, logprobs=0, detokenize=False),
-            SamplingParams(max_tokens=_WARM_UP_TOKENS, temperature=0.7, top_p=0.9, seed=0, detokenize=False),
-            SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=prompt[:2], detokenize=False),
-        ):
-            async for _ in self._llm.generate({"prompt_token_ids": prompt}, params, self.next_id()):
+        for sampling in (Sampling(8, logprobs=True), Sampling(8, temperature=0.7, top_p=0.9, seed=0)):
+            async for _ in self.generate(prompt, sampling):
                 pass
-
-    async def _warm_score(self, prompt: list[int]) -> None:
-        from vllm import PoolingParams
-
-        async for _ in self._llm.encode({"prompt_token_ids": prompt}, PoolingParams(task="classify"), self.next_id()):
-            pass
+        await self.read(prompt, prompt[:2])
 
     def _check_fits(self, prompt_token_ids: Sequence[int], new_tokens: int) -> None:
         if not prompt_token_ids or len(prompt_token_ids) + new_tokens > self.max_model_len:

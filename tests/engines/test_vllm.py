@@ -17,15 +17,16 @@ QUESTION = "Solve the following multiplication: 29 * 73. Give only the result as
 
 
 def vllm_generated_tokens(engine: VllmEngine) -> int:
-    """What vLLM itself says that the model has generated, since the process began."""
-    from prometheus_client import REGISTRY
+    """What vLLM itself says that the engine has generated. Read off its counters: the registry forgets all engines
+    but the one that was started last."""
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     return int(
         sum(
-            sample.value
-            for metric in REGISTRY.collect()
-            for sample in metric.samples
-            if sample.name == "vllm:generation_tokens_total" and sample.labels["model_name"] == str(engine.model)
+            counter._value.get()
+            for logger in engine._llm.logger_manager.stat_loggers
+            if isinstance(logger, PrometheusStatLogger)
+            for counter in logger.counter_generation_tokens.values()
         )
     )
 
