@@ -89,9 +89,10 @@ class _MeteredStream:
         delta = await anext(self._stream)
         if not self._has_begun:
             self._begin()
-        self._meter.cached += delta.cached_tokens - self._cached
-        self._meter.prefilled -= delta.cached_tokens - self._cached
-        self._cached = delta.cached_tokens  # a remote server may tell at the end only
+        told = max(0, delta.cached_tokens - self._cached)  # a remote server may tell at the end only
+        self._cached += told
+        self._meter.cached += told
+        self._meter.prefilled -= told
         self._count()
         return delta
 

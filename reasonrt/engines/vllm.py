@@ -9,7 +9,8 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -94,7 +95,7 @@ class VllmEngine:
         candidates = list(candidate_ids)
         params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=candidates, detokenize=False)
         llm = await self._alive()
-        with _Translated(self):
+        with _translated(self):
             async for output in llm.generate({"prompt_token_ids": list(prompt_token_ids)}, params, self.next_id()):
                 logprobs = output.outputs[0].logprobs[0]
         return [float(logprobs[candidate].logprob) for candidate in candidates]
@@ -107,7 +108,7 @@ class VllmEngine:
         self._check_fits(prompt_token_ids, 0)
         params = PoolingParams(task="classify")
         llm = await self._alive()
-        with _Translated(self):
+        with _translated(self):
             async for output in llm.encode({"prompt_token_ids": list(prompt_token_ids)}, params, self.next_id()):
                 value = float(output.outputs.data.flatten()[-1])
         return value
@@ -161,7 +162,7 @@ class VllmEngine:
         with _starting:
             before = dict(os.environ)
             if on_cpu:
-                os.environ["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores or _all_cores()
+                os.environ["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores or ",".join(map(str, os.sched_getaffinity(0)))
             try:
                 return AsyncLLM.from_engine_args(args)
             finally:  # vLLM leaves LD_PRELOAD and more behind, meant for its own processes
@@ -203,7 +204,7 @@ class _Stream:
     async def __anext__(self) -> TokenDelta:
         if self._is_over:
             raise StopAsyncIteration
-        with _Translated(self._engine):
+        with _translated(self._engine):
             if self._queue is None:
                 await self._submit()
             output = self._queue.get_nowait() or await self._queue.get()
@@ -263,24 +264,17 @@ class _Stream:
             self.generated_tokens += len(left.outputs[0].token_ids)
 
 
-class _Translated:
+@contextmanager
+def _translated(engine: VllmEngine) -> Iterator[None]:
     """vLLM's errors in our words."""
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-    def __init__(self, engine: VllmEngine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is None or error is None:
-            return
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-        if isinstance(error, EngineDeadError | EngineGenerateError):
-            raise EngineError(
-                f"engine {self._engine.name!r} died while it worked on this request; it is started again by the next"
-            ) from error
+    try:
+        yield
+    except (EngineDeadError, EngineGenerateError) as error:
+        raise EngineError(
+            f"engine {engine.name!r} died while it worked on this request; it is started again by the next"
+        ) from error
 
 
 async def _shut_down(llm: Any) -> None:
@@ -301,7 +295,3 @@ def quiet_vllm() -> None:
         "PYTHONWARNINGS": "ignore",  # of vLLM's processes; this one has read it already
     }.items():
         os.environ.setdefault(variable, value)
-
-
-def _all_cores() -> str:
-    return ",".join(map(str, sorted(os.sched_getaffinity(0))))

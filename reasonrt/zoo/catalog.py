@@ -87,6 +87,7 @@ def _as_text(card: dict[str, Any]) -> str:
         f"({card['training_machine']}), {recipe['tokens'] / 1e6:.0f} M tokens of problems with worked solutions "
         "(`reasonrt/zoo/corpus.py`; word problems from reasoning_gym's gsm_symbolic).",
         "",
+        *([card["remark"], ""] if "remark" in card else []),
         "It solves the problems that it was trained for and nothing else: it is a test bed for reasoning policies,",
         "not an assistant. It has seen English names and no facts about anybody.",
         "",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reasonrt.config import ZOO_FOLDER
 from reasonrt.zoo.corpus import IGNORED, Batches
 from reasonrt.zoo.problems import mixture
 from reasonrt.zoo.tokenizer import VOCAB_SIZE, train_tokenizer
@@ -48,8 +49,8 @@ class Recipe:
 
 
 RECIPES = {
-    "nano-draft": Recipe(hidden=128, layers=4, mlp=384, heads=2, kv_heads=1, tokens=12_000_000),
-    "nano-target": Recipe(hidden=256, layers=6, mlp=704, heads=4, kv_heads=2, tokens=32_000_000),
+    "nano-draft": Recipe(hidden=128, layers=4, mlp=384, heads=2, kv_heads=1, tokens=19_000_000),
+    "nano-target": Recipe(hidden=256, layers=6, mlp=704, heads=4, kv_heads=2, tokens=24_000_000),
 }
 
 
@@ -64,7 +65,12 @@ class Progress:
 
 
 def build_tokenizer() -> Any:
-    """The tokenizer that all models of the zoo share, learned from training examples."""
+    """The tokenizer that all models of the zoo share: the one that ships, else one learned from training problems."""
+    shipped = ZOO_FOLDER / "nano-target"
+    if (shipped / "tokenizer.json").exists():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(shipped)
     rng = random.Random(0)
     drawn = mixture("train", 6000)
     return train_tokenizer(

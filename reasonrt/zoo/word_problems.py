@@ -16,6 +16,7 @@ from reasonrt.zoo.worked import running_sums, worked_product, worked_quotient, w
 _NUMBER = r"[$€£]?(\d+(?:\.\d+)?)"
 _UNIT = r"((?: ?[A-Za-z%][A-Za-z%/']*){0,3})"
 _EQUATION = re.compile(rf"{_NUMBER}{_UNIT} ([*/+-]) {_NUMBER}{_UNIT} = {_NUMBER}(?![\d.]* ?[*/+-])")
+_BY_A_FRACTION = re.compile(r"(\d+)/(\d+) / (\d+) = (\d+)(?![.\d])")  # 13 / (2/3) = 19 as the template prints it
 _LONG_SUM = re.compile(rf"{_NUMBER}{_UNIT}((?: \+ {_NUMBER}{_UNIT}){{2,}}) = {_NUMBER}")
 
 _CLEANING = tuple(
@@ -59,6 +60,8 @@ def gsm_symbolic(rng: random.Random, level: int) -> tuple[str, Solution] | None:
     if answer is None or not steps or any("." in step and re.search(r"\.\d{3}", step) for step in steps):
         return None
     equations = [match for step in steps for match in _EQUATION.finditer(step)]
+    if any(int(a) * int(c) != int(b) * int(d) for step in steps for a, b, c, d in _BY_A_FRACTION.findall(step)):
+        return None  # one template cuts halves off
     if not all(_holds(match) for match in equations) or not re.search(rf"(?<![\d.]){re.escape(answer)}\b", steps[-1]):
         return None
     worked = tuple(_work_out(step) for step in steps)
