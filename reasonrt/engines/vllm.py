@@ -295,3 +295,4 @@ def quiet_vllm() -> None:
         "PYTHONWARNINGS": "ignore",  # of vLLM's processes; this one has read it already
     }.items():
         os.environ.setdefault(variable, value)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # its absence is meant on CPUs
