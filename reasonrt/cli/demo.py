@@ -68,8 +68,8 @@ async def _solve_aloud(runtime: Runtime, question: str) -> None:
 
 def _print_record(record: Record) -> None:
     mark = "[green]right[/]" if record.correct else "[red]wrong[/]"
-    answer = escape(record.answer[:28] or "-")
-    console.print(f"{mark} {record.label:<24} {record.group:<18} {answer:<30}[dim]{record.seconds:6.2f} s[/]")
+    answer = escape(record.answer[:21] or "-")
+    console.print(f"{mark} {record.label:<22} {record.group:<17} {answer:<22} [dim]{record.seconds:6.2f} s[/]")
 
 
 def _vllm_version() -> str:

@@ -82,28 +82,22 @@ def _progress() -> Progress:
 def print_report(report: Report) -> None:
     """The tables of a report on the console."""
     rows = report.rows()
-    table = Table(
-        "policy", "n", "accuracy", "95 %", "s/problem", "p50 s", "p95 s", "tokens/problem", "by engine",
-        title=f"task {report.task}",
-    )  # fmt: skip
+    table = Table("policy", "n", "accuracy", "s/problem", "p50", "p95", "tokens", title=f"task {report.task}")
     for row in rows:
         table.add_row(
             row["policy"],
             str(row["n"]),
-            f"{row['accuracy']:.1%}",
-            f"{row['accuracy_low']:.0%}-{row['accuracy_high']:.0%}",
+            f"{row['accuracy']:.1%} ({row['accuracy_low']:.0%}-{row['accuracy_high']:.0%})",
             f"{row['seconds_per_problem']:.3f}",
             f"{row['seconds_p50']:.2f}",
             f"{row['seconds_p95']:.2f}",
             f"{row['tokens_per_problem']:.0f}",
-            ", ".join(f"{name} {tokens}" for name, tokens in row["engine_tokens"].items()),
         )
     console.print(table)
     for pair in report.paired():
         console.print(
             f"{pair['policy']} minus {pair['against']}: {100 * pair['difference']:+.1f} points "
-            f"({100 * pair['difference_low']:+.1f} to {100 * pair['difference_high']:+.1f}), "
-            f"{pair['n']} problems, p = {pair['p_value']:.2g}"
+            f"({100 * pair['difference_low']:+.1f} to {100 * pair['difference_high']:+.1f}), p = {pair['p_value']:.2g}"
         )
     for row in rows:
         if row["errors"]:
