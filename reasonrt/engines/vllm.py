@@ -292,7 +292,7 @@ def quiet_vllm() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TORCH_LOGS": "-torch._library.triton",  # its absence is meant on CPUs
         "PYTHONWARNINGS": "ignore",  # of vLLM's processes; this one has read it already
     }.items():
         os.environ.setdefault(variable, value)
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # its absence is meant on CPUs

@@ -103,8 +103,8 @@ def plot(report: Report, path: Path) -> None:
         axes.annotate(row["policy"], (seconds, accuracy), (10, 6), textcoords="offset points", color=colour)
     axes.set_xlabel("seconds per problem")
     axes.set_ylabel("accuracy, %")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.25)
+    # room for the labels on the right
+    axes.set_xlim(0, 1.4 * max((row["seconds_per_problem"] for row in report.rows()), default=1) or 1)
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
