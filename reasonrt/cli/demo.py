@@ -34,7 +34,7 @@ def demo(
     problems = load_task("zoo", limit)
 
     async def work(out: Path) -> Report:
-        with console.status("starting two language models in vLLM (about half a minute) ..."):
+        with console.status("starting two language models in vLLM ..."):
             runtime = await Runtime(build_engines(settings)).__aenter__()
         try:
             aloud = next(problem for problem in problems if problem.group.startswith("gsm"))
