@@ -61,7 +61,9 @@ def _machine() -> list[Finding]:
     return [
         Finding("python", platform.python_version(), "ok" if python_is_known else "problem", ""),
         Finding("cores", str(cores), "ok" if cores > 1 else "note", "" if cores > 1 else "two engines will share one"),
-        Finding("memory", f"{memory_gib:.1f} GiB", *_enough(memory_gib, 6, "each vLLM engine is a process of its own, with its own copy of torch")),
+        Finding(
+            "memory", f"{memory_gib:.1f} GiB", *_enough(memory_gib, 6, "each engine is a process with its own torch")
+        ),
         Finding("free disk here", f"{free_gib:.1f} GiB", *_enough(free_gib, 1, "runs write journals")),
         *_accelerators(),
     ]
