@@ -41,6 +41,7 @@ class Sampling:
         seed: makes a drawn generation reproducible on the same engine.
         stop_token_ids: generation ends with, and includes, the first of these.
         logprobs: whether each token comes with its log-probability.
+        top_logprobs: how many of the highest log-probabilities come with each token, in [0, 20].
     """
 
     max_tokens: int
@@ -49,12 +50,14 @@ class Sampling:
     seed: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
         _require(0.0 <= self.temperature <= 2.0, "temperature must be in [0, 2]", self.temperature)
         _require(0.0 < self.top_p <= 1.0, "top_p must be in (0, 1]", self.top_p)
         _require(self.seed is None or abs(self.seed) < 2**63, "seed must fit into 64 bits", self.seed)
+        _require(0 <= self.top_logprobs <= 20, "top_logprobs must be in [0, 20]", self.top_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +118,14 @@ class TokenDelta:
         logprobs: as long as token_ids when asked for, else empty; natural logarithms.
         finish_reason: set on the last delta.
         cached_tokens: prompt tokens read from the prefix cache, as far as the engine has said.
+        top_logprobs: as long as token_ids when asked for: the highest ones at each place, in descending order.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,7 @@ class Step:
     author: str
     is_complete: bool = True
     logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
 
 

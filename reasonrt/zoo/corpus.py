@@ -16,7 +16,14 @@ from reasonrt.zoo.traces import trace
 IGNORED = -100  # the label that cross-entropy leaves out
 _POOL = 2048  # examples sorted by length at a time
 
-TRAINING_SHARES: dict[tuple[str, int], float] = {key: share * 0.75 for key, share in MIXTURE.items()} | {
+_HARD = {("chain_sum", 3), ("chain_sum", 4), ("gcd", 3), ("gcd", 4), ("sorting", 3), ("sorting", 4)} | {
+    ("base_conversion", level) for level in (2, 3, 4)
+}
+"""Long traces, which models learn last: seen twice as often as the bench mixture has them."""
+
+TRAINING_SHARES: dict[tuple[str, int], float] = {
+    key: share * (1.5 if key in _HARD else 0.75) for key, share in MIXTURE.items()
+} | {
     ("gsm_symbolic", 1): 0.38,
     ("drill", 1): 0.05,
     ("drill", 2): 0.05,
