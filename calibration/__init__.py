@@ -1,1 +1,37 @@
-"""What is learned before serving, with its guarantee."""
+"""What is learned before serving, with its guarantee.
+
+Importing this package imports neither numpy nor scipy; the functions that need them load them.
+"""
+
+from reasonrt.calibration.certificate import Certificate, check_matches
+from reasonrt.calibration.certification import Order, certify, order_rules, verify
+from reasonrt.calibration.families import lower_threshold_rules, upper_threshold_rules
+from reasonrt.calibration.outcomes import Outcome, replay
+from reasonrt.calibration.planning import Infeasible, Plan, plan
+from reasonrt.calibration.rules import Action, StoppingRule, Watch
+from reasonrt.calibration.traces import Checkpoint, Fingerprints, Trace, TraceSet, read_traces, write_traces
+
+__all__ = [
+    "Action",
+    "Certificate",
+    "Checkpoint",
+    "Fingerprints",
+    "Infeasible",
+    "Order",
+    "Outcome",
+    "Plan",
+    "StoppingRule",
+    "Trace",
+    "TraceSet",
+    "Watch",
+    "certify",
+    "check_matches",
+    "lower_threshold_rules",
+    "order_rules",
+    "plan",
+    "read_traces",
+    "replay",
+    "upper_threshold_rules",
+    "verify",
+    "write_traces",
+]

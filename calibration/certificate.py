@@ -1,0 +1,175 @@
+"""What a calibration found, what it promises and for what: a JSON file that shows when it was edited by hand.
+
+`certify` makes it, and `verify` recomputes it from its traces: `reasonrt.calibration.certification`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from reasonrt.calibration.files import canonical, parse, parse_text, read_text, write_text
+from reasonrt.calibration.rules import StoppingRule
+from reasonrt.calibration.traces import Fingerprints
+from reasonrt.errors import CalibrationError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One risk of the chosen rule.
+
+    Attributes:
+        risk: its name.
+        alpha: its limit.
+        n: problems that count for it.
+        k: losses among them.
+        p_value: of "the risk is at least alpha".
+        upper_bound: Clopper-Pearson, at level delta, of this rule and this risk alone.
+    """
+
+    risk: str
+    alpha: float
+    n: int
+    k: int
+    p_value: float
+    upper_bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """Tokens saved, probes counted, as a share of the tokens of thinking to the end.
+
+    Attributes:
+        net: on the problems of the certificate; negative where probes cost more than they saved.
+        low, high: a 95 % interval.
+    """
+
+    net: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One row of the table. The promise is for all problems together; a row is what was seen, not a promise."""
+
+    group: str
+    num_problems: int
+    findings: tuple[Finding, ...]
+    saving: Saving
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """With probability at least 1 - delta over the problems it was made from, each risk of `rule` is below its limit.
+
+    That is for new problems drawn as those were, answered by what `fingerprints` names.
+
+    Attributes:
+        rule: the cheapest certified one.
+        findings: one for each risk, as they were asked for.
+        delta: the probability that the promise is wrong.
+        test: the multiple test, a name in `reasonrt.calibration.testing.TESTS`.
+        order: every rule of the family, in the order tested.
+        p_values: along `order`; of several risks the largest.
+        num_certified: so many rules of the family were certified.
+        num_problems: in the certify split.
+        splits: SHA-256 of the traces of each split: "certify", and where there were any "order" and "train".
+    """
+
+    rule: StoppingRule
+    findings: tuple[Finding, ...]
+    delta: float
+    test: str
+    order: tuple[StoppingRule, ...]
+    p_values: tuple[float, ...]
+    num_certified: int
+    num_problems: int
+    saving: Saving
+    groups: tuple[Group, ...]
+    splits: Mapping[str, str]
+    fingerprints: Fingerprints
+    schema: Literal["reasonrt.certificate/1"] = "reasonrt.certificate/1"
+
+    @property
+    def risk(self) -> str:
+        """Of the first finding, as are `alpha`, `n` and `k`."""
+        return self.findings[0].risk
+
+    @property
+    def alpha(self) -> float:
+        return self.findings[0].alpha
+
+    @property
+    def n(self) -> int:
+        return self.findings[0].n
+
+    @property
+    def k(self) -> int:
+        return self.findings[0].k
+
+    @property
+    def sha256(self) -> str:
+        return _sha256(asdict(self))
+
+    def to_json(self) -> str:
+        return canonical(asdict(self) | {"sha256": self.sha256})
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the certificate") -> "Certificate":
+        """Raises: CalibrationError: it is no certificate, or not as it was written."""
+        value = parse_text(text, where)
+        if not isinstance(value, dict) or "sha256" not in value:
+            raise CalibrationError(f"{where} has no sha256; only certify makes certificates")
+        sha256 = value.pop("sha256")
+        if sha256 != _sha256(value):
+            raise CalibrationError(f"{where} was changed after it was made: its sha256 does not fit; certify anew")
+        return parse(_CERTIFICATE, value, where)
+
+    def write(self, path: Path) -> None:
+        write_text(path, self.to_json() + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Certificate":
+        return cls.from_json(read_text(path), str(path))
+
+
+def check_matches(certificate: Certificate, fingerprints: Fingerprints) -> None:
+    """Raises: CalibrationError: what is to be served differs from what was certified; the message names the field."""
+    for field in fields(Fingerprints):
+        certified, served = getattr(certificate.fingerprints, field.name), getattr(fingerprints, field.name)
+        if canonical(certified) != canonical(served):
+            raise CalibrationError(
+                f"the certificate is for {field.name} {certified!r}, this is {served!r}; certify on traces of this one"
+            )
+
+
+def normal(certificate: Certificate) -> Certificate:
+    """The same as it would be read back: an int in the place of a float would change its hash."""
+    return parse(_CERTIFICATE, asdict(certificate), "the certificate")
+
+
+def first_difference(a: Certificate, b: Certificate) -> str | None:
+    """The name of the first field in which they differ by more than rounding."""
+    left, right = asdict(a), asdict(b)
+    return next((name for name in left if not _close(left[name], right[name])), None)
+
+
+def _sha256(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def _close(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_close, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) <= 1e-9 * max(1.0, abs(a))
+    return bool(a == b)
+
+
+_CERTIFICATE: TypeAdapter[Certificate] = TypeAdapter(Certificate)

@@ -1,0 +1,51 @@
+"""What a rule would have done with a recorded trace."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reasonrt.calibration.rules import Action, StoppingRule, Watch
+from reasonrt.calibration.signals import ANSWER
+from reasonrt.calibration.traces import Trace
+from reasonrt.errors import CalibrationError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One trace under one rule.
+
+    Attributes:
+        action: `GO_ON` when the trace ran to its end.
+        index: of the checkpoint where it stopped; None when it ran to its end.
+        answer: what the user gets; None after giving up.
+        net_tokens: generated until then, and spent on every probe that the rule asked for.
+    """
+
+    action: Action
+    index: int | None
+    answer: str | None
+    net_tokens: int
+
+
+def replay(rule: StoppingRule, trace: Trace) -> Outcome:
+    """`rule` along `trace`, as live serving would run it."""
+    watch = Watch(rule)
+    probe_tokens = 0
+    for index, checkpoint in enumerate(trace.checkpoints):
+        if not watch.wants(checkpoint.tokens):
+            continue
+        probe_tokens += checkpoint.probe_tokens if watch.needs_probes else 0
+        match watch.see(checkpoint):
+            case Action.ANSWER:
+                last_probe = 0 if watch.needs_probes else checkpoint.probe_tokens  # the answer is asked for only now
+                return Outcome(Action.ANSWER, index, checkpoint.answer, checkpoint.tokens + probe_tokens + last_probe)
+            case Action.GIVE_UP:
+                return Outcome(Action.GIVE_UP, index, None, checkpoint.tokens + probe_tokens)
+    return Outcome(Action.GO_ON, None, trace.full_answer, trace.full_tokens + probe_tokens)
+
+
+def refuse_unknown_signals(rules: Iterable[StoppingRule], traces: Iterable[Trace]) -> None:
+    """Raises: CalibrationError: a rule reads a signal that no checkpoint has, and could never stop."""
+    known = {name for trace in traces for checkpoint in trace.checkpoints for name in checkpoint.signals}
+    unknown = sorted(frozenset().union(*(rule.reads for rule in rules)) - known - {ANSWER})
+    if unknown:
+        raise CalibrationError(f"no checkpoint has the signal {unknown[0]!r}; there are {', '.join(sorted(known))}")

@@ -1,0 +1,189 @@
+"""When to stop: a rule is a pure function of the signals seen so far, to go on, to answer now or to give up.
+
+A rule is a value: it can be compared, written as JSON and read again. `Watch` takes one rule along one trace; live
+serving and replay both go through it. Missing signals, of a probe that was dropped for example, mean "go on".
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from reasonrt.calibration.files import canonical, parse, parse_text
+from reasonrt.calibration.signals import Signal
+from reasonrt.calibration.traces import Checkpoint
+from reasonrt.errors import CalibrationError
+
+
+class Action(StrEnum):
+    GO_ON = "go_on"
+    ANSWER = "answer"  # with the answer of the probe at this checkpoint
+    GIVE_UP = "give_up"  # without an answer
+
+
+Decide = Callable[[Checkpoint], Action]
+
+
+@dataclass(frozen=True, slots=True)
+class UpperThreshold:
+    """Answer once the signal is at least `threshold`.
+
+    Attributes:
+        threshold: finite, in the unit of the signal.
+        after_tokens: no stop before so many.
+    """
+
+    signal: Signal
+    threshold: float
+    after_tokens: int = 0
+    kind: Literal["upper_threshold"] = field(default="upper_threshold", repr=False)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise CalibrationError(f"a threshold must be finite, got {self.threshold}; leave this rule out")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What its signals read; a rule that reads nothing needs no probe until it stops."""
+        return self.signal.reads
+
+    @property
+    def every_tokens(self) -> int:
+        """The least distance between two checkpoints that it looks at."""
+        return 0
+
+    def follow(self) -> Decide:
+        value_of = self.signal.follow()
+
+        def decide(checkpoint: Checkpoint) -> Action:
+            value = value_of(checkpoint)
+            stops = value is not None and value >= self.threshold and checkpoint.tokens >= self.after_tokens
+            return Action.ANSWER if stops else Action.GO_ON
+
+        return decide
+
+
+@dataclass(frozen=True, slots=True)
+class LowerThreshold:
+    """Give up once the signal is at most low + (high - low) / (1 + exp(-slope (tokens - shift))).
+
+    Attributes:
+        shift_tokens: where the curve is half way up; the smaller, the sooner it gives up.
+        slope_per_token: how steeply the curve rises there.
+        low, high: between which it rises, in the unit of the signal.
+        after_tokens: no stop before so many.
+
+    Source: Conformal Thinking, Wang et al. (2026), arXiv 2602.03814, the parametric lower threshold.
+    """
+
+    signal: Signal
+    shift_tokens: float
+    slope_per_token: float
+    low: float
+    high: float
+    after_tokens: int = 0
+    kind: Literal["lower_threshold"] = field(default="lower_threshold", repr=False)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.signal.reads
+
+    @property
+    def every_tokens(self) -> int:
+        return 0
+
+    def threshold_at(self, tokens: int) -> float:
+        rise = 0.5 * (1 + math.tanh(self.slope_per_token * (tokens - self.shift_tokens) / 2))
+        return self.low + (self.high - self.low) * rise
+
+    def follow(self) -> Decide:
+        value_of = self.signal.follow()
+
+        def decide(checkpoint: Checkpoint) -> Action:
+            value, tokens = value_of(checkpoint), checkpoint.tokens
+            stops = value is not None and value <= self.threshold_at(tokens) and tokens >= self.after_tokens
+            return Action.GIVE_UP if stops else Action.GO_ON
+
+        return decide
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Answer by the one rule, give up by the other; where both would stop, answer."""
+
+    upper: UpperThreshold
+    lower: LowerThreshold
+    kind: Literal["both"] = field(default="both", repr=False)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.upper.reads | self.lower.reads
+
+    @property
+    def every_tokens(self) -> int:
+        return 0
+
+    def follow(self) -> Decide:
+        upper, lower = self.upper.follow(), self.lower.follow()
+
+        def decide(checkpoint: Checkpoint) -> Action:
+            actions = upper(checkpoint), lower(checkpoint)  # both must see every checkpoint
+            return actions[0] if actions[0] is not Action.GO_ON else actions[1]
+
+        return decide
+
+
+@dataclass(frozen=True, slots=True)
+class Spaced:
+    """Another rule that looks at fewer checkpoints: the first one, then none within `every_tokens` of the last.
+
+    What it does not look at costs no probe, and does not count as an answer that agrees.
+    """
+
+    rule: UpperThreshold | LowerThreshold | Both
+    every_tokens: int
+    kind: Literal["spaced"] = field(default="spaced", repr=False)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.rule.reads
+
+    def follow(self) -> Decide:
+        return self.rule.follow()
+
+
+StoppingRule = Annotated[UpperThreshold | LowerThreshold | Both | Spaced, Field(discriminator="kind")]
+
+
+class Watch:
+    """One rule along one trace."""
+
+    def __init__(self, rule: StoppingRule) -> None:
+        self._decide = rule.follow()
+        self._every_tokens = rule.every_tokens
+        self._next_tokens = 0
+        self.needs_probes = bool(rule.reads)  # otherwise only to get the answer when it stops
+
+    def wants(self, tokens: int) -> bool:
+        """Whether the rule looks at a checkpoint after so many tokens."""
+        return tokens >= self._next_tokens
+
+    def see(self, checkpoint: Checkpoint) -> Action:
+        """What to do now; to be called with every checkpoint that it wants, until it says to stop."""
+        self._next_tokens = checkpoint.tokens + self._every_tokens
+        return self._decide(checkpoint)
+
+
+def to_json(rule: StoppingRule) -> str:
+    return canonical(asdict(rule))
+
+
+def from_json(text: str) -> StoppingRule:
+    """Raises: CalibrationError: not the JSON of a rule."""
+    return parse(RULE, parse_text(text, "the rule"), "the rule")
+
+
+RULE: TypeAdapter[StoppingRule] = TypeAdapter(StoppingRule, config=ConfigDict(extra="forbid"))

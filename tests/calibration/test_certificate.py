@@ -1,0 +1,100 @@
+"""A certificate as a file: it comes back as it was, shows every edit, and is for one model only."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from reasonrt.calibration import (
+    Certificate,
+    Fingerprints,
+    TraceSet,
+    certify,
+    check_matches,
+    upper_threshold_rules,
+    verify,
+)
+from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.errors import CalibrationError
+
+PRINTS = Fingerprints("model", "tokenizer", "template", "engine", "greedy", "every 128", {"answer": (7, 8)})
+TRACES = TraceSet(synthetic_traces("honest", 200).traces, PRINTS)
+
+
+@pytest.fixture(scope="module")
+def certificate() -> Certificate:
+    rules = upper_threshold_rules("confidence", [0.9, 0.99, 0.999, 1])  # an int among floats must not change the hash
+    return certify(TRACES, rules, risk="lost_correct", alpha=0.1, delta=0.1, train=synthetic_traces("honest", 5, 9))
+
+
+def test_file_round_trip(certificate: Certificate, tmp_path: Path) -> None:
+    certificate.write(tmp_path / "c.json")
+    again = Certificate.read(tmp_path / "c.json")
+
+    assert again == certificate
+    assert again.sha256 == certificate.sha256
+    verify(again, TRACES)
+
+
+def test_any_edit_by_hand_is_refused(certificate: Certificate) -> None:
+    value = json.loads(certificate.to_json())
+    edits = [name for name in value if name != "sha256"]
+
+    for name in edits:
+        edited = value | {name: 0.01 if isinstance(value[name], float) else "edited"}
+        with pytest.raises(CalibrationError, match="was changed after it was made"):
+            Certificate.from_json(json.dumps(edited))
+    value["rule"]["threshold"] = 0.5
+    with pytest.raises(CalibrationError, match="was changed after it was made"):
+        Certificate.from_json(json.dumps(value))
+
+
+def test_layout_of_the_file_does_not_matter(certificate: Certificate) -> None:
+    text = json.dumps(json.loads(certificate.to_json()), indent=4)
+
+    assert Certificate.from_json(text) == certificate
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is no JSON"), ("[]", "has no sha256"), ('{"rule": 1}', "has no sha256")]
+)
+def test_what_is_no_certificate_is_refused(text: str, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        Certificate.from_json(text)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="cannot read"):
+        Certificate.read(tmp_path / "none.json")
+
+
+def test_other_traces_do_not_verify(certificate: Certificate) -> None:
+    with pytest.raises(CalibrationError, match="not the traces that the certificate was made from"):
+        verify(certificate, synthetic_traces("honest", 200, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_certified", 1), ("num_problems", 201), ("p_values", (0.0,)), ("rule", upper_threshold_rules("x", [1])[0])],
+)
+def test_a_certificate_that_its_traces_do_not_give_is_refused(
+    certificate: Certificate, field: str, value: object
+) -> None:
+    """Made up and hashed anew: only recomputing finds it."""
+    with pytest.raises(CalibrationError, match=f"the traces give another {field}"):
+        verify(replace(certificate, **{field: value}), TRACES)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Fingerprints)])
+def test_a_mismatch_names_its_field(certificate: Certificate, field: str) -> None:
+    check_matches(certificate, PRINTS)
+
+    other = {"answer": (7, 9)} if field == "probes" else "other"
+    with pytest.raises(CalibrationError, match=f"the certificate is for {field} "):
+        check_matches(certificate, replace(PRINTS, **{field: other}))  # type: ignore[arg-type]
+
+
+def test_unknown_is_not_a_match(certificate: Certificate) -> None:
+    with pytest.raises(CalibrationError, match="for model 'model', this is ''"):
+        check_matches(certificate, Fingerprints())

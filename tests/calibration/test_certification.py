@@ -1,0 +1,226 @@
+"""What `certify` chooses, what it refuses, and what it says then. That its promise holds: test_validity.py."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasonrt.calibration import (
+    Certificate,
+    Checkpoint,
+    Fingerprints,
+    Infeasible,
+    Trace,
+    TraceSet,
+    certify,
+    order_rules,
+    upper_threshold_rules,
+    verify,
+)
+from reasonrt.calibration.bounds import binomial_p_value
+from reasonrt.calibration.families import dynasor_rules, joint_rules, lower_threshold_rules
+from reasonrt.calibration.rules import StoppingRule, UpperThreshold
+from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.errors import CalibrationError
+
+THRESHOLDS = [0.3, 0.6, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999]
+RULES = upper_threshold_rules("confidence", THRESHOLDS)
+TRACES = synthetic_traces("honest", 400)
+
+
+def made(**changes: object) -> Certificate:
+    arguments: dict[str, object] = {"risk": "lost_correct", "alpha": 0.05, "delta": 0.1} | changes
+    traces, rules = arguments.pop("traces", TRACES), arguments.pop("rules", RULES)
+    return certify(traces, rules, **arguments)  # type: ignore[arg-type]
+
+
+def test_certificate_holds_what_was_found() -> None:
+    certificate = made(traces=TraceSet(TRACES.traces, Fingerprints(model="m")))
+    rule = certificate.rule
+
+    assert isinstance(rule, UpperThreshold)
+    assert rule.threshold in THRESHOLDS
+    assert (certificate.risk, certificate.alpha, certificate.delta, certificate.n) == ("lost_correct", 0.05, 0.1, 400)
+    assert certificate.p_values[certificate.num_certified - 1] <= 0.1 < certificate.p_values[certificate.num_certified]
+    assert certificate.findings[0].p_value == binomial_p_value(certificate.k, 400, 0.05)
+    assert certificate.k / certificate.n < certificate.findings[0].upper_bound < 0.05
+    assert certificate.order == tuple(RULES)
+    assert certificate.splits == {"certify": TRACES.split.sha256}
+    assert certificate.fingerprints.model == "m"
+
+
+def test_the_cheapest_certified_rule_is_chosen_with_its_probes_paid() -> None:
+    certificate = made()
+    assert isinstance(certificate.rule, UpperThreshold)
+
+    assert certificate.rule.threshold == sorted(THRESHOLDS, reverse=True)[certificate.num_certified - 1]
+    assert certificate.saving.low < certificate.saving.net < certificate.saving.high
+    assert certificate.saving.net > 0.1
+
+
+def test_rules_that_save_nothing_are_no_answer() -> None:
+    dear = [
+        replace(trace, checkpoints=[replace(point, probe_tokens=500) for point in trace.checkpoints])
+        for trace in TRACES
+    ]
+
+    with pytest.raises(Infeasible, match="none saves anything: the cheapest stops"):
+        made(traces=dear)
+    with pytest.raises(Infeasible, match="the cheapest stops 0 of 400 problems"):
+        made(rules=upper_threshold_rules("confidence", [1.0, 2.0]))
+
+
+def test_group_rows_add_up() -> None:
+    certificate = made()
+    rows = certificate.groups
+
+    assert [row.group for row in rows] == ["hopeless", "solvable"]
+    assert sum(row.num_problems for row in rows) == 400
+    assert sum(row.findings[0].k for row in rows) == certificate.k
+
+
+def test_the_order_of_the_traces_does_not_matter() -> None:
+    assert made(traces=TRACES.traces[::-1]) == made()
+
+
+@given(st.tuples(st.floats(0.02, 0.5), st.floats(0.02, 0.5)), st.tuples(st.floats(0.01, 0.5), st.floats(0.01, 0.5)))
+@settings(max_examples=12)
+def test_a_looser_promise_certifies_no_fewer(alphas: tuple[float, float], deltas: tuple[float, float]) -> None:
+    def certified(alpha: float, delta: float) -> int:
+        try:
+            return made(alpha=alpha, delta=delta).num_certified
+        except Infeasible:
+            return 0
+
+    assert certified(min(alphas), min(deltas)) <= certified(max(alphas), max(deltas))
+
+
+def test_several_risks_hold_together() -> None:
+    uppers = RULES[-5:]
+    lowers = lower_threshold_rules("confidence", [6000, 3000, 1500], slope_per_token=0.01, low=0.0, high=0.3)
+    family = joint_rules(uppers, lowers)
+
+    certificate = made(rules=family, risk=["early_error", "premature_give_up"], alpha=[0.25, 0.1])
+
+    assert [(finding.risk, finding.alpha) for finding in certificate.findings] == [
+        ("early_error", 0.25),
+        ("premature_give_up", 0.1),
+    ]
+    worst = max(finding.p_value for finding in certificate.findings)
+    assert worst == certificate.p_values[family.index(certificate.rule)]  # type: ignore[arg-type]
+    assert worst <= 0.1
+
+
+def test_selective_error_counts_the_stopped_problems_alone() -> None:
+    other = synthetic_traces("honest", 200, seed=1)
+    order = order_rules(other, RULES, risk="selective_error", alpha=0.3)
+
+    certificate = made(risk="selective_error", alpha=0.3, order=order)
+
+    assert 0 < certificate.n < certificate.num_problems == 400
+    assert certificate.splits["order"] == other.split.sha256
+
+
+def test_order_holds_no_rule_that_another_beats() -> None:
+    family: Sequence[StoppingRule] = [*RULES, *dynasor_rules(range(2, 8), every_tokens=128)]
+
+    order = order_rules(synthetic_traces("honest", 200, seed=1), family, risk="lost_correct", alpha=0.05)
+
+    assert 1 < len(order.rules) < len(family)
+    assert made(rules=family, order=order).order == order.rules
+
+
+@pytest.mark.parametrize("test", ["bonferroni", "holm"])
+def test_other_tests_verify_too(test: str) -> None:
+    certificate = made(test=test)
+
+    assert certificate.test == test
+    assert certificate.num_certified <= made().num_certified
+    verify(certificate, TRACES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"traces": TRACES.traces[:44]}, "takes at least 45 problems, even without a loss; there are 44: record more"),
+        (
+            {"rules": upper_threshold_rules("confidence", [0.01, 0.02])},
+            "the first rule of the order lost .* of 400, too many for lost_correct below 0.05; no n will do",
+        ),
+        (
+            {"rules": upper_threshold_rules("confidence", [0.999999]), "risk": "selective_error"},
+            r"the first rule of the order stopped \d+ of 400: let order_rules find an order",
+        ),
+    ],
+)
+def test_infeasible_says_why_and_what_would_do(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(Infeasible, match=message) as refused:
+        made(**changes)
+
+    assert "\n" not in str(refused.value)
+
+
+def test_infeasible_names_the_n_that_would_do(make_trace: Callable[..., Trace]) -> None:
+    traces = [make_trace(f"p{index}", [("wrong" if index < 2 else "right", 1.0)]) for index in range(60)]
+
+    with pytest.raises(Infeasible, match=r"at delta 0\.1; at that rate 940 problems would do"):
+        certify(traces, upper_threshold_rules("sure", [0.5]), risk="lost_correct", alpha=0.05, delta=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"traces": []}, "there are no traces"),
+        ({"rules": []}, "there are no rules"),
+        ({"rules": upper_threshold_rules("sure", [0.5])}, "no checkpoint has the signal 'sure'"),
+        ({"risk": "error"}, "unknown risk 'error'"),
+        ({"risk": ["lost_correct", "early_error"]}, "2 risks have 1 alphas"),
+        ({"alpha": 0.0}, r"alpha must be in \(0, 1\), got 0.0"),
+        ({"delta": float("nan")}, r"delta must be in \(0, 1\), got nan"),
+        ({"test": "fdr"}, "unknown test 'fdr'; there are bonferroni, fixed_sequence, holm"),
+        ({"traces": [*TRACES, TRACES.traces[0]]}, "is in the traces twice"),
+        ({"train": TRACES.traces[-1:]}, "the splits to certify and to train share 'honest-0-399'"),
+        (
+            {"order": order_rules(TRACES.traces[:50], RULES, risk="lost_correct", alpha=0.05)},
+            "the splits to certify and to order share 'honest-0-0' and 49 more",
+        ),
+        (
+            {"risk": "early_error", "traces": [*TRACES.traces[1:], replace(TRACES.traces[0], gold=None)]},
+            "risk 'early_error' needs the right answer of every problem, 1 have no gold, one is 'honest-0-0'",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message) as refused:
+        made(**changes)
+
+    assert not isinstance(refused.value, Infeasible)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_order_of_other_rules_is_refused() -> None:
+    order = order_rules(synthetic_traces("honest", 50, seed=1), RULES, risk="lost_correct", alpha=0.05)
+
+    with pytest.raises(CalibrationError, match="rules that are not in the family"):
+        made(rules=RULES[:1], order=order)
+
+
+@pytest.mark.parametrize("answer", ["right", "wrong"])
+def test_populations_that_are_all_right_or_all_wrong(answer: str, make_trace: Callable[..., Trace]) -> None:
+    traces = [make_trace(f"p{index}", [(answer, 1.0)]) for index in range(45)]
+    rules = upper_threshold_rules("sure", [0.5])
+
+    if answer == "right":
+        assert certify(traces, rules, risk="early_error", alpha=0.05, delta=0.1).k == 0
+    else:
+        with pytest.raises(Infeasible):
+            certify(traces, rules, risk="early_error", alpha=0.05, delta=0.1)
+
+
+def test_one_problem_is_infeasible() -> None:
+    trace = Trace("p", [Checkpoint(1, "1", {"sure": 1.0})], 2, "1", "1")
+
+    with pytest.raises(Infeasible, match="at least 45 problems"):
+        certify([trace], upper_threshold_rules("sure", [0.5]), risk="lost_correct", alpha=0.05, delta=0.1)

@@ -1,0 +1,196 @@
+"""Multiple tests, evidence over time, labelling until certified and the monitor of drift."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasonrt.calibration.testing import (
+    TESTS,
+    DriftMonitor,
+    Labelling,
+    bonferroni,
+    fixed_sequence,
+    holm,
+    log_evidence_below,
+    max_p,
+    pareto_order,
+)
+
+P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=20)
+DELTAS = st.floats(0.01, 0.5)
+
+
+def test_known_values() -> None:
+    p_values = [0.01, 0.04, 0.2, 0.001]
+
+    assert fixed_sequence(p_values, 0.05) == [0, 1]
+    assert bonferroni(p_values, 0.05) == [0, 3]
+    assert holm(p_values, 0.06) == [0, 3]
+    assert holm([0.01, 0.02, 0.03, 0.04], 0.08) == [0, 1, 2, 3]
+    assert fixed_sequence([0.2, 0.0], 0.1) == []
+
+
+@given(P_VALUES, DELTAS)
+def test_holm_rejects_whatever_bonferroni_does(p_values: list[float], delta: float) -> None:
+    assert set(bonferroni(p_values, delta)) <= set(holm(p_values, delta))
+
+
+@pytest.mark.parametrize("name", sorted(TESTS))
+@given(p_values=P_VALUES, deltas=st.tuples(DELTAS, DELTAS))
+def test_a_larger_delta_rejects_no_fewer(name: str, p_values: list[float], deltas: tuple[float, float]) -> None:
+    low, high = sorted(deltas)
+
+    assert set(TESTS[name](p_values, low)) <= set(TESTS[name](p_values, high))
+
+
+@pytest.mark.parametrize("name", sorted(TESTS))
+@pytest.mark.parametrize("dependence", ["independent", "identical", "half of them false"])
+def test_any_false_rejection_has_probability_at_most_delta(
+    name: str, dependence: str, exceeds: Callable[[int, int, float], bool]
+) -> None:
+    rng = np.random.default_rng(0)
+    draws, delta, true = 4000, 0.1, set(range(20))
+    p_values = rng.random((draws, 20))
+    if dependence == "identical":
+        p_values[:] = p_values[:, :1]
+    if dependence == "half of them false":
+        p_values[:, ::2] *= 1e-6
+        true = set(range(1, 20, 2))
+
+    failures = sum(bool(true & set(TESTS[name](row, delta))) for row in p_values.tolist())
+
+    assert not exceeds(failures, draws, delta)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("bonferroni", "bonferroni"), ("fixed_sequence", "fixed_sequence"), ("holm", "bonferroni_holm")],
+)
+def test_tests_are_mapies(name: str, theirs: str) -> None:
+    mapie = pytest.importorskip("mapie.risk_control")
+    for row in np.random.default_rng(0).random((200, 10)) ** 4:
+        expected = np.ravel(mapie.control_fwer(row, 0.1, fwer_method=theirs))
+
+        assert TESTS[name](row.tolist(), 0.1) == sorted(expected.tolist())
+
+
+def test_largest_p_value_of_several_risks_is_valid_when_one_is_too_high(
+    exceeds: Callable[[int, int, float], bool],
+) -> None:
+    rng = np.random.default_rng(0)
+
+    failures = sum(max_p([0.0, p]) <= 0.1 for p in rng.random(4000))
+
+    assert not exceeds(failures, 4000, 0.1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))
+def test_pareto_order_holds_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    order = pareto_order([p for p, _ in points], [cost for _, cost in points])
+
+    front = {
+        point
+        for point in points
+        if not any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
+    }
+    assert [points[index] for index in order] == sorted(front)
+
+
+@given(st.integers(0, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.01, 0.9))
+def test_evidence_falls_with_every_loss(counts: tuple[int, int], alpha: float) -> None:
+    k, n = counts
+
+    now = log_evidence_below(k, n, alpha)
+
+    assert log_evidence_below(k, n + 1, alpha) >= now - 1e-9
+    assert log_evidence_below(k + 1, n + 1, alpha) <= now + 1e-9
+
+
+def test_evidence_is_a_martingale_at_the_limit() -> None:
+    alpha = 0.07
+    for k, n in [(0, 0), (0, 10), (3, 20), (30, 100)]:
+        after_loss, after_none = (math.exp(log_evidence_below(k + loss, n + 1, alpha)) for loss in (1, 0))
+
+        assert alpha * after_loss + (1 - alpha) * after_none == pytest.approx(math.exp(log_evidence_below(k, n, alpha)))
+
+
+def test_labelling_with_a_look_after_every_problem_is_wrong_with_probability_at_most_delta(
+    exceeds: Callable[[int, int, float], bool],
+) -> None:
+    alpha, delta, draws, longest = 0.05, 0.1, 2000, 400
+    # evidence depends on (k, n) alone: a boundary in k for each n
+    most = np.full(longest + 1, -1)
+    for n in range(1, longest + 1):
+        while log_evidence_below(most[n] + 1, n, alpha) >= math.log(1 / delta):
+            most[n] += 1
+    losses = np.random.default_rng(0).random((draws, longest)) < alpha
+
+    crossed = (losses.cumsum(axis=1) <= most[1:]).any(axis=1)
+
+    assert not exceeds(int(crossed.sum()), draws, delta)
+
+
+def test_labelling_certifies_along_the_order_and_forgets_nothing() -> None:
+    labelling = Labelling(3, alpha=0.1, delta=0.1)
+    certified = [labelling.add([False, index % 3 == 0, False]) for index in range(100)]
+
+    assert certified[0] == 0
+    assert certified[-1] == 1  # the second rule loses a third: the third is never reached
+    assert labelling.add([True, True, True]) == 1
+
+
+def test_labelling_without_a_problem_that_counts_certifies_nothing() -> None:
+    labelling = Labelling(1, alpha=0.5, delta=0.5)
+
+    assert [labelling.add([None]) for _ in range(50)] == [0] * 50
+
+
+def false_alarms(losses: np.ndarray, alpha: float, delta: float) -> int:
+    alarms = 0
+    for row in losses.tolist():
+        monitor = DriftMonitor(alpha, delta)
+        alarms += any(monitor.add(loss) for loss in row)
+    return alarms
+
+
+def test_monitor_raises_false_alarms_with_probability_at_most_delta(
+    exceeds: Callable[[int, int, float], bool],
+) -> None:
+    losses = np.random.default_rng(0).random((1000, 400)) < 0.05
+
+    assert not exceeds(false_alarms(losses, 0.05, 0.1), 1000, 0.1)
+
+
+def test_naive_monitor_raises_too_many(exceeds: Callable[[int, int, float], bool]) -> None:
+    """The same data, looked at after every problem with a test for one look."""
+    losses = np.random.default_rng(0).random((1000, 400)) < 0.05
+    n = np.arange(1, 401)
+    bound = 0.05 * n + 1.2816 * np.sqrt(0.05 * 0.95 * n)
+
+    assert exceeds(int((losses.cumsum(axis=1) > bound).any(axis=1).sum()), 1000, 0.1)
+
+
+def test_monitor_notices_a_rise_soon_after_a_long_good_time() -> None:
+    rng = np.random.default_rng(0)
+    delays = []
+    for _ in range(50):
+        monitor = DriftMonitor(alpha=0.05, delta=0.1)
+        assert not [loss for loss in rng.random(1000) < 0.02 if monitor.add(float(loss))]
+        delays.append(next(n for n in range(1, 1000) if monitor.add(float(rng.random() < 0.25))))
+
+    assert np.median(delays) < 80
+
+
+def test_alarm_stays() -> None:
+    monitor = DriftMonitor(alpha=0.1, delta=0.1)
+    for _ in range(50):
+        monitor.add(1.0)
+    for _ in range(500):
+        monitor.add(0.0)
+
+    assert monitor.alarm
+    assert math.isfinite(monitor.evidence)

@@ -1,0 +1,155 @@
+"""Traces are refused where they could not carry a promise, and come back from a file as they were."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasonrt.calibration.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.traces import (
+    Checkpoint,
+    Fingerprints,
+    Trace,
+    TraceSet,
+    problem_hash,
+    read_traces,
+    refuse_overlap,
+    same_answer,
+    split_traces,
+    write_traces,
+)
+from reasonrt.errors import CalibrationError
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Checkpoint(100, "1", {"sure": float("nan")}), "signal 'sure' is nan at 100 tokens"),
+        (lambda: Checkpoint(100, "1", {"sure": float("inf")}), "signal 'sure' is inf"),
+        (lambda: Checkpoint(-1, "1"), "lies at -1 tokens"),
+        (lambda: Checkpoint(1, "1", {}, -2), "spent -2 tokens"),
+        (lambda: Trace("", [], 10, "1"), "no problem_id"),
+        (lambda: Trace("p", [], 0, "1"), "full_tokens of problem 'p' is 0"),
+        (lambda: Trace("p", [Checkpoint(5, ""), Checkpoint(5, "")], 10, "1"), "go from 5 to 5 tokens"),
+        (lambda: Trace("p", [Checkpoint(11, "")], 10, "1"), "lies at 11 tokens, beyond its full_tokens 10"),
+        (lambda: TraceSet(()), "there are no traces"),
+        (lambda: TraceSet((Trace("p", [], 1, ""), Trace("p", [], 2, ""))), "problem 'p' is in the traces twice"),
+    ],
+)
+def test_bad_traces_are_refused_in_one_line(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message) as refused:
+        make()
+
+    assert "\n" not in str(refused.value)
+
+
+def test_the_same_question_under_two_ids_is_found() -> None:
+    first, second = (
+        Trace(name, [], 10, "1", content_hash=problem_hash(text)) for name, text in [("a", "1 + 1?"), ("b", " 1 +\n1?")]
+    )
+
+    with pytest.raises(CalibrationError, match="twice"):
+        TraceSet((first, second))
+    with pytest.raises(CalibrationError, match="the splits to certify and to train share"):
+        refuse_overlap({"certify": TraceSet((first,)).split, "train": TraceSet((second,)).split})
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    prints = Fingerprints(model="m", engine="vllm 0.32", probes={"answer": (151668, 90)})
+    traces = TraceSet(synthetic_traces("wavering", 20).traces, prints)
+
+    write_traces(tmp_path / "t.jsonl", traces)
+    again = read_traces(tmp_path / "t.jsonl")
+
+    assert again == traces
+    assert again.split == traces.split
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("{", "line 1 is no JSON"),
+        ('{"schema": "other/1"}', "does not begin with the schema 'reasonrt.traces/1'"),
+        ('{"schema": "reasonrt.traces/1"}\n{"problem_id": "p"}', "line 2: checkpoints: Field required"),
+        (
+            '{"schema": "reasonrt.traces/1"}\n{"problem_id": "p", "full_tokens": 9, "full_answer": "", "checkpoints":'
+            '[{"tokens": 5, "answer": "", "signals": {"sure": NaN}}]}',
+            "line 2: signal 'sure' is nan",
+        ),
+    ],
+)
+def test_unreadable_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(content)
+
+    with pytest.raises(CalibrationError, match=message):
+        read_traces(path)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="cannot read"):
+        read_traces(tmp_path / "none")
+
+
+def test_split_hash_depends_on_content_alone() -> None:
+    traces = synthetic_traces("honest", 10)
+    first = traces.traces[0]
+    changed = replace(first, checkpoints=[*first.checkpoints[:-1], replace(first.checkpoints[-1], answer="edited")])
+
+    assert TraceSet(traces.traces[::-1]).split == traces.split
+    assert TraceSet((changed, *traces.traces[1:])).split.sha256 != traces.split.sha256
+
+
+def test_numbers_of_numpy_hash_as_plain_ones() -> None:
+    plain = Trace("p", [Checkpoint(5, "1", {"sure": 1.0}, 3)], 10, "1")
+    numpy = Trace("p", [Checkpoint(np.int64(5), "1", {"sure": np.float32(1)}, np.int64(3))], np.int64(10), "1")  # type: ignore[arg-type]
+
+    assert TraceSet((plain,)).split == TraceSet((numpy,)).split
+
+
+@given(st.integers(0, 1000))
+def test_splits_are_disjoint_and_do_not_move_when_traces_are_added(seed: int) -> None:
+    traces = synthetic_traces("honest", 60)
+    parts = split_traces(traces, (0.3, 0.2, 0.5), seed)
+
+    refuse_overlap({str(index): part.split for index, part in enumerate(parts)})
+    assert sum(map(len, parts)) == 60
+    earlier = split_traces(TraceSet(traces.traces[:50]), (0.3, 0.2, 0.5), seed)
+    for before, after in zip(earlier, parts, strict=True):
+        assert {trace.problem_id for trace in before} <= {trace.problem_id for trace in after}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("1", " 1 ", True),
+        ("No", "no", True),
+        ("no", "know", False),
+        ("", "", False),
+        (None, None, False),
+        (" ", "", False),
+    ],
+)
+def test_same_answer(a: str | None, b: str | None, same: bool) -> None:
+    assert same_answer(a, b) is same
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_populations_are_reproducible(kind: str) -> None:
+    assert synthetic_traces(kind, 5, 3).split == synthetic_traces(kind, 5, 3).split
+    assert not synthetic_traces(kind, 5, 3).split.names & synthetic_traces(kind, 5, 4).split.names
+
+
+def test_lines_are_json(tmp_path: Path) -> None:
+    write_traces(tmp_path / "t.jsonl", synthetic_traces("honest", 2))
+
+    header, first, _ = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
+
+    assert header["schema"] == "reasonrt.traces/1"
+    assert first["checkpoints"][0]["signals"].keys() == {"confidence"}
