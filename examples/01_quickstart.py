@@ -6,7 +6,7 @@ from reasonrt import Completion, Request, Runtime
 
 
 async def main() -> None:
-    async with Runtime.from_config() as runtime:
+    async with Runtime.from_config(roles=("draft", "target")) as runtime:
         for policy in ("draft", "target"):
             request = Request.ask("Solve the following multiplication: 47 * 36.", policy)
             async for event in runtime.solve(request):

@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from reasonrt.types import END_THINK
+
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 _LONGEST_NUMBER = 1000  # characters; Python refuses to read numbers far beyond, and no answer is as long
@@ -18,6 +20,11 @@ def find_answer(text: str) -> str | None:
         return text.rpartition("####")[2].strip().split("\n")[0].strip() or None
     numbers = re.findall(r"(?:(?<!\w)-)?\d[\d,]*(?:\.\d+)?", text)
     return numbers[-1].replace(",", "") if numbers else None
+
+
+def holds_answer(text: str) -> bool:
+    """Whether a step states the answer, or ends the thinking."""
+    return r"\boxed{" in text or END_THINK in text
 
 
 def _until_closing_brace(text: str) -> str | None:

@@ -1,15 +1,24 @@
 """What a policy is, and the loop that every policy writes steps with."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
-from reasonrt.boundaries import StepSplitter, boundaries_of
+from reasonrt.boundaries import Segment, StepSplitter, boundaries_of
 from reasonrt.engines.base import Engine
+from reasonrt.engines.pace import Pace
 from reasonrt.errors import RequestError
 from reasonrt.transcript import Transcript
-from reasonrt.types import FinishReason, PolicyEvent, Request, Sampling, Step
+from reasonrt.types import FinishReason, PolicyEvent, Request, Sampling, Step, TokenDelta
+
+
+class PacedEngine(Engine, Protocol):
+    """An engine as the runtime hands it to a policy: with its recent speed, over all requests."""
+
+    @property
+    def pace(self) -> Pace: ...
 
 
 class Policy(Protocol):
@@ -23,16 +32,24 @@ class Policy(Protocol):
     def engines(self) -> tuple[str, ...]:
         """The roles of the engines that it asks; `solve` gets them under these."""
 
+    @property
+    def optional_engines(self) -> tuple[str, ...]:
+        """Roles that it makes use of where there are such engines."""
+
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Raises `RequestError` for an unknown option or a value out of range."""
 
-    def solve(self, request: Request, engines: Mapping[str, Engine]) -> AsyncGenerator[PolicyEvent, None]: ...
+    def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]: ...
 
 
 @dataclass
 class PolicyOptions:
     """Base of policies that are dataclasses of their options."""
+
+    @property
+    def optional_engines(self) -> tuple[str, ...]:
+        return ()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -51,9 +68,10 @@ def sampling_for(request: Request, transcript: Transcript, engine: Engine, **cha
     """The request's sampling, cut to what its limit leaves and the engine's context still holds.
 
     Where the limit leaves nothing it is one token: the runtime ends the request when that would be committed.
+    A policy that goes on after a commit asks `transcript.room(engine)` first.
     """
     left = max(1, request.limits.max_tokens - transcript.num_tokens)
-    max_tokens = min(left, transcript.room(engine))
+    max_tokens = max(1, min(left, transcript.room(engine)))
     wanted: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
     return Sampling(**({"max_tokens": max_tokens} | wanted | changes))
 
@@ -66,14 +84,82 @@ async def write_steps(
     Yields each step as soon as its boundary is there and, last, the reason for the end. What stands after the last
     boundary is a step too, marked as incomplete when the token limit cut it off.
     """
-    splitter = StepSplitter(boundaries_of(engine.tokenizer))
+    written = StepWriter(engine)
     async with aclosing(engine.generate(transcript.token_ids(engine), sampling)) as stream:
         async for delta in stream:
-            for segment in splitter.feed(delta.token_ids, delta.logprobs):
-                yield Step(segment.text, segment.token_ids, engine.name, logprobs=segment.logprobs)
+            for step in written.take(delta):
+                yield step
             if delta.finish_reason:
-                rest = splitter.flush()
-                if rest and rest.text.strip():  # not the end token alone
-                    is_complete = delta.finish_reason is FinishReason.STOP
-                    yield Step(rest.text, rest.token_ids, engine.name, is_complete, rest.logprobs)
+                if rest := written.rest(is_complete=delta.finish_reason is FinishReason.STOP):
+                    yield rest
                 yield delta.finish_reason
+
+
+async def write_step(
+    engine: Engine, transcript: Transcript, sampling: Sampling
+) -> tuple[Step | None, FinishReason | None]:
+    """The next step and, where the text ends with it, the reason for the end. Nothing is committed.
+
+    The engine itself stops at the boundary: nothing is generated beyond it. The step is None where the engine only
+    ends the text.
+    """
+    boundaries = boundaries_of(engine.tokenizer)
+    written = StepWriter(engine)
+    ids, left = list(transcript.token_ids(engine)), sampling.max_tokens
+    while True:
+        # a stop token may turn out to be no boundary, inside a formula for instance: the engine goes on behind it
+        part = replace(sampling, max_tokens=left, stop_token_ids=boundaries.closing)
+        async with aclosing(engine.generate(ids, part)) as stream:
+            async for delta in stream:
+                ids += delta.token_ids
+                left -= len(delta.token_ids)
+                if steps := written.take(delta):
+                    return steps[0], None
+                if delta.finish_reason:
+                    break
+        ended = delta.finish_reason is FinishReason.STOP and ids[-1] not in boundaries.closing
+        if ended or left <= 0:
+            reason = FinishReason.STOP if ended else FinishReason.LENGTH
+            return written.rest(is_complete=ended), reason
+
+
+class StepWriter:
+    """What one engine writes, on its way from deltas to steps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._author = engine.name
+        self._splitter = StepSplitter(boundaries_of(engine.tokenizer))
+        self._logprobs: list[float] = []
+        self._top_logprobs: list[tuple[float, ...]] = []
+
+    def take(self, delta: TokenDelta) -> list[Step]:
+        """The steps that end within `delta`."""
+        self._logprobs += delta.logprobs
+        self._top_logprobs += delta.top_logprobs
+        return [self._step(segment, True) for segment in self._splitter.feed(delta.token_ids)]
+
+    def unfinished(self) -> Step:
+        """What stands after the last boundary so far; it may still be nothing."""
+        segment = self._splitter.peek()
+        length = len(segment.token_ids)
+        tops = tuple(self._top_logprobs[:length])
+        return Step(segment.text, segment.token_ids, self._author, False, tuple(self._logprobs[:length]), tops)
+
+    def rest(self, *, is_complete: bool) -> Step | None:
+        """What stands after the last boundary, at the end; None for nothing, or the end token alone."""
+        segment = self._splitter.flush()
+        return self._step(segment, is_complete) if segment and segment.text.strip() else None
+
+    def _step(self, segment: Segment, is_complete: bool) -> Step:
+        length = len(segment.token_ids)
+        logprobs, self._logprobs = tuple(self._logprobs[:length]), self._logprobs[length:]
+        top_logprobs, self._top_logprobs = tuple(self._top_logprobs[:length]), self._top_logprobs[length:]
+        return Step(segment.text, segment.token_ids, self._author, is_complete, logprobs, top_logprobs)
+
+
+async def drop(*tasks: "asyncio.Task[Any] | None") -> None:
+    """Cancel tasks, and wait until they have left their engines."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

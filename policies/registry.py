@@ -6,12 +6,23 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from reasonrt.errors import ConfigError, RequestError
+from reasonrt.policies.arbitrage import RSD, Arbitrage, Entropy, Oracle, Random, SpecReason
 from reasonrt.policies.base import Policy
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target
 
 _GROUP = "reasonrt.policies"
-_OWN: dict[str, type[Policy]] = {"target": Target, "draft": Draft, "self_consistency": SelfConsistency}
+_OWN: dict[str, type[Policy]] = {
+    "target": Target,
+    "draft": Draft,
+    "self_consistency": SelfConsistency,
+    "arbitrage": Arbitrage,
+    "rsd": RSD,
+    "specreason": SpecReason,
+    "entropy": Entropy,
+    "random": Random,
+    "oracle": Oracle,
+}
 
 
 def policy_names() -> list[str]:
@@ -26,6 +37,16 @@ def build_policy(name: str, options: Mapping[str, Any]) -> Policy:
         ConfigError: the package that announces it cannot be imported.
     """
     return (_OWN.get(name) or _plugin(name)).from_options(options)
+
+
+def roles_of(name: str, options: Mapping[str, Any]) -> list[str]:
+    """The engines that a policy asks, and those that it makes use of where they are.
+
+    Raises:
+        RequestError, ConfigError: as `build_policy`.
+    """
+    policy = build_policy(name, options)
+    return [*policy.engines, *policy.optional_engines]
 
 
 @cache  # of what is found: a search reads the metadata of every installed package

@@ -59,7 +59,7 @@ class SelfConsistency(PolicyOptions):
 
     async def _draw(self, request: Request, engine: Engine) -> list[_Sample]:
         """The samples that decide the vote, by index. On return no other one runs."""
-        transcript = Transcript(request.messages)
+        transcript = Transcript(request.messages, request.committed)
         transcript.token_ids(engine)  # refuse a prompt that is too long before any sample starts
         running = {asyncio.create_task(self._sample(index, request, transcript, engine)) for index in range(self.k)}
         done: list[_Sample] = []

@@ -4,29 +4,33 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from reasonrt.engines.base import Engine
-from reasonrt.policies.base import PolicyOptions, sampling_for, write_steps
+from reasonrt.policies.base import PacedEngine, PolicyOptions, sampling_for, write_steps
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop
 
 
 @dataclass
 class Single(PolicyOptions):
-    """The engine of that name alone."""
+    """Option: `engine`, the role of the engine that writes."""
 
-    engines = ("target",)
+    engine: str
 
-    async def solve(self, request: Request, engines: Mapping[str, Engine]) -> AsyncGenerator[PolicyEvent, None]:
-        engine = engines[self.engines[0]]
-        transcript = Transcript(request.messages)
+    def __post_init__(self) -> None:
+        self.engines = (self.engine,)
+
+    async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
+        engine = engines[self.engine]
+        transcript = Transcript(request.messages, request.committed)
         async with aclosing(write_steps(engine, transcript, sampling_for(request, transcript, engine))) as written:
             async for event in written:
                 yield Stop(event) if isinstance(event, FinishReason) else event
 
 
+@dataclass
 class Target(Single):
-    engines = ("target",)
+    engine: str = "target"
 
 
+@dataclass
 class Draft(Single):
-    engines = ("draft",)
+    engine: str = "draft"

@@ -37,11 +37,10 @@ def boundaries_of(tokenizer: Tokenizer) -> Boundaries:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens that make one step, with their text and log-probabilities (empty when none were asked for)."""
+    """Tokens that make one step, with their text."""
 
     token_ids: tuple[int, ...]
     text: str
-    logprobs: tuple[float, ...] = ()
 
 
 class StepSplitter:
@@ -54,20 +53,17 @@ class StepSplitter:
     def __init__(self, boundaries: Boundaries) -> None:
         self._boundaries = boundaries
         self._pending: list[int] = []
-        self._logprobs: list[float] = []
         self._text = ""  # of the ids that _marks have been looked for in
         self._num_read = 0  # of these ids
         self._marks: list[str] = []  # open ones, the innermost last
         self._blank_lines = 0  # inside of _marks
         self._last_id = -1
 
-    def feed(self, token_ids: Sequence[int], logprobs: Sequence[float] = ()) -> list[Segment]:
+    def feed(self, token_ids: Sequence[int]) -> list[Segment]:
         """Take in new tokens and return the steps that they complete, most often none."""
         segments = []
-        for index, token_id in enumerate(token_ids):
+        for token_id in token_ids:
             self._pending.append(token_id)
-            if logprobs:
-                self._logprobs.append(logprobs[index])
             if self._may_close(token_id):
                 self._read()
                 # blank lines alone are the beginning of the next step
@@ -75,6 +71,10 @@ class StepSplitter:
                     segments.append(self._cut())
             self._last_id = token_id
         return segments
+
+    def peek(self) -> Segment:
+        """What has not been closed by a boundary so far; it stays where it is."""
+        return Segment(tuple(self._pending), self._boundaries.tokenizer.decode(self._pending))
 
     def flush(self) -> Segment | None:
         """What has not been closed by a boundary; None when nothing is left."""
@@ -117,6 +117,6 @@ class StepSplitter:
         return not self._marks
 
     def _cut(self) -> Segment:
-        segment = Segment(tuple(self._pending), self._text, tuple(self._logprobs))
-        self._pending, self._logprobs, self._text, self._num_read = [], [], "", 0
+        segment = Segment(tuple(self._pending), self._text)
+        self._pending, self._text, self._num_read = [], "", 0
         return segment

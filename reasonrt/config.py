@@ -1,6 +1,6 @@
 """The one reader of configuration: a YAML file, changes over it, and what they stand for.
 
-Without a file, the two models that ship with reasonrt serve as `draft` and `target`.
+Without a file, the models that ship with reasonrt serve as `draft`, `target`, `router` and `reward`.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,11 @@ class _Strict(BaseModel):
 
 
 class VllmConfig(_Strict):
-    """An engine in this process. The fields after `model` are those of `engines.vllm.VllmSettings`."""
+    """An engine in this process. The fields after `inflate` are those of `engines.vllm_settings.VllmSettings`."""
 
     kind: Literal["vllm"] = "vllm"
     model: str = Field(description="a Hugging Face folder, or zoo:NAME")
+    inflate: int = Field(1, ge=1, le=16, description="run it so many times as wide, with the same function")
     max_model_len: int = Field(1024, ge=16, le=10_000_000)
     max_num_seqs: int = Field(64, ge=1, le=4096)
     kv_cache_mib: int | None = Field(256, ge=1)
@@ -36,6 +37,7 @@ class VllmConfig(_Strict):
     compile: bool = False
     tensor_parallel: int = Field(1, ge=1, le=1024)
     scores: bool = False
+    speculative: dict[str, Any] | None = Field(None, description="vLLM's own speculation; a `model` in it as above")
 
 
 class RemoteConfig(_Strict):
@@ -70,14 +72,19 @@ class LimitsConfig(_Strict):
         return Limits(self.max_tokens, self.deadline_s, self.max_engine_calls)
 
 
-def _zoo_pair() -> dict[str, EngineConfig]:
-    return {role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}") for role in ("draft", "target")}
+def _zoo() -> dict[str, EngineConfig]:
+    models: dict[str, EngineConfig] = {
+        role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}") for role in ("draft", "target")
+    }
+    judges = {role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}", scores=True) for role in ("router", "reward")}
+    return models | judges
 
 
 class Config(_Strict):
     """The whole of `reasonrt.yaml`."""
 
-    engines: dict[str, EngineConfig] = Field(default_factory=_zoo_pair)
+    engines: dict[str, EngineConfig] = Field(default_factory=_zoo)
+    policies: dict[str, dict[str, Any]] = Field(default_factory=dict, description="policy to its default options")
     limits: LimitsConfig = LimitsConfig()
     concurrency: int = Field(16, ge=1, le=4096, description="requests at once, in evaluations")
 

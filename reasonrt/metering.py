@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from reasonrt.engines.base import Engine, TokenStream
+from reasonrt.engines.pace import Pace
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
 
 
@@ -25,13 +26,23 @@ class Calls:
 
 
 class MeteredEngine:
-    """Stands for `engine` in one request."""
+    """Stands for `engine` in one request.
 
-    def __init__(self, engine: Engine, calls: Calls) -> None:
-        self._engine, self._calls = engine, calls
+    Args:
+        engine: the engine itself.
+        calls: what the request may still ask for.
+        pace: the engine's, shared by all requests; this one's own if None.
+    """
+
+    def __init__(self, engine: Engine, calls: Calls, pace: Pace | None = None) -> None:
+        self._engine, self._calls, self.pace = engine, calls, pace or Pace()
         self.name, self.max_model_len = engine.name, engine.max_model_len
         self.capabilities, self.tokenizer = engine.capabilities, engine.tokenizer
         self.calls = self.prefilled = self.cached = self.generated = self.probe = 0
+
+    @property
+    def fingerprint(self) -> str:
+        return self._engine.fingerprint
 
     async def start(self) -> Self:
         return self
@@ -76,6 +87,7 @@ class _MeteredStream:
         self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens
         self._counted = self._cached = 0
         self._is_asked = self._has_begun = False
+        self._watch = meter.pace.watch(prompt_tokens)
 
     @property
     def generated_tokens(self) -> int:
@@ -86,7 +98,13 @@ class _MeteredStream:
 
     async def __anext__(self) -> TokenDelta:
         self._is_asked = True
-        delta = await anext(self._stream)
+        self._watch.asked()
+        try:
+            delta = await anext(self._stream)
+        except Exception:
+            self._watch.ended()
+            raise
+        self._watch.came(delta)
         if not self._has_begun:
             self._begin()
         told = max(0, delta.cached_tokens - self._cached)  # a remote server may tell at the end only
@@ -100,6 +118,7 @@ class _MeteredStream:
         try:
             await self._stream.aclose()
         finally:
+            self._watch.ended()
             if self._is_asked and not self._has_begun:
                 self._begin()  # how far the engine had come is unknown: count all of it
             self._count()

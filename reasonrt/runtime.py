@@ -7,15 +7,17 @@ enforces the limits, and makes sure that leaving the iterator stops all work und
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
 from reasonrt.engines.base import Engine
+from reasonrt.engines.pace import Pace
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
-from reasonrt.policies.base import Policy
+from reasonrt.policies.base import PacedEngine, Policy
 from reasonrt.policies.registry import build_policy
 from reasonrt.types import Completion, Event, FinishReason, PolicyEvent, Request, Step, Stop
 
@@ -26,12 +28,18 @@ class Runtime:
     Use it as an async context manager: entering starts the engines one after the other, leaving closes them. One
     engine may have several roles.
 
+    Args:
+        engines: role to engine.
+        options: policy to options that hold where a request says nothing else.
+
     Raises:
         ConfigError: two engines have the same name; steps and usage could not be told apart.
     """
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, engines: Mapping[str, Engine], options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.engines = dict(engines)
+        self.options = dict(options or {})
+        self.paces = {engine.name: Pace() for engine in self.engines.values()}
         self._closing = AsyncExitStack()
         by_name: dict[str, Engine] = {}
         for role, engine in self.engines.items():
@@ -39,11 +47,12 @@ class Runtime:
                 raise ConfigError(f"two engines are named {engine.name!r}; give the one in role {role!r} another name")
 
     @classmethod
-    def from_config(cls, path: str | None = None, **changes: Any) -> Self:
+    def from_config(cls, path: str | Path | None = None, *, roles: Sequence[str] | None = None, **changes: Any) -> Self:
         """A runtime by a YAML file (default: `reasonrt.yaml` if it is there, else the models that ship with us).
 
         Args:
             path: the file.
+            roles: which of its engines; None is all.
             changes: top-level keys of the file, over it.
 
         Raises:
@@ -52,7 +61,8 @@ class Runtime:
         from reasonrt.config import load_config
         from reasonrt.engines.build import build_engines
 
-        return cls(build_engines(load_config(path, changes)))
+        config = load_config(path, changes)
+        return cls(build_engines(config, roles), config.policies)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -69,7 +79,8 @@ class Runtime:
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
         """Yield each step as it is committed and, last, the `Completion`.
 
-        Closing the iterator aborts what the request does in every engine.
+        Closing the iterator aborts what the request does in every engine. A request that was cut off goes on from
+        the steps that it has as `committed`; these are not yielded again.
 
         Raises:
             RequestError: the request cannot be served as it stands.
@@ -77,24 +88,27 @@ class Runtime:
             EngineError: an engine died and the policy could not go on without it.
         """
         started = time.perf_counter()
-        policy = build_policy(request.policy, request.options)
+        policy = build_policy(request.policy, {**self.options.get(request.policy, {}), **request.options})
         calls = Calls(request.limits.max_engine_calls)
-        meters = {engine.name: MeteredEngine(engine, calls) for engine in map(self._engine, policy.engines)}
-        engines = {role: meters[self.engines[role].name] for role in policy.engines}
+        roles = {role: self._engine(role) for role in policy.engines}
+        roles |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
+        meters = {engine.name: MeteredEngine(engine, calls, self.paces[engine.name]) for engine in roles.values()}
+        engines = {role: meters[engine.name] for role, engine in roles.items()}
         steps: list[Step] = []
         stop = Stop(FinishReason.STOP)
-        async with aclosing(_limited(policy, request, engines)) as events:
-            async for event in events:
-                if isinstance(event, Stop):
-                    stop = event
-                    break
-                steps.append(event)
-                yield event
+        if not self.is_finished(request):
+            async with aclosing(_limited(policy, request, engines)) as events:
+                async for event in events:
+                    if isinstance(event, Stop):
+                        stop = event
+                        break
+                    steps.append(event)
+                    yield event
         committed = Counter[str]()
         for step in steps:
             committed[step.author] += len(step.token_ids)
         usage = {name: meter.usage(committed[name]) for name, meter in meters.items()}
-        yield Completion(tuple(steps), stop.reason, usage, time.perf_counter() - started, stop.details)
+        yield Completion((*request.committed, *steps), stop.reason, usage, time.perf_counter() - started, stop.details)
 
     async def complete(self, request: Request) -> Completion:
         """`solve` without the steps in between."""
@@ -137,6 +151,13 @@ class Runtime:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    def is_finished(self, request: Request) -> bool:
+        """Whether its last committed step ends with an end token of its author."""
+        if not request.committed or not (last := request.committed[-1]).token_ids:
+            return False
+        authors = (engine for engine in self.engines.values() if engine.name == last.author)
+        return any(last.token_ids[-1] in author.tokenizer.eos_token_ids for author in authors)
+
     def _engine(self, role: str) -> Engine:
         if role not in self.engines:
             known = ", ".join(self.engines) or "none"
@@ -145,13 +166,13 @@ class Runtime:
 
 
 async def _limited(
-    policy: Policy, request: Request, engines: Mapping[str, Engine]
+    policy: Policy, request: Request, engines: Mapping[str, PacedEngine]
 ) -> AsyncGenerator[PolicyEvent, None]:
     """The policy's events up to the first limit that is met; what a limit cuts off is left out."""
     limits = request.limits
     loop = asyncio.get_running_loop()
     deadline = None if limits.deadline_s is None else loop.time() + limits.deadline_s
-    left = limits.max_tokens
+    left = limits.max_tokens - sum(len(step.token_ids) for step in request.committed)
     async with aclosing(policy.solve(request, engines)) as events:
         while True:
             if deadline is not None and loop.time() >= deadline:  # a policy that never waits meets no timeout

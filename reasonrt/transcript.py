@@ -12,13 +12,19 @@ from reasonrt.types import Message, Step
 
 
 class Transcript:
-    """What has been said and committed so far."""
+    """What has been said and committed so far.
 
-    def __init__(self, messages: Sequence[Message]) -> None:
+    Args:
+        messages: the conversation up to where the assistant begins.
+        committed: the steps that it has written already.
+    """
+
+    def __init__(self, messages: Sequence[Message], committed: Sequence[Step] = ()) -> None:
         self.messages = tuple(messages)
-        self.steps: list[Step] = []
-        self.num_tokens = 0  # of the steps, as their authors wrote them
+        self.steps = list(committed)
+        self.num_tokens = sum(len(step.token_ids) for step in committed)  # as their authors wrote them
         self._ids: dict[str, list[int]] = {}  # tokenizer fingerprint -> prompt and committed steps
+        self._prompt_tokens: dict[str, int] = {}
         self._known_steps: dict[str, int] = {}
         self._authors: dict[str, str] = {}  # engine name -> tokenizer fingerprint
 
@@ -26,28 +32,29 @@ class Transcript:
         """Prompt and committed steps in `engine`'s vocabulary. A view: valid until the next commit.
 
         Raises:
-            RequestError: nothing could be generated after it, it fills the engine's context.
+            RequestError: the prompt alone fills the engine's context.
         """
         fingerprint = engine.tokenizer.fingerprint
         self._authors[engine.name] = fingerprint
         if fingerprint not in self._ids:
             self._ids[fingerprint] = engine.tokenizer.chat(self.messages)
+            self._prompt_tokens[fingerprint] = len(self._ids[fingerprint])
             self._known_steps[fingerprint] = 0
         ids = self._ids[fingerprint]
         for step in self.steps[self._known_steps[fingerprint] :]:
             same = self._authors.get(step.author) == fingerprint
             ids.extend(step.token_ids if same else engine.tokenizer.encode(step.text))
         self._known_steps[fingerprint] = len(self.steps)
-        if len(ids) >= engine.max_model_len:
+        if (prompt_tokens := self._prompt_tokens[fingerprint]) >= engine.max_model_len:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens, engine {engine.name!r} takes at most {engine.max_model_len - 1}; "
-                "shorten it or raise max_model_len"
+                f"the prompt has {prompt_tokens} tokens, engine {engine.name!r} takes at most "
+                f"{engine.max_model_len - 1}; shorten it or raise max_model_len"
             )
         return ids
 
     def room(self, engine: Engine) -> int:
-        """How many tokens `engine` can still write before its context is full, >= 1."""
-        return engine.max_model_len - len(self.token_ids(engine))
+        """How many tokens `engine` can still write before its context is full; 0 when committed steps fill it."""
+        return max(0, engine.max_model_len - len(self.token_ids(engine)))
 
     def commit(self, step: Step) -> None:
         self.steps.append(step)

@@ -81,6 +81,28 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """Committed text between two boundaries.
+
+    Attributes:
+        text: with the boundary that closes it.
+        token_ids: in the author's vocabulary.
+        author: the name of the engine that wrote it.
+        is_complete: False for text that a limit cut off, or that another engine carries on.
+        logprobs, top_logprobs: as in `TokenDelta`; empty when they were not asked for.
+        scores: what routers and probes said of it, by name.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    author: str
+    is_complete: bool = True
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A question, the policy that is to solve it, and what it may cost.
 
@@ -88,6 +110,7 @@ class Request:
         messages: the conversation so far, the question last.
         policy: its name.
         options: the policy's own settings; unknown ones are refused.
+        committed: steps of the answer that are there already; the policy goes on behind them.
     """
 
     messages: tuple[Message, ...]
@@ -97,6 +120,7 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    committed: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.messages or not self.messages[-1].content.strip():
@@ -126,27 +150,6 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     top_logprobs: tuple[tuple[float, ...], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Committed text between two boundaries.
-
-    Attributes:
-        text: with the boundary that closes it.
-        token_ids: in the author's vocabulary.
-        author: the name of the engine that wrote it.
-        is_complete: False for text that a limit cut off.
-        scores: what routers and probes said of it, by name.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    author: str
-    is_complete: bool = True
-    logprobs: tuple[float, ...] = ()
-    top_logprobs: tuple[tuple[float, ...], ...] = ()
-    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,7 @@ Usage = Mapping[str, EngineUsage]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The end of a request: all that was committed, and what it cost."""
+    """The end of a request: all that was committed, before it and in it, and what it cost."""
 
     steps: tuple[Step, ...]
     finish_reason: FinishReason

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Limits, ReasonRTError, Request, Runtime, Step
 from reasonrt.engines.base import Engine
-from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.policies import registry
 from reasonrt.policies.base import PolicyOptions
@@ -23,7 +23,8 @@ POLICIES = policy_names()
 
 
 def make_runtime(script: Any = TEXT, **settings: Any) -> Runtime:
-    return Runtime({role: ScriptedEngine(role, script, **settings) for role in ("target", "draft")})
+    script = continuing(script) if isinstance(script, str) else script
+    return Runtime({role: ScriptedEngine(role, script, **settings) for role in ("target", "draft", "reward")})
 
 
 def scripted(runtime: Runtime) -> list[ScriptedEngine]:
@@ -269,8 +270,8 @@ async def test_engine_that_does_not_close_keeps_no_other_open() -> None:
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
-        (Request.ask("?", "magic"), RequestError, r"unknown policy 'magic'; there are draft, .*target"),
-        (Request.ask("?", options={"k": 3}), RequestError, r"unknown option 'k'; Target knows none"),
+        (Request.ask("?", "magic"), RequestError, r"unknown policy 'magic'; there are arbitrage, draft, .*target"),
+        (Request.ask("?", options={"k": 3}), RequestError, r"unknown option 'k'; Target knows engine"),
         (
             Request.ask("?", "self_consistency", options={"n": 3}),
             RequestError,

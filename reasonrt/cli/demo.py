@@ -35,7 +35,7 @@ def demo(
 
     async def work(out: Path) -> Report:
         with console.status("starting two language models in vLLM ..."):
-            runtime = await Runtime(build_engines(settings)).__aenter__()
+            runtime = await Runtime(build_engines(settings, ("draft", "target"))).__aenter__()
         try:
             aloud = next(problem for problem in problems if problem.group.startswith("gsm"))
             await _solve_aloud(runtime, aloud.question)

@@ -29,22 +29,24 @@ def evaluate(
 ) -> None:
     """Evaluate policies on the same problems. Run it again after a kill and it goes on where it was."""
     from reasonrt.config import load_config
-    from reasonrt.engines.build import build_engine
+    from reasonrt.engines.build import build_engines
     from reasonrt.evals.tasks import load_task
-    from reasonrt.policies.registry import build_policy
+    from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime
 
     settings = load_config(config)
     limits = change_limits(settings.limits.to_limits(), max_tokens, deadline_s)
     specs = [_parse_policy(text) for text in policy]
-    roles = sorted({role for spec in specs for role in build_policy(spec.name, spec.options).engines})
+    roles = {
+        role for spec in specs for role in roles_of(spec.name, {**settings.policies.get(spec.name, {}), **spec.options})
+    }
     problems = load_task(task, limit, split)
-    engines = {role: build_engine(role, settings.engines[role]) for role in roles if role in settings.engines}
+    engines = build_engines(settings, roles)
     run_settings = RunSettings(task, limits, concurrency or settings.concurrency, temperature, prompt_suffix=suffix)
 
     async def work() -> Report:
         with console.status(f"starting {', '.join(engines)} ..."):
-            runtime = await Runtime(engines).__aenter__()
+            runtime = await Runtime(engines, settings.policies).__aenter__()
         try:
             with _progress() as bar:
                 line = bar.add_task(task, total=len(problems) * len(specs))

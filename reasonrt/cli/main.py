@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from reasonrt.cli import bench, config, demo, doctor, evaluation, solve, zoo
+from reasonrt.cli import bench, calibrate, config, demo, doctor, evaluation, solve, speculation, zoo
 from reasonrt.errors import ReasonRTError
 
 app = typer.Typer(
@@ -17,9 +17,12 @@ app.command("demo")(demo.demo)
 app.command("solve")(solve.solve)
 app.command("eval")(evaluation.evaluate)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(speculation.plan)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(config.app, name="config")
+bench.app.command("speculation")(speculation.bench)
 app.add_typer(bench.app, name="bench")
+app.add_typer(calibrate.app, name="calibrate")
 
 
 def main() -> None:

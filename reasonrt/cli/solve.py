@@ -33,8 +33,8 @@ def solve(
 ) -> None:
     """Solve one question and show the steps as they come."""
     from reasonrt.config import load_config
-    from reasonrt.engines.build import build_engine
-    from reasonrt.policies.registry import build_policy
+    from reasonrt.engines.build import build_engines
+    from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime
 
     settings = load_config(config)
@@ -43,12 +43,12 @@ def solve(
     request = Request.ask(
         text, policy, options=parse_options(option or []), limits=limits, temperature=temperature, seed=seed
     )
-    roles = build_policy(policy, request.options).engines  # only what this policy asks is started
-    engines = {role: build_engine(role, settings.engines[role]) for role in roles if role in settings.engines}
+    options = {**settings.policies.get(policy, {}), **request.options}
+    engines = build_engines(settings, roles_of(policy, options))  # only what this policy asks is started
 
     async def work() -> Completion:
         with console.status(f"starting {', '.join(engines)} ..."):
-            runtime = await Runtime(engines).__aenter__()
+            runtime = await Runtime(engines, settings.policies).__aenter__()
         try:
             async with aclosing(runtime.solve(request)) as events:
                 async for event in events:

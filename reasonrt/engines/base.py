@@ -48,6 +48,11 @@ class Engine(Protocol):
         """The author of its steps; no two engines of a runtime share one."""
 
     @property
+    def fingerprint(self) -> str:
+        """Equal for engines that run the same model with the same tokenizer; what was calibrated for one holds for
+        the other."""
+
+    @property
     def max_model_len(self) -> int:
         """Prompt and generation together never exceed so many tokens."""
 

@@ -1,19 +1,23 @@
 """From configuration to engines; the only place that knows every kind."""
 
+import os
+from collections.abc import Collection
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from reasonrt.config import Config, EngineConfig, PluginConfig, RemoteConfig, model_folder
 from reasonrt.engines.base import Engine
 from reasonrt.errors import ConfigError
 
 
-def build_engines(config: Config) -> dict[str, Engine]:
-    """The engines of `config` by role, not started.
+def build_engines(config: Config, roles: Collection[str] | None = None) -> dict[str, Engine]:
+    """The engines of `config` by role, not started; only those in `roles` where these are given.
 
     Raises:
         ConfigError: a model folder, tokenizer or plug-in is missing.
     """
-    return {role: build_engine(role, engine) for role, engine in config.engines.items()}
+    chosen = {role: engine for role, engine in config.engines.items() if roles is None or role in roles}
+    return {role: build_engine(role, engine) for role, engine in chosen.items()}
 
 
 def build_engine(role: str, config: EngineConfig) -> Engine:
@@ -35,6 +39,16 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
             max_model_len=config.max_model_len,
             timeout_s=config.timeout_s,
         )
-    from reasonrt.engines.vllm import VllmEngine, VllmSettings
+    from reasonrt.engines.inflate import inflated
+    from reasonrt.engines.vllm import VllmEngine
+    from reasonrt.engines.vllm_settings import VllmSettings
 
-    return VllmEngine(role, model_folder(config.model), VllmSettings(**config.model_dump(exclude={"kind", "model"})))
+    settings = config.model_dump(exclude={"kind", "model", "inflate"})
+    if config.speculative and "model" in config.speculative:
+        settings["speculative"] = config.speculative | {"model": str(model_folder(str(config.speculative["model"])))}
+    folder = inflated(config.model, config.inflate, _cache_folder() / "inflated")
+    return VllmEngine(role, folder, VllmSettings(**settings))
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reasonrt"

@@ -5,16 +5,18 @@ Prompts travel as token ids. Generations come back as ids where the server can g
 """
 
 import asyncio
+import hashlib
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from reasonrt.engines.base import Capability
-from reasonrt.engines.remote_wire import events, garbage, is_http_url, refusal, top_logprobs, translated
+from reasonrt.engines.remote_wire import events, garbage, is_http_url, logprobs_of, refusal, top_logprobs, translated
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.types import FinishReason, Sampling, TokenDelta
@@ -67,6 +69,7 @@ class RemoteEngine:
         self.name, self.base_url, self.model = name, base_url.rstrip("/"), model
         self.max_model_len, self.timeout_s = max_model_len, timeout_s
         self.tokenizer = HFTokenizer(tokenizer or Path(model))
+        self.fingerprint = hashlib.sha256(f"{model}\n{self.tokenizer.fingerprint}".encode()).hexdigest()
         self.capabilities: frozenset[Capability] = frozenset()  # found out at the start
         self._api_key = api_key
         self._client: httpx.AsyncClient | None = None
@@ -203,8 +206,8 @@ class RemoteEngine:
         }
         if sampling.seed is not None:
             fields["seed"] = sampling.seed
-        if sampling.logprobs:
-            fields["logprobs"] = 1
+        if sampling.logprobs or sampling.top_logprobs:
+            fields["logprobs"] = max(sampling.top_logprobs, 1)
         return fields
 
 
@@ -229,7 +232,7 @@ class _Stream:
         url, has_ids = engine.base_url, Capability.TOKEN_IDS in engine.capabilities
         client = engine.client()
         engine.check_fits(self._prompt, sampling.max_tokens)
-        if sampling.logprobs and Capability.LOGPROBS not in engine.capabilities:
+        if (sampling.logprobs or sampling.top_logprobs) and Capability.LOGPROBS not in engine.capabilities:
             raise CapabilityError(f"{url} gives no log-probabilities by token id; use a policy that needs none")
         body = engine.body(self._prompt, sampling) | {
             "stream": True,
@@ -255,7 +258,7 @@ class _Stream:
                             yield delta
         if last is None:
             raise EngineError(f"{url} ended a generation without a reason; see the server's log and try again")
-        yield TokenDelta(last.token_ids, last.logprobs, last.finish_reason, self._cached)
+        yield replace(last, cached_tokens=self._cached)
 
     def _delta(self, event: dict[str, Any], has_ids: bool) -> TokenDelta | None:
         """What an event adds, None for one that adds no tokens."""
@@ -270,16 +273,12 @@ class _Stream:
         token_ids = self._ids(choice) if has_ids else self._ids_of_text(choice)
         if has_ids or not usage:
             self.generated_tokens = before + len(token_ids)
-        logprobs: tuple[float, ...] = ()
-        if self._sampling.logprobs and token_ids:
-            logprobs = tuple(min(float(value), 0.0) for value in choice["logprobs"]["token_logprobs"])
-            if len(logprobs) != len(token_ids) or not all(map(math.isfinite, logprobs)):
-                raise ValueError("one finite log-probability per token")
+        logprobs, top = logprobs_of(choice, self._sampling, len(token_ids))
         given = choice.get("finish_reason")
         reason = _FINISH_REASONS.get(given)
         if given and not reason:
             raise EngineError(f"{self._engine.base_url} ended a generation by {given!r}; see its log and try again")
-        return TokenDelta(token_ids, logprobs, reason, self._cached) if token_ids or reason else None
+        return TokenDelta(token_ids, logprobs, reason, self._cached, top) if token_ids or reason else None
 
     def _ids(self, choice: dict[str, Any]) -> tuple[int, ...]:
         token_ids = tuple(choice["token_ids"])

@@ -1,6 +1,7 @@
 """HTTP as a server of completions speaks it: its stream of events, and its failures in our words."""
 
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -9,8 +10,10 @@ from typing import Any
 import httpx
 
 from reasonrt.errors import EngineError, ReasonRTError, RequestError
+from reasonrt.types import Sampling
 
 _MAX_LINE_BYTES = 1 << 24
+_MINUS_INFINITY = -9999.0  # as vLLM writes it in JSON
 _ABOUT_LENGTH = re.compile(
     r"context length|max_model_len|max_tokens|maximum.*(length|tokens)|too long|longer than", re.I
 )
@@ -103,6 +106,39 @@ def top_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
     except (KeyError, TypeError, IndexError):
         return {}
     return top if isinstance(top, dict) else {}
+
+
+def logprobs_of(
+    choice: dict[str, Any], sampling: Sampling, num_tokens: int
+) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Of each token of `choice`, what `sampling` asks for: its log-probability, and the highest ones there.
+
+    The highest are fewer than asked for where a server that names tokens by text has two of the same name.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: a token has none, or one that is no finite number.
+        EngineError: the server gave other tokens' instead.
+    """
+    drawn: tuple[float, ...] = ()
+    top: tuple[tuple[float, ...], ...] = ()
+    if sampling.logprobs and num_tokens:
+        drawn = tuple(min(float(value), 0.0) for value in choice["logprobs"]["token_logprobs"])
+        if len(drawn) != num_tokens:
+            raise ValueError("one log-probability for each token")
+    if sampling.top_logprobs and num_tokens:
+        places = [(min(float(value), 0.0) for value in place.values()) for place in choice["logprobs"]["top_logprobs"]]
+        # servers add the token that was drawn to those that were asked for
+        top = tuple(tuple(sorted(place, reverse=True)[: sampling.top_logprobs]) for place in places)
+        if len(top) != num_tokens or not all(top):
+            raise ValueError("the highest log-probabilities at each token")
+        if any(place[-1] <= _MINUS_INFINITY for place in top):
+            raise EngineError(
+                "the server lost the highest log-probabilities of a token, as vLLM's older model runner does when it "
+                "answers a read in the same step; use its V2 model runner, or a policy without reads"
+            )
+    if not all(map(math.isfinite, (*drawn, *(value for place in top for value in place)))):
+        raise ValueError("finite log-probabilities")
+    return drawn, top
 
 
 def _message(content: bytes) -> str:

@@ -51,6 +51,19 @@ class CharacterTokenizer:
         return {token_id: self.decode([token_id]) for token_id in range(_FIRST_CHARACTER + _ASCII)}
 
 
+def continuing(text: str) -> Script:
+    """Writes `text`, going on from where the committed steps have got to, as a greedy model does.
+
+    What was committed may be worded differently: steps are counted, and within a step characters.
+    """
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        *steps, begun = prompt.rpartition("[assistant] ")[2].split("\n\n")
+        return "\n\n".join(text.split("\n\n")[len(steps) :])[len(begun) :]
+
+    return script
+
+
 class _Stream:
     """Plays a list of ids, a chunk at a time."""
 
@@ -95,7 +108,9 @@ class _Stream:
             engine.remember([*self._prompt, *self._ids[: self.generated_tokens]])
             await self.aclose()
         logprobs = tuple(engine.logprob(token_id) for token_id in chunk) if self._sampling.logprobs else ()
-        return TokenDelta(tuple(chunk), logprobs, reason, self._cached)
+        highest = self._sampling.top_logprobs
+        top = tuple(_top_logprobs(token_id % _PERIOD, highest) for token_id in chunk) if highest else ()
+        return TokenDelta(tuple(chunk), logprobs, reason, self._cached, top)
 
     async def aclose(self) -> None:
         if not self._is_over and self._ids is not None:
@@ -112,6 +127,7 @@ class ScriptedEngine:
         seconds_per_token: latency; 0 only gives others their turn, once per delta.
         chunk_tokens: tokens per delta.
         scores: the answer to `score`, from the prompt's text.
+        fingerprint: that of the model it stands for; the name, if none is given.
     """
 
     capabilities = frozenset(Capability)
@@ -125,8 +141,10 @@ class ScriptedEngine:
         chunk_tokens: int = 4,
         max_model_len: int = 100_000,
         scores: Callable[[str], float] = lambda text: 0.0,
+        fingerprint: str | None = None,
     ) -> None:
         self.name, self.script, self.scores = name, script, scores
+        self.fingerprint = fingerprint or name
         self.seconds_per_token, self.chunk_tokens, self.max_model_len = seconds_per_token, chunk_tokens, max_model_len
         self.tokenizer = CharacterTokenizer()
         self.life = 0  # goes up with each death
@@ -191,6 +209,14 @@ class ScriptedEngine:
 
 _PERIOD = 101
 _LOGPROBS = [math.log(0.05 + 0.9 * (i * 7919 % _PERIOD) / _PERIOD) for i in range(_PERIOD)]
+
+
+@cache
+def _top_logprobs(phase: int, highest: int) -> tuple[float, ...]:
+    """The head of a distribution with the script's own token in it: half of the rest, half of what then is left, ..."""
+    own = math.exp(_LOGPROBS[phase])
+    others = [(1 - own) / 2**i for i in range(1, highest + 1)]
+    return tuple(map(math.log, sorted([own, *others], reverse=True)[:highest]))
 
 
 @cache

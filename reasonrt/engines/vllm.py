@@ -11,44 +11,20 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from reasonrt.engines.base import Capability
+from reasonrt.engines.fingerprint import model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
+from reasonrt.engines.vllm_settings import VllmSettings, quiet_vllm
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
+_MAX_REASON = 300  # characters of vLLM's own words
 _log = logging.getLogger(__name__)
 _starting = threading.Lock()  # vLLM reads its environment while it starts
-
-
-@dataclass(frozen=True, slots=True)
-class VllmSettings:
-    """How one model runs.
-
-    Attributes:
-        max_model_len: prompt and generation together, tokens.
-        max_num_seqs: generations that run at once; more wait.
-        kv_cache_mib: memory of the key-value cache; None lets a GPU take what `gpu_share` leaves.
-        gpu_share: of one GPU's memory, weights included.
-        block_size: prefix-cache granularity, tokens; None is 32 on CPUs and 16 on GPUs.
-        cores: CPU cores of this engine's threads, such as "0" or "0-1"; None takes all.
-        compile: torch.compile and CUDA graphs: a slow start, a faster step.
-        tensor_parallel: GPUs that the model is spread over.
-        scores: the model has a scalar head; it answers `score` and generates nothing.
-    """
-
-    max_model_len: int = 1024
-    max_num_seqs: int = 64
-    kv_cache_mib: int | None = 256
-    gpu_share: float = 0.45
-    block_size: int | None = None
-    cores: str | None = None
-    compile: bool = False
-    tensor_parallel: int = 1
-    scores: bool = False
 
 
 class VllmEngine:
@@ -71,6 +47,10 @@ class VllmEngine:
         self._llm: Any = None
         self._lock = asyncio.Lock()
         self._ids = itertools.count()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return model_fingerprint(self.model, self.tokenizer.fingerprint)
 
     async def start(self) -> Self:
         await self._alive()
@@ -130,7 +110,8 @@ class VllmEngine:
                 try:
                     self._llm = await asyncio.to_thread(self._build)
                 except Exception as error:
-                    raise EngineError(f"engine {self.name!r} did not start from {self.model}: {error}") from error
+                    reason = " ".join(str(error).split())[:_MAX_REASON]
+                    raise EngineError(f"engine {self.name!r} did not start from {self.model}: {reason}") from error
                 await self._warm_up()
         return self._llm
 
@@ -156,6 +137,8 @@ class VllmEngine:
             tensor_parallel_size=settings.tensor_parallel,
             enable_log_requests=False,
             use_tqdm_on_load=False,
+            speculative_config=settings.speculative,
+            worker_extension_cls="reasonrt.engines.vllm_worker.WorkerExtension",
             **({"runner": "pooling", "convert": "classify"} if settings.scores else {}),
             **memory,
         )
@@ -175,7 +158,9 @@ class VllmEngine:
         if self.settings.scores:
             await self.score(prompt)
             return
-        for sampling in (Sampling(8, logprobs=True), Sampling(8, temperature=0.7, top_p=0.9, seed=0)):
+        with _translated(self):
+            await self._llm.collective_rpc("keep_reads_apart")
+        for sampling in (Sampling(8, top_logprobs=20), Sampling(8, temperature=0.7, top_p=0.9, seed=0)):
             async for _ in self.generate(prompt, sampling):
                 pass
         await self.read(prompt, prompt[:2])
@@ -228,7 +213,8 @@ class _Stream:
             top_p=sampling.top_p,
             seed=sampling.seed,
             stop_token_ids=sorted(sampling.stop_token_ids | self._engine.tokenizer.eos_token_ids),
-            logprobs=0 if sampling.logprobs else None,
+            logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
+            flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
@@ -238,16 +224,19 @@ class _Stream:
         token_ids = tuple(written.token_ids)
         self.generated_tokens += len(token_ids)
         logprobs: tuple[float, ...] = ()
-        if written.logprobs:
-            logprobs = tuple(
-                float(known[token_id].logprob) for token_id, known in zip(token_ids, written.logprobs, strict=True)
-            )
+        top: tuple[tuple[float, ...], ...] = ()
+        if flat := written.logprobs:  # at each place the token's own, then the other highest or all of the highest
+            values, highest = flat.logprobs, self._sampling.top_logprobs
+            if self._sampling.logprobs:
+                logprobs = tuple([values[start] for start in flat.start_indices])
+            if highest:
+                top = tuple([tuple(sorted(values[end - highest : end], reverse=True)) for end in flat.end_indices])
         reason = None
         if output.finished:
             self._is_over = True
             self._llm = self._queue = None
             reason = FinishReason.LENGTH if written.finish_reason == "length" else FinishReason.STOP
-        return TokenDelta(token_ids, logprobs, reason, output.num_cached_tokens or 0)
+        return TokenDelta(token_ids, logprobs, reason, output.num_cached_tokens or 0, top)
 
     async def aclose(self) -> None:
         if self._is_over:
@@ -284,15 +273,3 @@ async def _shut_down(llm: Any) -> None:
     await asyncio.to_thread(llm.shutdown)
     # it would shut down once more as the interpreter ends, with half of its modules gone
     llm.shutdown = lambda timeout=None: None
-
-
-def quiet_vllm() -> None:
-    """Keep vLLM's start-up chatter out of our output unless its level was chosen."""
-    for variable, value in {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "TORCH_LOGS": "-torch._library.triton",  # its absence is meant on CPUs
-        "PYTHONWARNINGS": "ignore",  # of vLLM's processes; this one has read it already
-    }.items():
-        os.environ.setdefault(variable, value)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from reasonrt.errors import EvalError
 
@@ -27,6 +27,7 @@ class Record:
         share_s: its share of the wall clock: the time since the one before it ended, in its block.
         engine_tokens: generated, by engine.
         error: the message, where it failed; then it counts as wrong.
+        details: what the policy found out, as its `Stop` tells.
     """
 
     label: str
@@ -42,22 +43,31 @@ class Record:
     finish_reason: str = "error"
     error: str = ""
     usage: dict[str, dict[str, int]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
         return sum(self.engine_tokens.values())
 
 
-class Journal:
+R = TypeVar("R", bound=Any)
+
+
+class Journal(Generic[R]):
     """The journal of one run, open for writing.
+
+    Args:
+        folder: its file is `journal.jsonl` in it.
+        settings: what binds it to its run.
+        kind: the dataclass of a line.
 
     Raises:
         EvalError: the file belongs to a run with other settings, or cannot be read or written.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.path = folder / "journal.jsonl"
-        self.records: list[Record] = []
+    def __init__(self, folder: Path, settings: Mapping[str, Any], kind: type[R]) -> None:
+        self.path, self._kind = folder / "journal.jsonl", kind
+        self.records: list[R] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: BufferedRandom = self.path.open("a+b")
@@ -76,11 +86,7 @@ class Journal:
     ) -> None:
         self._file.close()
 
-    def done(self) -> set[tuple[str, str]]:
-        """(label, problem) of everything that needs no doing again."""
-        return {(record.label, record.problem) for record in self.records}
-
-    def add(self, record: Record) -> None:
+    def add(self, record: R) -> None:
         """Write one record, whole or not at all."""
         self._write(asdict(record))
         self.records.append(record)
@@ -116,7 +122,7 @@ class Journal:
             return
         try:
             known = json.loads(lines[0])["settings"]
-            self.records = [Record(**json.loads(line)) for line in lines[1:]]
+            self.records = [self._kind(**json.loads(line)) for line in lines[1:]]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise EvalError(f"{self.path} is no journal of ours ({error}); give another --out") from None
         settings = json.loads(json.dumps(settings))

@@ -17,9 +17,6 @@ from reasonrt.policies.registry import build_policy
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
 
-BLOCK = 20
-"""Problems that one policy solves before the next one has its turn: machines drift, blocks share the drift."""
-
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
@@ -36,7 +33,11 @@ class PolicySpec:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What binds a journal to its run; `concurrency` is part of it because times are."""
+    """What binds a journal to its run; `concurrency` is part of it because times are.
+
+    Attributes:
+        block: problems that one policy solves before the next one has its turn: machines drift, blocks share it.
+    """
 
     task: str
     limits: Limits = field(default_factory=Limits)
@@ -44,6 +45,7 @@ class RunSettings:
     temperature: float = 0.0
     seed: int = 0
     prompt_suffix: str = ""
+    block: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +78,16 @@ async def evaluate(
         raise EvalError(f"name each policy once, got {', '.join(labels) or 'none'}")
     _check(runtime, policies)
     bound = asdict(settings) | {
-        "block": BLOCK,
         "problems": content_hash(problems),
         "engines": {role: _identity(engine) for role, engine in runtime.engines.items()},
     }
-    with Journal(out, bound) as journal:
-        done = journal.done()
+    with Journal(out, bound, Record) as journal:
+        done = {(record.label, record.problem) for record in journal.records}
         total = len(problems) * len(policies)
         async with Grader() as grader:
-            for start in range(0, len(problems), BLOCK):
-                block = problems[start : start + BLOCK]
-                turn = start // BLOCK % len(policies)
+            for start in range(0, len(problems), settings.block):
+                block = problems[start : start + settings.block]
+                turn = start // settings.block % len(policies)
                 for policy in [*policies[turn:], *policies[:turn]]:
                     left = [problem for problem in block if (policy.label, problem.id) not in done]
                     async with aclosing(_solve_block(runtime, grader, policy, left, settings)) as solved:
@@ -172,4 +173,5 @@ def _record(label: str, problem: TaskProblem, result: Completion | ReasonRTError
         engine_tokens={name: usage.generated for name, usage in result.usage.items()},
         finish_reason=str(result.finish_reason),
         usage={name: asdict(usage) for name, usage in result.usage.items()},
+        details=dict(result.details),
     )

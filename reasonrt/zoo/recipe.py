@@ -50,7 +50,7 @@ class Recipe:
 
 RECIPES = {
     "nano-draft": Recipe(hidden=128, layers=4, mlp=384, heads=2, kv_heads=1, tokens=19_000_000),
-    "nano-target": Recipe(hidden=256, layers=6, mlp=704, heads=4, kv_heads=2, tokens=50_000_000),
+    "nano-target": Recipe(hidden=256, layers=6, mlp=704, heads=4, kv_heads=2, tokens=41_000_000),
 }
 
 

@@ -7,8 +7,10 @@ from contextlib import aclosing
 import pytest
 
 from reasonrt.engines.base import Capability, Engine
+from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
+from reasonrt.metering import Calls, MeteredEngine
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 MAX_TOKENS = 48
@@ -45,6 +47,10 @@ async def collect(engine: Engine, prompt: list[int], sampling: Sampling) -> list
 
 def ids_of(deltas: list[TokenDelta]) -> list[int]:
     return [token_id for delta in deltas for token_id in delta.token_ids]
+
+
+def tops_of(deltas: list[TokenDelta]) -> list[tuple[float, ...]]:
+    return [place for delta in deltas for place in delta.top_logprobs]
 
 
 async def test_start_is_idempotent(engine: Engine) -> None:
@@ -85,14 +91,75 @@ async def test_stop_token_ends_the_generation_and_is_part_of_it(engine: Engine) 
 async def test_log_probabilities_come_one_per_token(engine: Engine, temperature: float) -> None:
     deltas = await collect(engine, ask(engine), Sampling(MAX_TOKENS, temperature=temperature, seed=1, logprobs=True))
 
-    assert all(len(delta.logprobs) == len(delta.token_ids) for delta in deltas)
+    assert all(len(delta.logprobs) == len(delta.token_ids) and not delta.top_logprobs for delta in deltas)
     assert all(math.isfinite(logprob) and logprob <= 0 for delta in deltas for logprob in delta.logprobs)
 
 
 async def test_log_probabilities_come_only_when_asked_for(engine: Engine) -> None:
     deltas = await collect(engine, ask(engine), Sampling(MAX_TOKENS))
 
-    assert not any(delta.logprobs for delta in deltas)
+    assert not any(delta.logprobs or delta.top_logprobs for delta in deltas)
+
+
+@pytest.mark.parametrize(("highest", "own"), [(1, True), (5, False), (20, True)])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_the_highest_log_probabilities_come_in_descending_order(
+    engine: Engine, highest: int, own: bool, temperature: float
+) -> None:
+    sampling = Sampling(MAX_TOKENS, temperature=temperature, seed=1, logprobs=own, top_logprobs=highest)
+    deltas = await collect(engine, ask(engine), sampling)
+
+    assert all(len(delta.top_logprobs) == len(delta.token_ids) for delta in deltas)
+    assert all(len(delta.logprobs) == own * len(delta.token_ids) for delta in deltas)
+    places = tops_of(deltas)
+    assert all(len(place) == highest for place in places)
+    assert all(list(place) == sorted(place, reverse=True) for place in places)
+    assert all(math.isfinite(value) and value <= 0 for place in places for value in place)
+    assert all(sum(map(math.exp, place)) <= 1 + 1e-3 for place in places)
+    drawn = [logprob for delta in deltas for logprob in delta.logprobs]
+    for logprob, place in zip(drawn, places if own else [], strict=True):
+        assert logprob in place or logprob <= place[-1]
+        assert temperature or isinstance(engine, ScriptedEngine) or logprob == place[0]
+
+
+async def test_a_consumer_that_falls_behind_gets_the_same(engine: Engine) -> None:
+    sampling = Sampling(MAX_TOKENS, logprobs=True, top_logprobs=3)
+    at_once = await collect(engine, ask(engine), sampling)
+
+    async with aclosing(engine.generate(ask(engine), sampling)) as stream:
+        late = [await anext(stream)]
+        await asyncio.sleep(0.3)
+        late += [delta async for delta in stream]
+
+    assert ids_of(late) == ids_of(at_once)
+    assert tops_of(late) == [pytest.approx(place, abs=1e-4) for place in tops_of(at_once)]
+    drawn = [logprob for delta in late for logprob in delta.logprobs]
+    assert drawn == pytest.approx([logprob for delta in at_once for logprob in delta.logprobs], abs=1e-4)
+
+
+async def test_reads_leave_the_log_probabilities_of_what_runs_alone(engine: Engine) -> None:
+    """Both may share a batch, and each asks for log-probabilities of other tokens there."""
+    if isinstance(engine, RemoteEngine):
+        pytest.skip("up to the server; see test_remote_wire.py")
+    sampling = Sampling(MAX_TOKENS, top_logprobs=5)
+    alone = tops_of(await collect(engine, ask(engine), sampling))
+    candidates = sorted(engine.tokenizer.vocabulary())[:9]
+    lone = await engine.read(ask(engine), candidates)
+
+    async def read_again_and_again() -> list[list[float]]:
+        return [await engine.read(ask(engine), candidates) for _ in range(8)]
+
+    deltas, reads = await asyncio.gather(collect(engine, ask(engine), sampling), read_again_and_again())
+
+    together = tops_of(deltas)
+    assert all(place == pytest.approx(lonely, abs=0.1) for place, lonely in zip(together[:8], alone, strict=False))
+    assert all(math.isfinite(value) for place in together for value in place)
+    assert all(read == pytest.approx(lone, abs=0.1) for read in reads)
+
+
+async def test_fingerprint_is_that_of_the_model(engine: Engine) -> None:
+    assert engine.fingerprint
+    assert engine.fingerprint == MeteredEngine(engine, Calls(1)).fingerprint
 
 
 async def test_greedy_is_deterministic(engine: Engine) -> None:

@@ -120,3 +120,18 @@ async def test_closing_twice_is_closing_once() -> None:
 
     assert engine.running == 0
     assert stream.generated_tokens == engine.generated_tokens == 1
+
+
+@given(text=st.text(st.characters(codec="ascii"), min_size=1, max_size=20), highest=st.integers(1, 20))
+async def test_the_highest_log_probabilities_hold_the_scripts_own_token_where_it_is_one(
+    text: str, highest: int
+) -> None:
+    engine = ScriptedEngine("fake", text)
+
+    deltas = await drain(engine, [5], Sampling(30, logprobs=True, top_logprobs=highest))
+
+    for delta in deltas:
+        for logprob, place in zip(delta.logprobs, delta.top_logprobs, strict=True):
+            assert list(place) == sorted(place, reverse=True)
+            assert math.fsum(map(math.exp, place)) <= 1 + 1e-9
+            assert pytest.approx(logprob) in place or logprob < place[-1]

@@ -24,17 +24,17 @@ def record(index: int, text: str = "") -> Record:
 def test_killed_at_any_byte_it_goes_on_with_each_problem_once(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        with Journal(out, SETTINGS) as journal:
+        with Journal(out, SETTINGS, Record) as journal:
             for index in range(8):
                 journal.add(record(index, "ä\n"))
         content = journal.path.read_bytes()
         journal.path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
 
-        with Journal(out, SETTINGS) as journal:
+        with Journal(out, SETTINGS, Record) as journal:
             for index in range(8):
-                if ("target", f"p{index}") not in journal.done():
+                if f"p{index}" not in {record.problem for record in journal.records}:
                     journal.add(record(index))
-        with Journal(out, SETTINGS) as journal:
+        with Journal(out, SETTINGS, Record) as journal:
             problems = [known.problem for known in journal.records]
 
         assert sorted(problems) == [f"p{index}" for index in range(8)]
@@ -42,32 +42,32 @@ def test_killed_at_any_byte_it_goes_on_with_each_problem_once(data: st.DataObjec
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     written = [record(1, "ü \u2028 \n \ud800"), record(2)]
-    with Journal(tmp_path, SETTINGS) as journal:
+    with Journal(tmp_path, SETTINGS, Record) as journal:
         for known in written:
             journal.add(known)
 
-    with Journal(tmp_path, SETTINGS) as journal:
+    with Journal(tmp_path, SETTINGS, Record) as journal:
         assert journal.records == written
 
 
 @pytest.mark.parametrize("changed", [{"task": "gcd"}, {"limits": {"max_tokens": 6}}, {"more": 1}])
 def test_other_settings_are_refused_by_name(tmp_path: Path, changed: dict[str, Any]) -> None:
-    Journal(tmp_path, SETTINGS).__exit__(None, None, None)
+    Journal(tmp_path, SETTINGS, Record).__exit__(None, None, None)
 
     with pytest.raises(EvalError, match=f"{next(iter(changed))} .*give another --out"):
-        Journal(tmp_path, SETTINGS | changed)
+        Journal(tmp_path, SETTINGS | changed, Record)
 
 
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text("my diary\n")
 
     with pytest.raises(EvalError, match="no journal of ours"):
-        Journal(tmp_path, SETTINGS)
+        Journal(tmp_path, SETTINGS, Record)
     assert (tmp_path / "journal.jsonl").read_text() == "my diary\n"
 
 
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(tmp_path, SETTINGS)
+    journal = Journal(tmp_path, SETTINGS, Record)
     journal.add(record(0))
 
     def no_space(descriptor: int) -> None:
@@ -78,7 +78,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path: Path, monkeyp
         with pytest.raises(EvalError, match=r"No space left on device; what was finished is kept"):
             journal.add(record(1))
 
-    with Journal(tmp_path, SETTINGS) as journal:
+    with Journal(tmp_path, SETTINGS, Record) as journal:
         assert [known.problem for known in journal.records] == ["p0"]
 
 
@@ -86,9 +86,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
 
     with pytest.raises(EvalError, match=r"cannot use .*taken"):
-        Journal(tmp_path / "taken", SETTINGS)
+        Journal(tmp_path / "taken", SETTINGS, Record)
 
 
 def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
-    with Journal(tmp_path, SETTINGS), pytest.raises(EvalError, match="another run is writing"):
-        Journal(tmp_path, SETTINGS)
+    with Journal(tmp_path, SETTINGS, Record), pytest.raises(EvalError, match="another run is writing"):
+        Journal(tmp_path, SETTINGS, Record)

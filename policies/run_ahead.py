@@ -1,0 +1,90 @@
+"""The draft's steps, written ahead of whoever judges them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from reasonrt.engines.base import Engine
+from reasonrt.policies.base import StepWriter, drop, write_step
+from reasonrt.transcript import Transcript
+from reasonrt.types import FinishReason, Sampling, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A step of the draft's, or its beginning so far (`is_partial`)."""
+
+    step: Step
+    is_partial: bool = False
+
+
+async def run_ahead(
+    engine: Engine, transcript: Transcript, sampling: Sampling, look_ahead: int, watch: bool = False
+) -> AsyncGenerator[Drafted | FinishReason, None]:
+    """Steps after `transcript` while the engine writes on; the reason where the text ends.
+
+    Args:
+        look_ahead: so many steps may be written and not taken yet; with one more the engine is stopped, and the
+            iterator ends without a reason. 0 is lock-step: one step, and the engine stops at its boundary.
+        watch: yield the beginning of a step too, each time that it has grown.
+
+    Closing the iterator aborts the engine's work.
+    """
+    if look_ahead == 0:
+        step, reason = await write_step(engine, transcript, sampling)
+        if step is not None:
+            yield Drafted(step)
+        if reason is not None:
+            yield reason
+        return
+    pump = _Pump(look_ahead, watch)
+    task = asyncio.create_task(pump.run(engine, list(transcript.token_ids(engine)), sampling))
+    try:
+        while True:
+            event = await pump.take()
+            if event is None:
+                return
+            yield event
+    finally:
+        await drop(task)
+
+
+class _Pump:
+    """Takes what an engine streams, so that it never waits for the reader; stops it when it is too far ahead."""
+
+    def __init__(self, look_ahead: int, watch: bool) -> None:
+        self._look_ahead, self._watch = look_ahead, watch
+        self._queue: asyncio.Queue[Drafted | FinishReason | Exception | None] = asyncio.Queue()
+        self._ahead = 0  # complete steps in the queue
+
+    async def take(self) -> Drafted | FinishReason | None:
+        event = await self._queue.get()
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, Drafted) and not event.is_partial:
+            self._ahead -= 1
+        return event
+
+    async def run(self, engine: Engine, prompt: list[int], sampling: Sampling) -> None:
+        try:
+            async with aclosing(engine.generate(prompt, sampling)) as stream:
+                written = StepWriter(engine)
+                async for delta in stream:
+                    for step in written.take(delta):
+                        self._put(step)
+                    if delta.finish_reason:
+                        if rest := written.rest(is_complete=delta.finish_reason is FinishReason.STOP):
+                            self._put(rest)
+                        self._queue.put_nowait(delta.finish_reason)
+                    elif self._ahead > self._look_ahead:
+                        break
+                    elif self._watch and (begun := written.unfinished()).token_ids:
+                        self._queue.put_nowait(Drafted(begun, is_partial=True))
+            self._queue.put_nowait(None)
+        except Exception as error:  # noqa: BLE001 (it is the reader's)
+            self._queue.put_nowait(error)
+
+    def _put(self, step: Step) -> None:
+        self._ahead += 1
+        self._queue.put_nowait(Drafted(step))

@@ -1,0 +1,112 @@
+"""`reasonrt calibrate`: what is learned before serving."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
+from reasonrt.errors import CalibrationError
+
+app = typer.Typer(no_args_is_help=True, help="Learn routers and stopping rules from recorded runs.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `router` a command of its own."""
+
+
+@app.command()
+def router(
+    out: Annotated[Path, typer.Option(help="The run's folder: recorded steps, router files, report, plot.")],
+    task: Annotated[str, typer.Option(help="What to record on, as for `reasonrt eval`.")] = "zoo",
+    split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "router",
+    problems: Annotated[int, typer.Option(min=20, help="How many.")] = 1200,
+    rollouts: Annotated[
+        int, typer.Option(min=1, max=64, help="Target completions per value; the first is greedy.")
+    ] = 1,
+    judges: Annotated[bool, typer.Option(help="Also train nano-router and nano-reward (zoo models only).")] = False,
+    config: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Record what draft and target write step by step, and learn who should. Ctrl-C stops it; it goes on later."""
+    from reasonrt.calibration.router_report import plot_routers
+    from reasonrt.calibration.router_training import advantages, train_feature_router
+    from reasonrt.evals.recording import RecordingSettings, record_pairs
+    from reasonrt.evals.tasks import load_task
+    from reasonrt.runtime import Runtime
+
+    drawn = load_task(task, problems, split)
+
+    async def record() -> tuple[Any, dict[str, str]]:
+        with console.status("starting draft and target ..."):
+            runtime = await Runtime.from_config(config, roles=("draft", "target")).__aenter__()
+        try:
+            with _progress() as bar:
+                line = bar.add_task("recording steps", total=len(drawn))
+                settings = RecordingSettings(rollouts=rollouts)
+                records = await record_pairs(
+                    runtime, drawn, settings, out, lambda done, total: bar.update(line, completed=done)
+                )
+            return records, {role: runtime.engines[role].fingerprint for role in ("draft", "target")}
+        finally:
+            await runtime.__aexit__()
+
+    try:
+        records, models = run(record())
+    except KeyboardInterrupt:
+        console.print(f"stopped; what is recorded is in {out}, the same command goes on from there")
+        raise typer.Exit(130) from None
+    learned, predicted = train_feature_router(records, models)
+    learned.save(out / "features.json")
+    predictions, reports = {"features": predicted}, {"features": dict(learned.report or {})}
+    if judges:
+        learned, predicted = _train_judges(records, models, out)
+        learned.save(out / "classifier.json")
+        predictions["classifier"], reports["classifier"] = predicted, dict(learned.report or {})
+    _print(reports)
+    plot_routers(predictions, advantages(records), out / "routers.png")
+    write_json(json_file, {"reports": reports, "models": models})
+    console.print(f"[dim]recorded steps, router files and routers.png are in {out}[/]")
+
+
+def _train_judges(records: Any, models: dict[str, str], out: Path) -> Any:
+    """Both judges on all records; the router's curve from a model that was trained on the other half of them."""
+    from reasonrt.calibration.router_training import fit_model_router
+    from reasonrt.zoo.judges import crossed_scores, train_judge
+
+    try:
+        scores = crossed_scores("nano-router", records, out / "halves")
+    except FileNotFoundError as error:
+        raise CalibrationError(f"judges start from the zoo's draft, which is not here: {error}") from None
+    for name in ("nano-router", "nano-reward"):
+        with console.status(f"training {name} ..."):
+            train_judge(name, records, out / name)
+    from reasonrt.engines.vllm import VllmEngine
+    from reasonrt.engines.vllm_settings import VllmSettings
+
+    fingerprint = VllmEngine("router", out / "nano-router", VllmSettings(scores=True)).fingerprint
+    return fit_model_router(records, scores, models | {"router": fingerprint})
+
+
+def _print(reports: dict[str, dict[str, Any]]) -> None:
+    table = Table(
+        "router", "pairs", "Spearman", "AUC", "captured at 10 / 20 / 30 %", title="on problems not learned from"
+    )
+    for name, report in reports.items():
+        table.add_row(
+            name,
+            str(report["pairs"]),
+            f"{report['spearman']:.3f} ({report['spearman_low']:.2f}-{report['spearman_high']:.2f})",
+            f"{report['auc']:.3f}",
+            " / ".join(f"{share:.0%}" for share in report["captured"].values()),
+        )
+    console.print(table)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )

@@ -1,0 +1,69 @@
+"""What vLLM's workers do for us beside their own work; vLLM mixes it into its worker class and imports it there.
+
+vLLM's V1 model runner gathers, for all of a batch, either the highest log-probabilities or those of the ids that a
+read asks for. A generation that shares a step with a read would get minus infinity, and a read that shares one with
+speculation nothing, or the engine's death. The V2 runner, which GPUs use, does it row by row and is left alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+_MOST = 20  # the most log-probabilities that a generation can ask for
+
+
+class WorkerExtension:
+    """Method names here must not be those of vLLM's own worker."""
+
+    model_runner: Any
+
+    def keep_reads_apart(self) -> None:
+        """Give each row of a batch its own log-probabilities, once the model is loaded."""
+        sampler = self.model_runner.sampler
+        if not hasattr(sampler, "gather_specific_token_logprobs"):
+            return
+        sampler.gather_specific_token_logprobs = _gather_for_all(sampler.gather_specific_token_logprobs)
+        rejection_sampler = getattr(self.model_runner, "rejection_sampler", None)
+        if rejection_sampler is not None:
+            rejection_sampler.forward = _verify_for_all(rejection_sampler.forward)
+
+
+def _gather_for_all(gather: Callable[..., Any]) -> Callable[..., Any]:
+    def gather_for_all(logprobs: Any, ids_by_row: Mapping[int, Sequence[int]], sampled: Any) -> Any:
+        chosen = gather(logprobs, ids_by_row, sampled)
+        others = [row for row in range(len(logprobs)) if row not in ids_by_row]
+        if not others:
+            return chosen
+        highest = logprobs[others].topk(min(_MOST, logprobs.shape[-1]))
+        return _with_rows(chosen, others, highest.indices, highest.values)
+
+    return gather_for_all
+
+
+def _verify_for_all(verify: Callable[..., Any]) -> Callable[..., Any]:
+    def verify_for_all(metadata: Any, draft_probs: Any, logits: Any, sampling: Any) -> Any:
+        if not sampling.logprob_token_ids:
+            return verify(metadata, draft_probs, logits, sampling)
+        ids_by_row = sampling.logprob_token_ids
+        # nothing is drafted for a read, it ends after one token: its only logits are the bonus ones
+        read = {row: logits[metadata.bonus_logits_indices[row]].float().log_softmax(-1) for row in ids_by_row}
+        apart = replace(sampling, logprob_token_ids=None, max_num_logprobs=sampling.max_num_logprobs or 0)
+        output = verify(metadata, draft_probs, logits, apart)
+        places, table = output.sampled_token_ids.shape[1], output.logprobs_tensors
+        for row, ids in ids_by_row.items():
+            chosen = table.logprob_token_ids.new_tensor([ids])
+            table = _with_rows(table, [row * places], chosen, read[row][chosen.long()])
+        return replace(output, logprobs_tensors=table)
+
+    return verify_for_all
+
+
+def _with_rows(table: Any, rows: Sequence[int], token_ids: Any, logprobs: Any) -> Any:
+    """vLLM's `table` of log-probabilities, with those of `rows` replaced behind the first column: [rows, columns]."""
+    height, width = table.logprobs.shape
+    columns = token_ids.shape[1]
+    wide_ids = table.logprob_token_ids.new_zeros((height, max(width, 1 + columns)))
+    wide = table.logprobs.new_full(wide_ids.shape, float("-inf"))
+    wide_ids[:, :width], wide[:, :width] = table.logprob_token_ids, table.logprobs
+    wide_ids[rows, 1 : 1 + columns], wide[rows, 1 : 1 + columns] = token_ids.to(wide_ids.dtype), logprobs
+    return table._replace(logprob_token_ids=wide_ids, logprobs=wide)

@@ -1,0 +1,155 @@
+"""Recording what routers learn from: at each step, what draft and target would write, and what comes of it.
+
+The value of a step is measured by rollouts: the share of the target's completions behind it that end right. The
+recorded history is mixed, as it is when a router is at work: mostly the better step, sometimes the draft's anyway.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reasonrt.calibration.step_pairs import DRAFT, TARGET, RecordedProblem
+from reasonrt.errors import EvalError, ReasonRTError
+from reasonrt.evals.grading import Grader
+from reasonrt.evals.journal import Journal
+from reasonrt.evals.tasks import TaskProblem, content_hash
+from reasonrt.policies.base import drop, sampling_for, write_step
+from reasonrt.routers.features import TOP_LOGPROBS
+from reasonrt.runtime import Runtime
+from reasonrt.transcript import Transcript
+from reasonrt.types import FinishReason, Limits, Request, Step
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingSettings:
+    """How values are measured.
+
+    Attributes:
+        rollouts: target completions per value: a greedy one, which is what a greedy request would get, and samples.
+        temperature: of the samples.
+        draft_share: how often the draft's step is taken although the target's is better.
+    """
+
+    rollouts: int = 1
+    temperature: float = 0.6
+    draft_share: float = 0.3
+    max_tokens: int = 640
+    concurrency: int = 32
+    seed: int = 0
+
+
+async def record_pairs(
+    runtime: Runtime,
+    problems: Sequence[TaskProblem],
+    settings: RecordingSettings,
+    out: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[RecordedProblem]:
+    """Record every problem; what the journal in `out` holds is not done again.
+
+    Raises:
+        EvalError: the journal belongs to another recording.
+        EngineError: an engine died twice on one problem.
+    """
+    models = {role: runtime.engines[role].fingerprint for role in ("draft", "target")}
+    bound = {
+        "rollouts": settings.rollouts,
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        "problems": content_hash(problems),
+        "models": models,
+    }
+    with Journal(out, bound, RecordedProblem) as journal:
+        known = {record.problem for record in journal.records}
+        left = iter([problem for problem in problems if problem.id not in known])
+        async with Grader() as grader, aclosing(_recorded(runtime, grader, left, settings)) as records:
+            async for record in records:
+                journal.add(record)
+                on_progress(len(journal.records), len(problems))
+        return list(journal.records)
+
+
+async def _recorded(
+    runtime: Runtime, grader: Grader, problems: Iterator[TaskProblem], settings: RecordingSettings
+) -> AsyncGenerator[RecordedProblem, None]:
+    running: set[asyncio.Task[RecordedProblem]] = set()
+    try:
+        while True:
+            while len(running) < settings.concurrency and (problem := next(problems, None)):
+                running.add(asyncio.create_task(_Recording(runtime, grader, problem, settings).pairs()))
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        await drop(*running)
+
+
+class _Recording:
+    """One problem being recorded."""
+
+    def __init__(self, runtime: Runtime, grader: Grader, problem: TaskProblem, settings: RecordingSettings) -> None:
+        self._runtime, self._grader, self._problem, self._settings = runtime, grader, problem, settings
+        self._request = Request.ask(problem.question, "target", limits=Limits(settings.max_tokens))
+        self._transcript = Transcript(self._request.messages)
+
+    async def pairs(self) -> RecordedProblem:
+        rng = random.Random(f"{self._settings.seed}/{self._problem.id}")
+        draft, transcript = self._runtime.engines["draft"], self._transcript
+        pairs: list[dict[str, Any]] = []
+        # what the target would write from here, and its value: it holds for every step of it that is taken
+        ahead, value = await self._completed(())
+        while ahead and transcript.room(draft):
+            targeted = ahead[0]
+            sampling = sampling_for(self._request, transcript, draft, logprobs=True, top_logprobs=TOP_LOGPROBS)
+            drafted, end = await write_step(draft, transcript, sampling)
+            if drafted is None or end is FinishReason.LENGTH:
+                break  # there is no step to compare
+            behind, draft_value = ahead[1:], value
+            if drafted.text != targeted.text:
+                behind, draft_value = await self._completed((drafted,))
+            takes_target = value > draft_value and rng.random() >= self._settings.draft_share
+            pairs.append(_pair(drafted, targeted, (draft_value, value), TARGET if takes_target else DRAFT))
+            transcript.commit(targeted if takes_target else drafted)
+            ahead, value = (ahead[1:], value) if takes_target else (behind, draft_value)
+        return RecordedProblem(self._problem.id, self._problem.question, self._problem.group, pairs)
+
+    async def _completed(self, steps: tuple[Step, ...]) -> tuple[list[Step], float]:
+        """The target's greedy steps behind what is committed and `steps`, and the share of completions that end
+        right."""
+        settings, committed = self._settings, (*self._transcript.steps, *steps)
+        request = replace(self._request, committed=committed)
+        count = 1 if self._runtime.is_finished(request) else settings.rollouts
+        drawn = [
+            replace(request, seed=seed, temperature=settings.temperature if seed else 0.0) for seed in range(count)
+        ]
+        try:
+            completions = await asyncio.gather(*map(self._runtime.complete, drawn))
+        except ReasonRTError as error:
+            raise EvalError(
+                f"a rollout of {self._problem.id} failed: {error}; run it again, what is done is kept"
+            ) from error
+        grades = [
+            await self._grader.grade(done.content or done.text, self._problem.answer, self._problem.is_exact)
+            for done in completions
+        ]
+        return list(completions[0].steps[len(committed) :]), sum(grades) / count
+
+
+def _pair(drafted: Step, targeted: Step, values: tuple[float, float], taken: str) -> dict[str, Any]:
+    return {
+        "draft": drafted.text,
+        "target": targeted.text,
+        "draft_tokens": len(drafted.token_ids),
+        "target_tokens": len(targeted.token_ids),
+        "logprobs": [round(value, 4) for value in drafted.logprobs],
+        "top_logprobs": [[round(value, 4) for value in top] for top in drafted.top_logprobs],
+        "draft_value": values[0],
+        "target_value": values[1],
+        "taken": taken,
+    }

@@ -1,0 +1,250 @@
+"""The speculation bench: policies against the target alone, on the same problems, engines and cores.
+
+Accuracy and time are measured apart: inflation does not change what a model writes, so accuracy is measured on many
+problems without it, and time on fewer with it. Arms take turns by blocks of problems, since machines drift.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reasonrt.calibration.speedup import Parts, predicted_speedup
+from reasonrt.engines.pace import Pace
+from reasonrt.evals.journal import Record
+from reasonrt.evals.report import Report
+from reasonrt.evals.run import PolicySpec
+
+MAX_LOSS = 0.015
+"""Of accuracy against the target; the operating point of a family is the cheapest setting within it."""
+
+SWEEPS: dict[str, list[PolicySpec]] = {
+    "random": [PolicySpec("random", {"threshold": t}) for t in (0.8, 0.6)],
+    "entropy": [PolicySpec("entropy", {"threshold": t}) for t in (0.2, 0.6)],
+    "specreason": [PolicySpec("specreason", {"threshold": t}) for t in (5.0,)],
+    "rsd": [PolicySpec("rsd", {"threshold": t}) for t in (0.5, 0.7, 0.85)],
+    "arbitrage": [PolicySpec("arbitrage", {"threshold": t}) for t in (0.02, 0.05, 0.1, 0.2)],
+    "arbitrage (classifier)": [
+        PolicySpec("arbitrage", {"threshold": t, "router_file": "zoo:nano-classifier"}) for t in (0.05, 0.1)
+    ],
+}
+BOUNDS = [PolicySpec("target"), PolicySpec("draft"), PolicySpec("oracle")]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row of the bench: what it is called, and what runs."""
+
+    name: str
+    policy: PolicySpec
+
+
+def accuracy_arms(families: Sequence[str]) -> list[PolicySpec]:
+    return [*BOUNDS, *(spec for family in families for spec in SWEEPS[family])]
+
+
+def operating_points(report: Report, families: Sequence[str]) -> dict[str, PolicySpec]:
+    """Per family the setting that asks the target least, of those within `MAX_LOSS` of its accuracy; without one,
+    the most accurate."""
+    rows = {row["policy"]: row for row in report.rows()}
+    target = rows["target"]["accuracy"]
+
+    def cost(spec: PolicySpec) -> tuple[bool, float]:
+        row = rows[spec.label]
+        loss = target - row["accuracy"]
+        return loss > MAX_LOSS, loss if loss > MAX_LOSS else row["engine_tokens"].get("target", 0)
+
+    return {family: min(SWEEPS[family], key=cost) for family in families}
+
+
+def timing_arms(points: dict[str, PolicySpec], token_level: Sequence[str], with_options: bool) -> list[Arm]:
+    """The arms that are timed: bounds, vLLM's own token-level speculation, operating points, and variants of ours."""
+    arms = [Arm("target", PolicySpec("target")), Arm("draft", PolicySpec("draft"))]
+    arms += [Arm(role, PolicySpec("target", {"engine": role})) for role in token_level]
+    arms += [Arm(family, spec) for family, spec in points.items()]
+    for family in ("arbitrage", "arbitrage (classifier)"):
+        if family in points:
+            arms.append(_variant(family, "lock-step", points[family], {"look_ahead": 0}))
+    if with_options and "arbitrage" in points:
+        variants: dict[str, dict[str, Any]] = {
+            "cold target": {"warm_target": False},
+            "lock-step, cold target": {"look_ahead": 0, "warm_target": False},
+            "keep prefix": {"keep_prefix": 0.9},
+            "reject early": {"reject_early": True, "keep_prefix": 0.9},
+            "start early": {"start_early": 1.0},
+        }
+        for name, options in variants.items():
+            arms.append(_variant("arbitrage", name, points["arbitrage"], options))
+    return arms
+
+
+def _variant(family: str, name: str, spec: PolicySpec, options: dict[str, Any]) -> Arm:
+    return Arm(f"{family}, {name}", PolicySpec(spec.name, {**spec.options, **options}))
+
+
+def bench_rows(
+    arms: Sequence[Arm], timed: Report, accuracy: Report, concurrency: int, paces: dict[str, Pace]
+) -> list[dict[str, Any]]:
+    """One row per arm. Accuracies are those of the accuracy run where it had the same setting, else of this one."""
+    alone = {name: _sums(timed.of(name)) for name in ("target", "draft")}
+    times = {row["policy"]: row for row in timed.rows()}
+    target_s = times["target"]["seconds_per_problem"]
+    rows = []
+    for arm in arms:
+        label = arm.policy.label
+        source = accuracy if accuracy.of(label) else timed
+        found = next(row for row in source.rows() if row["policy"] == label)
+        sums = _sums(timed.of(label))
+        measured = times[label]["seconds_per_problem"]
+        predicted = _predicted(arm, sums, alone, paces)
+        steps = max(1.0, sums["steps"])
+        rows.append(
+            {
+                "policy": arm.name,
+                "options": dict(arm.policy.options),
+                "concurrency": concurrency,
+                "n": found["n"],
+                "accuracy": found["accuracy"],
+                "accuracy_low": found["accuracy_low"],
+                "accuracy_high": found["accuracy_high"],
+                **_against_target(source, label),
+                "n_timed": times[label]["n"],
+                "seconds_per_problem": measured,
+                "seconds_p50": times[label]["seconds_p50"],
+                "seconds_p95": times[label]["seconds_p95"],
+                "problems_per_second": 1.0 / measured,
+                "speedup_vs_target": target_s / measured,
+                "speedup_low": _ratio_quantile(timed, label, 0.025),
+                "speedup_high": _ratio_quantile(timed, label, 0.975),
+                "predicted_speedup": predicted,
+                "draft_token_share": sums["draft_committed"] / max(1.0, sums["committed"]),
+                "draft_step_share": sums["draft_steps"] / steps,
+                "escalation_rate": sums["escalations"] / steps,
+                "useless_escalation_rate": sums["useless_escalations"] / max(1.0, sums["escalations"]),
+                "wasted_draft_tokens": sums["draft_wasted"],
+                "router_ms_per_step": 1000 * sums["router_s"] / steps,
+                "overhead_ms_per_step": 1000 * (measured - target_s / predicted) * sums["n"] / steps
+                if predicted
+                else None,
+                "prefix_hit_rate": _hit_rates(timed.of(label)),
+            }
+        )
+    return rows
+
+
+def _sums(records: Sequence[Record]) -> dict[str, float]:
+    """Totals over the problems of one arm."""
+    sums = dict.fromkeys(("steps", "draft_steps", "escalations", "useless_escalations", "router_s"), 0.0)
+    for record in records:
+        for key in sums:
+            sums[key] += record.details.get(key, 0)
+    usages = [(name, usage) for record in records for name, usage in record.usage.items()]
+    committed = {name: 0.0 for name, _ in usages}
+    for name, usage in usages:
+        committed[name] += usage["generated"] - usage["discarded"]
+    return sums | {
+        "n": len(records),
+        "seconds": sum(record.share_s for record in records),
+        "committed": sum(committed.values()),
+        "draft_committed": committed.get("draft", 0.0),
+        "draft_wasted": float(sum(usage["discarded"] for name, usage in usages if name == "draft")),
+    }
+
+
+def _predicted(
+    arm: Arm, sums: dict[str, float], alone: dict[str, dict[str, float]], paces: dict[str, Pace]
+) -> float | None:
+    if not sums["steps"]:
+        return None  # no speculation at the level of steps
+    draft, target = alone["draft"], alone["target"]
+
+    def start_s(role: str) -> float:
+        pace = paces[role]
+        return max(0.0, (pace.first_token_s or 0.0) - (pace.seconds_per_token or 0.0))
+
+    return predicted_speedup(
+        Parts(
+            draft_s=draft["seconds"] / draft["committed"],
+            target_s=target["seconds"] / target["committed"],
+            accepted_share=sums["draft_committed"] / sums["committed"],
+            step_tokens=sums["committed"] / sums["steps"],
+            wasted_share=sums["draft_wasted"] / sums["committed"],
+            router_s=sums["router_s"] / sums["steps"],
+            draft_start_s=start_s("draft"),
+            target_start_s=start_s("target"),
+            length_ratio=(sums["committed"] / sums["n"]) / (target["committed"] / target["n"]),
+            is_run_ahead=arm.policy.options.get("look_ahead", 4) > 0,
+        )
+    )
+
+
+def _against_target(report: Report, label: str) -> dict[str, float | None]:
+    for pair in report.paired():
+        if {pair["policy"], pair["against"]} == {"target", label}:
+            sign = 1 if pair["policy"] == label else -1
+            low, high = sorted((sign * pair["difference_low"], sign * pair["difference_high"]))
+            return {
+                "accuracy_minus_target": sign * pair["difference"],
+                "accuracy_minus_target_low": low,
+                "accuracy_minus_target_high": high,
+            }
+    return {"accuracy_minus_target": 0.0, "accuracy_minus_target_low": 0.0, "accuracy_minus_target_high": 0.0}
+
+
+def _ratio_quantile(timed: Report, label: str, share: float) -> float:
+    """A quantile of the speed-up over draws of the problems with replacement (95 % interval at 0.025 and 0.975)."""
+    import numpy as np
+
+    ours = {record.problem: record.share_s for record in timed.of(label)}
+    targets = np.array([record.share_s for record in timed.of("target")])
+    shares = np.array([ours[record.problem] for record in timed.of("target")])
+    drawn = np.random.default_rng(0).integers(0, len(shares), (2000, len(shares)))
+    return float(np.quantile(targets[drawn].sum(1) / shares[drawn].sum(1), share))
+
+
+def _hit_rates(records: Sequence[Record]) -> dict[str, float]:
+    """Per engine, the share of prompt tokens that came from its prefix cache."""
+    totals: dict[str, list[int]] = {}
+    for record in records:
+        for name, usage in record.usage.items():
+            total = totals.setdefault(name, [0, 0])
+            total[0] += usage["cached"]
+            total[1] += usage["cached"] + usage["prefilled"]
+    return {name: cached / max(1, asked) for name, (cached, asked) in totals.items()}
+
+
+def plot_bench(rows: Sequence[dict[str, Any]], sweep: Report, title: str, file: Path) -> None:
+    """Accuracy against seconds per problem at the lowest concurrency; swept settings by their target tokens."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5))
+    lowest = min(row["concurrency"] for row in rows)
+    for row in (row for row in rows if row["concurrency"] == lowest):
+        left.plot(row["seconds_per_problem"], 100 * row["accuracy"], "o")
+        left.annotate(row["policy"], (row["seconds_per_problem"], 100 * row["accuracy"]), fontsize=7)
+    left.set(xlabel="seconds per problem", ylabel="accuracy, %", title=f"{title}, {lowest} at a time")
+    swept = {row["policy"]: row for row in sweep.rows()}
+    for family, specs in SWEEPS.items():
+        points = sorted(
+            (
+                swept[spec.label]["engine_tokens"].get("target", 0) / swept[spec.label]["n"],
+                swept[spec.label]["accuracy"],
+            )
+            for spec in specs
+            if spec.label in swept
+        )
+        if points:
+            right.plot([x for x, _ in points], [100 * y for _, y in points], "o-", label=family)
+    for name in ("target", "draft", "oracle"):
+        if name in swept:
+            row = swept[name]
+            right.plot(row["engine_tokens"].get("target", 0) / row["n"], 100 * row["accuracy"], "k*")
+            right.annotate(name, (row["engine_tokens"].get("target", 0) / row["n"], 100 * row["accuracy"]))
+    right.set(xlabel="target tokens per problem", ylabel="accuracy, %", title="Settings swept")
+    right.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

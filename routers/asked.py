@@ -1,0 +1,73 @@
+"""Routers that are not learned from advantages: published signals, and the control."""
+
+import math
+import random
+
+from reasonrt.engines.base import Engine
+from reasonrt.routers.features import entropy
+from reasonrt.routers.prompts import Layout, StepPrompt
+from reasonrt.transcript import Transcript
+from reasonrt.types import Request, Step
+
+
+class RewardRouter:
+    """One minus the reward of the step: what the target could gain at most; rewards lie in [0, 1].
+
+    Source: reward-guided speculative decoding (arXiv 2501.19324), which looks at the draft's reward alone.
+    """
+
+    def __init__(self, engine: Engine, layout: Layout) -> None:
+        self._prompt = StepPrompt(engine, layout)
+
+    async def advantage(self, transcript: Transcript, step: Step) -> float:
+        return 1.0 - await self._prompt.score(transcript, step)
+
+
+QUESTION = (
+    "\n\nRate the last step alone: is it true, and does it follow from the steps before it? Style does not count.\n"
+    "Rating from 0 (wrong) to 9 (right): "
+)
+DIGITS = "0123456789"
+
+
+class JudgeRouter:
+    """Nine minus the rating, 0 to 9, that the target itself gives the step: one read of one token.
+
+    The mean over the ten digits in the proportion of their probabilities.
+
+    Source: SpecReason (arXiv 2504.07891), section 4.1; the wording of the question is ours.
+    """
+
+    def __init__(self, target: Engine) -> None:
+        self._target = target
+        self._question = target.tokenizer.encode(QUESTION)
+        self._digits = [target.tokenizer.encode(digit)[-1] for digit in DIGITS]
+
+    async def advantage(self, transcript: Transcript, step: Step) -> float:
+        tokenizer = self._target.tokenizer
+        prompt = [*transcript.token_ids(self._target), *tokenizer.encode(step.text.rstrip()), *self._question]
+        weights = [math.exp(logprob) for logprob in await self._target.read(prompt, self._digits)]
+        total = math.fsum(weights)
+        if total == 0.0:
+            return 9.0  # not one digit comes to its mind: it says nothing for the step
+        return 9.0 - math.fsum(rating * weight for rating, weight in enumerate(weights)) / total
+
+
+class EntropyRouter:
+    """Entropy in nats of the first token of the step.
+
+    Source: GlimpRouter (arXiv 2601.05110).
+    """
+
+    async def advantage(self, transcript: Transcript, step: Step) -> float:
+        return entropy(step.top_logprobs[0]) if step.top_logprobs else 0.0
+
+
+class RandomRouter:
+    """A number from [0, 1), drawn for each step; the same ones for the same request."""
+
+    def __init__(self, request: Request) -> None:
+        self._rng = random.Random(f"{request.seed}/{request.messages[-1].content}")
+
+    async def advantage(self, transcript: Transcript, step: Step) -> float:
+        return self._rng.random()

@@ -1,0 +1,146 @@
+"""Routers that were learned from recorded steps (`reasonrt calibrate router`), and the JSON file that each is.
+
+A file names the draft, the target and, where one is asked, the router model that it was learned for: by their
+fingerprints, so that a router is never used on models that it knows nothing about.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from reasonrt.config import ZOO_FOLDER, ZOO_PREFIX
+from reasonrt.engines.base import Engine
+from reasonrt.errors import ConfigError
+from reasonrt.routers.base import Router
+from reasonrt.routers.features import FEATURES, features
+from reasonrt.routers.prompts import MARKED, StepPrompt
+from reasonrt.routers.trees import Trees
+from reasonrt.transcript import Transcript
+from reasonrt.types import Step
+
+FORMAT = "reasonrt-router/1"
+KINDS = ("features", "engine")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterFile:
+    """A learned router as it is stored.
+
+    Attributes:
+        kind: what it looks at: the features of a step, or the score of a router model.
+        models: role to fingerprint: `draft`, `target` and, for kind `engine`, `router`.
+        trees: kind `features`: from `FEATURES` to the expected advantage.
+        curve: kind `engine`: (scores, advantages), both ascending: from the model's score to the expected advantage.
+        report: what was measured on steps held out.
+    """
+
+    kind: str
+    models: Mapping[str, str]
+    trees: Trees | None = None
+    curve: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (0.0,))
+    report: Mapping[str, Any] | None = None
+
+    def save(self, file: Path) -> None:
+        value = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "models": dict(self.models),
+            "features": list(FEATURES),
+            "trees": self.trees.to_json() if self.trees else None,
+            "curve": self.curve,
+            "report": self.report,
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(value) + "\n")
+
+    def bind(self, engines: Mapping[str, Engine]) -> Router:
+        """The router for one request on `engines`.
+
+        Raises:
+            ConfigError: an engine is missing, or another model than this router was learned for.
+        """
+        for role, fingerprint in self.models.items():
+            engine = engines.get(role)
+            if engine is None:
+                raise ConfigError(f"the router asks an engine {role!r} and there is none; add it to the configuration")
+            if engine.fingerprint != fingerprint:
+                raise ConfigError(
+                    f"the router was learned for another {role} ({fingerprint[:12]}, this one is "
+                    f"{engine.fingerprint[:12]}); run `reasonrt calibrate router` for this pair"
+                )
+        if self.trees is not None:
+            return FeatureRouter(self.trees)
+        return ModelRouter(engines["router"], *self.curve)
+
+
+class FeatureRouter:
+    """The advantage that the trees expect of a step's features, in value: probability of a right end, in [-1, 1]."""
+
+    def __init__(self, trees: Trees) -> None:
+        self._trees = trees
+
+    async def advantage(self, transcript: Transcript, step: Step) -> float:
+        return self._trees(features(transcript, step))
+
+
+class ModelRouter:
+    """The advantage that a classifier expects after reading question, marked history and step.
+
+    One forward pass that reads the prefix cache; its score, P(target better), goes through a calibration curve.
+
+    Source: Arbitrage (arXiv 2512.05033), section 4.2 and appendix C; the curve is ours.
+    """
+
+    def __init__(self, engine: Engine, scores: Sequence[float], advantages: Sequence[float]) -> None:
+        self._prompt = StepPrompt(engine, MARKED)
+        self._scores, self._advantages = scores, advantages
+
+    async def advantage(self, transcript: Transcript, step: Step) -> float:
+        return interpolate(await self._prompt.score(transcript, step), self._scores, self._advantages)
+
+
+def interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """The piecewise linear curve through the points (xs ascending, ys); constant outside of them."""
+    right = bisect_right(xs, x)
+    if right == 0 or right == len(xs):
+        return ys[0] if right == 0 else ys[-1]
+    share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+    return ys[right - 1] + share * (ys[right] - ys[right - 1])
+
+
+@lru_cache(maxsize=32)
+def load_router(name: str) -> RouterFile:
+    """The router file `name`: a path, or `zoo:NAME` for one that ships.
+
+    Raises:
+        ConfigError: no such file, or no router in it.
+    """
+    file = Path(name).expanduser()
+    if name.startswith(ZOO_PREFIX):
+        file = ZOO_FOLDER.parent / "routers" / f"{name.removeprefix(ZOO_PREFIX)}.json"
+    try:
+        return _parse(json.loads(file.read_text()))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the router {file}: {error.strerror}; make it with `reasonrt calibrate router`"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file} is no router of this version ({error}); run `reasonrt calibrate router`") from None
+
+
+def _parse(value: Any) -> RouterFile:
+    if value["format"] != FORMAT or value["kind"] not in KINDS:
+        raise ValueError(f"format {value['format']}, kind {value['kind']}")
+    if value["kind"] == "features" and value["features"] != list(FEATURES):
+        raise ValueError("other features")
+    trees = Trees.from_json(value["trees"]) if value["trees"] else None
+    if trees is None and (value["kind"] == "features" or "router" not in value["models"]):
+        raise ValueError("it asks neither trees nor an engine")
+    scores, advantages = (tuple(map(float, column)) for column in value["curve"])
+    if not scores or len(scores) != len(advantages) or list(scores) != sorted(set(scores)):
+        raise ValueError("its curve is none")
+    return RouterFile(value["kind"], dict(value["models"]), trees, (scores, advantages), value["report"])

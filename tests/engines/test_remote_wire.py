@@ -1,0 +1,71 @@
+"""Log-probabilities as servers send them."""
+
+from typing import Any
+
+import pytest
+
+from reasonrt.engines.remote_wire import logprobs_of
+from reasonrt.errors import EngineError
+from reasonrt.types import Sampling
+
+
+def choice(*places: dict[str, Any]) -> dict[str, Any]:
+    """The first of each place is the one that was drawn."""
+    return {
+        "logprobs": {"token_logprobs": [next(iter(place.values())) for place in places], "top_logprobs": list(places)}
+    }
+
+
+DRAWN_FIRST = {"token_id:4": -2.0, "token_id:8": -0.5, "token_id:9": -1.0}
+DRAWN_FAR_BELOW = {"token_id:4": -9.0, "token_id:8": -0.5, "token_id:9": -1.0, "token_id:1": -2.0}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "drawn", "top"),
+    [
+        (Sampling(9), (), ()),
+        (Sampling(9, logprobs=True), (-2.0, -9.0), ()),
+        (Sampling(9, top_logprobs=3), (), ((-0.5, -1.0, -2.0),) * 2),
+        (Sampling(9, logprobs=True, top_logprobs=1), (-2.0, -9.0), ((-0.5,),) * 2),
+    ],
+)
+def test_only_what_was_asked_for_and_the_highest_first(
+    sampling: Sampling, drawn: tuple[float, ...], top: tuple[tuple[float, ...], ...]
+) -> None:
+    assert logprobs_of(choice(DRAWN_FIRST, DRAWN_FAR_BELOW), sampling, 2) == (drawn, top)
+
+
+def test_an_event_without_tokens_needs_none() -> None:
+    assert logprobs_of({"logprobs": None}, Sampling(9, logprobs=True, top_logprobs=3), 0) == ((), ())
+
+
+def test_rounding_above_certainty_is_cut_off() -> None:
+    assert logprobs_of(choice({"token_id:4": 1e-7}), Sampling(9, top_logprobs=1), 1) == ((), ((0.0,),))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"logprobs": None},
+        {"logprobs": {}},
+        {"logprobs": {"top_logprobs": None}},
+        choice(),
+        {"logprobs": {"top_logprobs": [{}]}},
+        {"logprobs": {"top_logprobs": [None]}},
+        choice(DRAWN_FIRST, DRAWN_FIRST),
+        choice({"token_id:4": "x"}),
+        choice({"token_id:4": float("nan")}),
+        choice({"token_id:4": float("-inf")}),
+    ],
+)
+def test_missing_ones_are_an_error(answer: dict[str, Any]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError, AttributeError, EngineError)):
+        logprobs_of(answer, Sampling(9, top_logprobs=2), 1)
+
+
+def test_a_server_that_mixes_up_reads_and_generations_is_told() -> None:
+    mixed_up = choice({"token_id:4": -2.0, "token_id:0": -9999.0})
+
+    with pytest.raises(EngineError, match=r"lost the highest log-probabilities .* V2 model runner"):
+        logprobs_of(mixed_up, Sampling(9, top_logprobs=2), 1)

@@ -1,0 +1,283 @@
+"""The loop of step-level speculation: who writes what, what is thrown away, and what survives which fault."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasonrt import Completion, FinishReason, Limits, Request, Runtime, Step
+from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.errors import EngineError, RequestError
+from reasonrt.policies import speculation
+from reasonrt.policies.registry import build_policy
+
+GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
+BAD = ["<think>\none\n\n", "2wo!\n\n", "three\n\n", "4our\n\n", "</think>\n\n", r"\boxed{8}"]
+QUESTION = "[user] ?\n"
+
+
+def wrong_step(text: str) -> float:
+    """A reward model's view of a prompt: what it thinks of the last step."""
+    last = text.rstrip("\n").rpartition("\n\n")[2]
+    return 0.0 if any(mark in last for mark in ("2wo", "4our", "{8}")) else 1.0
+
+
+def make_runtime(
+    draft: list[str] = BAD, target: list[str] = GOOD, scores: Callable[[str], float] = wrong_step, **settings: Any
+) -> Runtime:
+    return Runtime(
+        {
+            "draft": ScriptedEngine("draft", continuing("".join(draft)), **settings),
+            "target": ScriptedEngine("target", continuing("".join(target)), **settings),
+            "reward": ScriptedEngine("reward", "", scores=scores),
+        }
+    )
+
+
+async def solve(runtime: Runtime, policy: str = "rsd", limits: Limits | None = None, **options: Any) -> Completion:
+    return await runtime.complete(Request.ask("?", policy, options=options, limits=limits or Limits()))
+
+
+def engine(runtime: Runtime, role: str) -> ScriptedEngine:
+    found = runtime.engines[role]
+    assert isinstance(found, ScriptedEngine)
+    return found
+
+
+def authors(completion: Completion) -> list[str]:
+    return [step.author for step in completion.steps]
+
+
+@pytest.mark.parametrize("look_ahead", [0, 1, 4])
+@pytest.mark.parametrize("warm_target", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+async def test_target_writes_the_steps_that_the_router_rejects(look_ahead: int, warm_target: bool, chunk: int) -> None:
+    runtime = make_runtime(chunk_tokens=chunk)
+
+    completion = await solve(runtime, look_ahead=look_ahead, warm_target=warm_target)
+
+    assert [step.text for step in completion.steps] == GOOD
+    assert authors(completion) == ["draft", "target", "draft", "target", "draft", "target"]
+    assert completion.finish_reason is FinishReason.STOP
+    assert completion.details | {"router_s": 0} == {
+        "steps": 6, "draft_steps": 3, "escalations": 3, "useless_escalations": 0, "router_s": 0, "fallback": "",
+    }  # fmt: skip
+    assert completion.usage["target"].generated == sum(len(s.token_ids) for s in completion.steps[1::2]) + (
+        completion.usage["target"].probe
+    )
+
+
+async def test_threshold_of_zero_is_the_draft_and_of_one_over_one_is_the_target() -> None:
+    """Rewards are 0 and 1: no step is below 0, and every one is below 1.1."""
+    lenient, strict = await solve(make_runtime(), threshold=0.0), await solve(make_runtime(), threshold=1.1)
+
+    assert [step.text for step in lenient.steps][:-1] == BAD[:-1]
+    assert set(authors(strict)) == {"target"}
+
+
+async def test_answer_has_its_stricter_threshold() -> None:
+    """A reward of 0.6 is enough for a step (threshold 0.5, advantage 0.4), not for the answer (0.25)."""
+    runtime = make_runtime(scores=lambda text: 0.6)
+
+    completion = await solve(runtime, threshold=0.5)
+    same = await solve(runtime, threshold=0.5, answer_threshold=0.5)
+
+    assert authors(completion) == ["draft"] * 4 + ["target"] * 2  # the end of thinking, and the box
+    assert set(authors(same)) == {"draft"}
+
+
+async def test_target_share_is_kept() -> None:
+    completion = await solve(make_runtime(), threshold=1.1, max_target_share=0.5)
+
+    tokens = [len(step.token_ids) for step in completion.steps]
+    written = sum(n for n, author in zip(tokens, authors(completion), strict=True) if author == "target")
+    assert 0 < written <= 0.5 * sum(tokens) + max(tokens)
+    assert (await solve(make_runtime(), threshold=1.1, max_target_share=0)).usage["target"].generated == 0
+
+
+async def test_useless_escalations_are_counted() -> None:
+    completion = await solve(make_runtime(draft=GOOD), threshold=1.1)
+
+    assert completion.details["useless_escalations"] == completion.details["escalations"] == len(GOOD)
+
+
+async def test_price_buys_less_where_the_target_is_slow() -> None:
+    """Advantage 1 for a bad step; the target's step costs about 7 tokens * 20 ms."""
+    runtime = make_runtime(seconds_per_token=0.02, chunk_tokens=1)
+    await solve(runtime, "target")  # now its pace is known
+
+    cheap, dear = await solve(runtime, price=0.5), await solve(runtime, price=50.0)
+
+    assert cheap.details["escalations"] == 3
+    assert dear.details["escalations"] == 0
+
+
+async def test_kept_prefix_ends_where_the_draft_was_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsure = ScriptedEngine("", "").tokenizer.encode("2!")
+    monkeypatch.setattr(ScriptedEngine, "logprob", staticmethod(lambda token_id: -5.0 if token_id in unsure else -0.01))
+    runtime = make_runtime(
+        draft=["<think>\none\n\n", "tw2\n\n", *BAD[2:]], scores=lambda text: float("tw2" not in text)
+    )
+
+    completion = await solve(runtime, keep_prefix=0.9, threshold=0.5)
+
+    assert completion.text.startswith("<think>\none\n\ntwo\n\nthree")
+    kept, rest = completion.steps[1:3]
+    assert (kept.text, kept.author, kept.is_complete) == ("tw", "draft", False)
+    assert (rest.text, rest.author) == ("o\n\n", "target")
+
+
+async def test_rejecting_early_stops_the_draft_within_the_step() -> None:
+    runtimes = [make_runtime(chunk_tokens=1, scores=lambda text: float("2" not in text)) for _ in range(2)]
+
+    late, early = await solve(runtimes[0]), await solve(runtimes[1], reject_early=True)
+
+    assert early.text.startswith("<think>\none\n\ntwo\n\n")
+    assert early.usage["draft"].discarded < late.usage["draft"].discarded
+
+
+async def test_target_that_starts_early_is_stopped_when_the_draft_is_good_enough() -> None:
+    runtime = make_runtime(chunk_tokens=1, seconds_per_token=0.001)
+
+    completion = await solve(runtime, start_early=0.0)
+
+    assert [step.text for step in completion.steps] == GOOD
+    assert completion.usage["target"].discarded > 0
+    assert engine(runtime, "target").running == 0
+
+
+async def test_draft_is_stopped_when_it_is_too_far_ahead() -> None:
+    """The router takes as long as many steps; the draft may be one step ahead, not all of them."""
+    runtime = make_runtime(draft=["a\n\n"] * 200, scores=lambda text: 1.0)
+    runtime.engines["reward"] = ScriptedEngine("reward", "", scores=lambda text: 1.0, seconds_per_token=0.01)
+
+    completion = await solve(runtime, look_ahead=1, limits=Limits(max_tokens=10, deadline_s=5))
+
+    assert completion.usage["draft"].generated < 60
+
+
+@given(
+    rewards=st.lists(st.floats(0, 1), min_size=1, max_size=8),
+    threshold=st.floats(0, 1),
+    look_ahead=st.integers(0, 3),
+    chunk=st.integers(1, 20),
+    keep_prefix=st.sampled_from([0.0, 0.5, 1.0]),
+    flags=st.tuples(st.booleans(), st.booleans()),
+)
+@settings(deadline=None)
+async def test_text_is_what_its_authors_wrote_and_tokens_add_up(
+    rewards: list[float], threshold: float, look_ahead: int, chunk: int, keep_prefix: float, flags: tuple[bool, bool]
+) -> None:
+    runtime = make_runtime(chunk_tokens=chunk, scores=lambda text: rewards[len(text) % len(rewards)])
+
+    completion = await solve(
+        runtime, threshold=threshold, look_ahead=look_ahead, keep_prefix=keep_prefix, warm_target=flags[0],
+        reject_early=flags[1],
+    )  # fmt: skip
+
+    assert completion.finish_reason is FinishReason.STOP
+    assert completion.text.count("\n\n") == 5
+    for role in ("draft", "target"):
+        committed = sum(len(step.token_ids) for step in completion.steps if step.author == role)
+        usage = completion.usage[role]
+        assert usage.generated == engine(runtime, role).generated_tokens
+        assert usage.generated - usage.discarded == committed
+        assert engine(runtime, role).running == 0
+
+
+async def test_draft_that_dies_leaves_the_request_to_the_target() -> None:
+    runtime = make_runtime(seconds_per_token=0.002, chunk_tokens=1)
+    steps: list[Any] = []
+    async for event in runtime.solve(Request.ask("?", "rsd")):
+        steps.append(event)
+        if len(steps) == 1:
+            engine(runtime, "draft").kill()
+
+    completion = steps[-1]
+    assert completion.text == "".join(GOOD)
+    assert "died" in completion.details["fallback"]
+    assert authors(completion)[1:] == ["target"] * 5
+
+
+async def test_router_that_dies_leaves_the_request_to_the_target(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = make_runtime()
+
+    class Lost(ScriptedEngine):
+        async def score(self, prompt_token_ids: Any) -> float:
+            raise EngineError("the reward model died")
+
+    runtime.engines["reward"] = Lost("reward", "")
+    completion = await solve(runtime)
+
+    assert completion.text == "".join(GOOD)
+    assert "reward model died" in completion.details["fallback"]
+
+
+@pytest.mark.parametrize("router_file", ["zoo:nano-features", "/no/such/router.json"])
+async def test_missing_or_mismatched_router_is_the_plain_target_and_one_warning(
+    router_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    speculation._warn_once.cache_clear()
+    runtime = make_runtime()
+
+    with caplog.at_level(logging.WARNING):
+        completions = [await solve(runtime, "arbitrage", router_file=router_file) for _ in range(3)]
+
+    assert {completion.text for completion in completions} == {"".join(GOOD)}
+    assert all("calibrate router" in completion.details["fallback"] for completion in completions)
+    assert all(completion.usage["draft"].generated == 0 for completion in completions)
+    assert len([record for record in caplog.records if "writes alone" in record.message]) == 1
+
+
+async def test_leaving_stops_draft_target_and_what_warms_it() -> None:
+    runtime = make_runtime(draft=["a longer step of many letters, to be read along\n\n"] * 50, seconds_per_token=0.001)
+    events = runtime.solve(Request.ask("?", "rsd", options={"start_early": 0.0}))
+    await anext(events)
+    await anext(events)
+
+    await events.aclose()
+    counts = [engine(runtime, role).generated_tokens for role in ("draft", "target")]
+    await asyncio.sleep(0.05)
+
+    assert [engine(runtime, role).generated_tokens for role in ("draft", "target")] == counts
+    assert all(engine(runtime, role).running == 0 for role in ("draft", "target"))
+
+
+async def test_full_context_ends_with_length() -> None:
+    completion = await solve(make_runtime(draft=["abc\n\n"] * 100, max_model_len=60, scores=lambda text: 1.0))
+
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert completion.steps
+
+
+async def test_oracle_takes_the_better_step_of_both() -> None:
+    completion = await solve(make_runtime(), "oracle")
+
+    assert completion.text == "".join(GOOD)
+    assert authors(completion) == ["draft", "target", "draft", "target", "draft", "target"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        ("rsd", {"max_target_share": 2}, r"max_target_share must be a number in \[0, 1\], got 2"),
+        ("rsd", {"price": -1}, "price must be"),
+        ("rsd", {"threshold": "high"}, "threshold must be .* got 'high'"),
+        ("rsd", {"layout": "magic"}, "unknown layout 'magic'; there are plain"),
+        ("random", {"look_ahead": True}, "look_ahead must be"),
+        ("arbitrage", {"patience": 5}, "unknown option 'patience'"),
+    ],
+)
+def test_bad_options_are_refused(policy: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        build_policy(policy, options)
+
+
+def test_committed_steps_carry_their_advantage() -> None:
+    completion = asyncio.run(solve(make_runtime()))
+
+    assert all(isinstance(step, Step) and "advantage" in step.scores for step in completion.steps)
