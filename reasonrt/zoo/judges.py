@@ -85,7 +85,8 @@ def _sequences(
             }
             other = grown[TARGET if pair.taken == DRAFT else DRAFT]
             if other.labels[-1] > UNLABELLED and pair.draft != pair.target:
-                found.append(other)
+                # its history is labelled where it was taken
+                found.append(Labelled(other.token_ids, [UNLABELLED] * (len(other.labels) - 1) + other.labels[-1:]))
             taken = grown[pair.taken]
         found.append(taken)
     return [example for example in found if max(example.labels) > UNLABELLED]
