@@ -13,7 +13,7 @@ from reasonrt.calibration.router_report import router_report
 from reasonrt.calibration.step_pairs import RecordedProblem
 from reasonrt.errors import CalibrationError
 from reasonrt.routers.features import features
-from reasonrt.routers.learned import RouterFile
+from reasonrt.routers.learned import DECIMALS, RouterFile
 from reasonrt.routers.trees import Tree, Trees
 
 FOLDS = 5
@@ -44,6 +44,7 @@ def train_feature_router(
     predicted = np.empty_like(targets)
     for train, test in _folds(records):
         predicted[test] = _boosted(numbers[train], targets[train], seed).predict(numbers[test])
+    predicted = predicted.round(DECIMALS)
     model = _boosted(numbers, targets, seed)
     report = router_report(predicted, targets, _problems(records))
     return RouterFile("features", dict(models), _as_trees(model), report=report), predicted
@@ -66,6 +67,7 @@ def fit_model_router(
     predicted = np.empty_like(targets)
     for train, test in _folds(records):
         predicted[test] = _isotonic(scores[train], targets[train]).predict(scores[test])
+    predicted = predicted.round(DECIMALS)
     curve = _isotonic(scores, targets)
     points = tuple(tuple(map(float, column)) for column in (curve.X_thresholds_, curve.y_thresholds_))
     report = router_report(predicted, targets, _problems(records))

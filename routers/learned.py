@@ -24,6 +24,8 @@ from reasonrt.types import Step
 
 FORMAT = "reasonrt-router/1"
 KINDS = ("features", "engine")
+DECIMALS = 2
+"""Of a predicted advantage: rollouts tell no finer differences apart, and what is equal should rank as equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class FeatureRouter:
         self._trees = trees
 
     async def advantage(self, transcript: Transcript, step: Step) -> float:
-        return self._trees(features(transcript, step))
+        return round(self._trees(features(transcript, step)), DECIMALS)
 
 
 class ModelRouter:
@@ -100,7 +102,8 @@ class ModelRouter:
         self._scores, self._advantages = scores, advantages
 
     async def advantage(self, transcript: Transcript, step: Step) -> float:
-        return interpolate(await self._prompt.score(transcript, step), self._scores, self._advantages)
+        score = await self._prompt.score(transcript, step)
+        return round(interpolate(score, self._scores, self._advantages), DECIMALS)
 
 
 def interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:

@@ -75,15 +75,21 @@ def router(
 def _train_judges(records: Any, models: dict[str, str], out: Path) -> Any:
     """Both judges on all records; the router's curve from a model that was trained on the other half of them."""
     from reasonrt.calibration.router_training import fit_model_router
+    from reasonrt.zoo.catalog import write_judge_card
     from reasonrt.zoo.judges import crossed_scores, train_judge
 
     try:
         scores = crossed_scores("nano-router", records, out / "halves")
     except FileNotFoundError as error:
         raise CalibrationError(f"judges start from the zoo's draft, which is not here: {error}") from None
-    for name in ("nano-router", "nano-reward"):
+    remarks = {
+        "nano-router": "Reads marked steps; P(the target's step is better than the draft's).",
+        "nano-reward": "Reads plain steps; the value of a step: P(the target ends right behind it).",
+    }
+    for name, remark in remarks.items():
         with console.status(f"training {name} ..."):
             train_judge(name, records, out / name)
+        write_judge_card(name, out / name, remark)
     from reasonrt.engines.vllm import VllmEngine
     from reasonrt.engines.vllm_settings import VllmSettings
 

@@ -25,13 +25,13 @@ def list_models(json_file: JsonOption = None) -> None:
     table = Table("model", "parameters", "MB", "accuracy on zoo", "training tokens", "trained on")
     for card in cards:
         accuracy = card.get("accuracy", {}).get("zoo")
-        measured = f"{accuracy['accuracy']:.1%} (n={accuracy['n']})" if accuracy else "not measured"
+        measured = f"{accuracy['accuracy']:.1%} (n={accuracy['n']})" if accuracy else card.get("remark", "not measured")
         table.add_row(
             card["name"],
             f"{card['parameters'] / 1e6:.2f} M",
             f"{card['bytes'] / 1e6:.1f}",
             measured,
-            f"{card['recipe']['tokens'] / 1e6:.0f} M",
+            f"{card['recipe']['tokens'] / 1e6:.0f} M" if "recipe" in card else "",
             card["trained_on"],
         )
     console.print(table)

@@ -18,16 +18,18 @@ from reasonrt.evals.run import PolicySpec
 MAX_LOSS = 0.015
 """Of accuracy against the target; the operating point of a family is the cheapest setting within it."""
 
+_CLASSIFIER = {"router_file": "zoo:nano-classifier"}
 SWEEPS: dict[str, list[PolicySpec]] = {
-    "random": [PolicySpec("random", {"threshold": t}) for t in (0.8, 0.6)],
+    "random": [PolicySpec("random", {"threshold": 0.7})],
     "entropy": [PolicySpec("entropy", {"threshold": t}) for t in (0.2, 0.6)],
-    "specreason": [PolicySpec("specreason", {"threshold": t}) for t in (5.0,)],
-    "rsd": [PolicySpec("rsd", {"threshold": t}) for t in (0.5, 0.7, 0.85)],
-    "arbitrage": [PolicySpec("arbitrage", {"threshold": t}) for t in (0.02, 0.05, 0.1, 0.2)],
-    "arbitrage (classifier)": [
-        PolicySpec("arbitrage", {"threshold": t, "router_file": "zoo:nano-classifier"}) for t in (0.05, 0.1)
-    ],
+    "specreason": [PolicySpec("specreason", {"threshold": 5.0})],
+    "rsd": [PolicySpec("rsd", {"threshold": t}) for t in (0.7, 0.85)],
+    "arbitrage": [PolicySpec("arbitrage", {"threshold": t}) for t in (0.01, 0.03, 0.06)],
+    "arbitrage (keep prefix)": [PolicySpec("arbitrage", {"threshold": 0.03, "keep_prefix": 0.95})],
+    "arbitrage (classifier)": [PolicySpec("arbitrage", {"threshold": t, **_CLASSIFIER}) for t in (0.03,)],
 }
+"""Each family of settings, from which one is timed."""
+
 BOUNDS = [PolicySpec("target"), PolicySpec("draft"), PolicySpec("oracle")]
 
 
@@ -69,8 +71,7 @@ def timing_arms(points: dict[str, PolicySpec], token_level: Sequence[str], with_
         variants: dict[str, dict[str, Any]] = {
             "cold target": {"warm_target": False},
             "lock-step, cold target": {"look_ahead": 0, "warm_target": False},
-            "keep prefix": {"keep_prefix": 0.9},
-            "reject early": {"reject_early": True, "keep_prefix": 0.9},
+            "reject early, keep prefix": {"reject_early": True, "keep_prefix": 0.95},
             "start early": {"start_early": 1.0},
         }
         for name, options in variants.items():

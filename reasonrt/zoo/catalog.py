@@ -31,20 +31,23 @@ def read_card(name: str) -> dict[str, Any]:
 
 def write_training_card(name: str, folder: Path, recipe: Any, seconds: float) -> None:
     """The card of a model that was just trained; its accuracy is not known yet."""
-    from safetensors import safe_open
-
-    with safe_open(str(folder / "model.safetensors"), "pt") as weights:
-        parameters = sum(_size(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-    card = {
-        "name": name,
-        "parameters": parameters,
-        "bytes": (folder / "model.safetensors").stat().st_size,
-        "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
+    card = _measured(name, folder) | {
         "training_minutes": round(seconds / 60, 1),
         "training_machine": f"{platform.machine()}, CPU",
         "recipe": dataclasses.asdict(recipe),
     }
     _write(folder, card)
+
+
+def write_judge_card(name: str, folder: Path, remark: str) -> None:
+    """The card of a judge (`nano-router`, `nano-reward`) that was just trained."""
+    card = _measured(name, folder) | {"remark": remark}
+    text = (
+        f"# {name}\n\n{card['parameters'] / 1e6:.2f} M parameters, Qwen3 architecture, two classes, bfloat16. Made by `reasonrt calibrate router --judges` on {card['trained_on']}, from nano-draft's weights "
+        f"(`reasonrt/zoo/judges.py`).\n\n{remark}\n"
+    )
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    (folder / "README.md").write_text(text)
 
 
 def write_accuracy(name: str, correct: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
@@ -63,6 +66,20 @@ def write_accuracy(name: str, correct: Mapping[str, Sequence[bool]]) -> dict[str
     card = read_card(name) | {"accuracy": dict(sorted(table.items()))}
     _write(ZOO_FOLDER / name, card)
     return card
+
+
+def _measured(name: str, folder: Path) -> dict[str, Any]:
+    """What can be read off a model's folder."""
+    from safetensors import safe_open
+
+    with safe_open(str(folder / "model.safetensors"), "pt") as weights:
+        parameters = sum(_size(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    return {
+        "name": name,
+        "parameters": parameters,
+        "bytes": (folder / "model.safetensors").stat().st_size,
+        "trained_on": dt.datetime.now(dt.UTC).date().isoformat(),
+    }
 
 
 def _size(shape: Sequence[int]) -> int:

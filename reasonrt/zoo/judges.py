@@ -106,7 +106,9 @@ def train_judge(
 ) -> None:
     """Train a judge on `records` and write it to the folder `out`, bfloat16, with its tokenizer."""
     from transformers import AutoTokenizer, Qwen3ForSequenceClassification
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.set_verbosity_error()  # that the new head is new
     recipe = recipe or JudgeRecipe()
     torch.manual_seed(recipe.seed)
     base = ZOO_FOLDER / recipe.base
