@@ -77,6 +77,8 @@ class Certificate:
         p_values: along `order`; of several risks the largest.
         num_certified: so many rules of the family were certified.
         num_problems: in the certify split.
+        unlabelled: `lost_correct` of the chosen rule against the model's own full answers. It is not what is promised;
+            it is what can be watched where nobody knows the right answers (`testing.DriftMonitor`).
         splits: SHA-256 of the traces of each split: "certify", and where there were any "order" and "train".
     """
 
@@ -90,6 +92,7 @@ class Certificate:
     num_problems: int
     saving: Saving
     groups: tuple[Group, ...]
+    unlabelled: Finding
     splits: Mapping[str, str]
     fingerprints: Fingerprints
     schema: Literal["reasonrt.certificate/1"] = "reasonrt.certificate/1"

@@ -85,6 +85,7 @@ def certify(
             num_problems=len(recorded),
             saving=_saving(recorded.traces, best),
             groups=_groups(recorded.traces, best, limits, delta),
+            unlabelled=_unlabelled(recorded.traces, best.rule, limits[0].alpha, delta),
             splits=splits,
             fingerprints=recorded.fingerprints,
         )
@@ -153,6 +154,12 @@ def _findings(trial: Trial, limits: Sequence[Limit], delta: float) -> tuple[Find
         p, bound = binomial_p_value(k, n, limit.alpha), binomial_upper_bound(k, n, delta)
         findings.append(Finding(limit.risk, limit.alpha, n, k, p, bound))
     return tuple(findings)
+
+
+def _unlabelled(traces: Sequence[Trace], rule: StoppingRule, alpha: float, delta: float) -> Finding:
+    limits = [Limit("lost_correct", alpha)]
+    (trial,) = try_rules([replace(trace, gold=None) for trace in traces], [rule], limits)
+    return _findings(trial, limits, delta)[0]
 
 
 def _saving(traces: Sequence[Trace], trial: Trial) -> Saving:

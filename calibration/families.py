@@ -9,13 +9,19 @@ from collections.abc import Iterable
 from statistics import quantiles
 
 from reasonrt.calibration.rules import Both, LowerThreshold, Spaced, StoppingRule, UpperThreshold
-from reasonrt.calibration.signals import Agreement, Recorded, Signal, Steadiness, TokensUsed
+from reasonrt.calibration.signals import (
+    END_OF_THINKING,
+    ENTROPY_AFTER_THINKING,
+    Agreement,
+    Recorded,
+    Signal,
+    Steadiness,
+    TokensUsed,
+)
 from reasonrt.calibration.traces import Trace
 from reasonrt.errors import CalibrationError
 
 CONFIDENCE = Recorded("confidence")
-ENTROPY_AFTER_THINKING = Recorded("entropy_after_thinking")
-END_OF_THINKING = Recorded("end_of_thinking")
 
 
 def upper_threshold_rules(
@@ -80,7 +86,7 @@ def eat_rules(variances: Iterable[float], weight: float = 0.1, after: int = 40) 
         variances: of the entropy, in nats squared.
         weight, after: as in `Steadiness`.
     """
-    steadiness = Steadiness(ENTROPY_AFTER_THINKING, weight, after)
+    steadiness = Steadiness(Recorded(ENTROPY_AFTER_THINKING), weight, after)
     return upper_threshold_rules(steadiness, (1 - variance for variance in variances))
 
 

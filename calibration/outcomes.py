@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reasonrt.calibration.rules import Action, StoppingRule, Watch
 from reasonrt.calibration.signals import ANSWER
-from reasonrt.calibration.traces import Trace
+from reasonrt.calibration.traces import Trace, is_answer
 from reasonrt.errors import CalibrationError
 
 
@@ -33,13 +33,14 @@ def replay(rule: StoppingRule, trace: Trace) -> Outcome:
     for index, checkpoint in enumerate(trace.checkpoints):
         if not watch.wants(checkpoint.tokens):
             continue
-        probe_tokens += checkpoint.probe_tokens if watch.needs_probes else 0
-        match watch.see(checkpoint):
-            case Action.ANSWER:
-                last_probe = 0 if watch.needs_probes else checkpoint.probe_tokens  # the answer is asked for only now
-                return Outcome(Action.ANSWER, index, checkpoint.answer, checkpoint.tokens + probe_tokens + last_probe)
-            case Action.GIVE_UP:
-                return Outcome(Action.GIVE_UP, index, None, checkpoint.tokens + probe_tokens)
+        is_asked = watch.wants_answer(checkpoint.signals)
+        action = watch.see(checkpoint)
+        probe_tokens += len(watch.looks & checkpoint.signals.keys())
+        probe_tokens += checkpoint.probe_tokens * (is_asked or action is Action.ANSWER)
+        if action is Action.GIVE_UP:
+            return Outcome(action, index, None, checkpoint.tokens + probe_tokens)
+        if action is Action.ANSWER and is_answer(checkpoint.answer):
+            return Outcome(action, index, checkpoint.answer, checkpoint.tokens + probe_tokens)
     return Outcome(Action.GO_ON, None, trace.full_answer, trace.full_tokens + probe_tokens)
 
 

@@ -5,15 +5,15 @@ serving and replay both go through it. Missing signals, of a probe that was drop
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from reasonrt.calibration.files import canonical, parse, parse_text
-from reasonrt.calibration.signals import Signal
+from reasonrt.calibration.signals import ENTROPY_AFTER_THINKING, LOOKS, Signal
 from reasonrt.calibration.traces import Checkpoint
 from reasonrt.errors import CalibrationError
 
@@ -47,7 +47,7 @@ class UpperThreshold:
 
     @property
     def reads(self) -> frozenset[str]:
-        """What its signals read; a rule that reads nothing needs no probe until it stops."""
+        """What its signals read; a rule that reads no answers needs none until it stops."""
         return self.signal.reads
 
     @property
@@ -155,25 +155,65 @@ class Spaced:
         return self.rule.follow()
 
 
-StoppingRule = Annotated[UpperThreshold | LowerThreshold | Both | Spaced, Field(discriminator="kind")]
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """Another rule that asks for the answer only where the entropy after thinking, which one token tells, is low.
+
+    A checkpoint where it is not counts as one without an answer.
+
+    Attributes:
+        at_most: nats.
+    """
+
+    rule: UpperThreshold | LowerThreshold | Both | Spaced
+    at_most: float
+    kind: Literal["gated"] = field(default="gated", repr=False)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.rule.reads | {ENTROPY_AFTER_THINKING}
+
+    @property
+    def every_tokens(self) -> int:
+        return self.rule.every_tokens
+
+    def follow(self) -> Decide:
+        return self.rule.follow()
+
+
+StoppingRule = Annotated[UpperThreshold | LowerThreshold | Both | Spaced | Gated, Field(discriminator="kind")]
 
 
 class Watch:
-    """One rule along one trace."""
+    """One rule along one trace. At each checkpoint: does it want it, what does it look at, what does it say."""
 
     def __init__(self, rule: StoppingRule) -> None:
+        self.looks = rule.reads & LOOKS  # to be measured at every checkpoint that it wants
         self._decide = rule.follow()
         self._every_tokens = rule.every_tokens
         self._next_tokens = 0
-        self.needs_probes = bool(rule.reads)  # otherwise only to get the answer when it stops
+        self._reads_answers = bool(rule.reads - LOOKS)
+        self._at_most = rule.at_most if isinstance(rule, Gated) else math.inf
 
     def wants(self, tokens: int) -> bool:
-        """Whether the rule looks at a checkpoint after so many tokens."""
-        return tokens >= self._next_tokens
+        """Whether the rule looks at a checkpoint after so many tokens; to be asked once for each, in order."""
+        is_wanted = tokens >= self._next_tokens
+        if is_wanted:
+            self._next_tokens = tokens + self._every_tokens
+        return is_wanted
+
+    def wants_answer(self, signals: Mapping[str, float]) -> bool:
+        """Whether it reads the answer, given what `looks` have told; otherwise it needs one only when it stops."""
+        return self._reads_answers and signals.get(ENTROPY_AFTER_THINKING, math.inf) <= self._at_most
 
     def see(self, checkpoint: Checkpoint) -> Action:
-        """What to do now; to be called with every checkpoint that it wants, until it says to stop."""
-        self._next_tokens = checkpoint.tokens + self._every_tokens
+        """What to do now; to be called with every checkpoint that it wants, in order, until it says to stop.
+
+        An answer that is blank cannot be returned: whoever is told to answer with one goes on instead.
+        """
+        if self._at_most < math.inf and not self.wants_answer(checkpoint.signals):
+            known = {name: value for name, value in checkpoint.signals.items() if name in LOOKS}
+            checkpoint = replace(checkpoint, answer=None, signals=known)
         return self._decide(checkpoint)
 
 

@@ -14,6 +14,12 @@ from pydantic import Field
 
 from reasonrt.calibration.traces import Checkpoint, same_answer
 
+ANSWER = "answer"
+ENTROPY_AFTER_THINKING = "entropy_after_thinking"
+END_OF_THINKING = "end_of_thinking"
+LOOKS = frozenset({ENTROPY_AFTER_THINKING, END_OF_THINKING})
+"""The recorded signals that one token tells, each its own. The others come with an answer."""
+
 Follow = Callable[[Checkpoint], float | None]
 """To be called with each checkpoint once, in order; None where the signal is not known (then a rule goes on)."""
 
@@ -69,9 +75,6 @@ class Recorded:
 
     def follow(self) -> Follow:
         return lambda checkpoint: checkpoint.signals.get(self.name)
-
-
-ANSWER = "answer"
 
 
 @dataclass(frozen=True, slots=True)

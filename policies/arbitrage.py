@@ -27,7 +27,8 @@ class Arbitrage(Speculation):
     Source: Arbitrage (arXiv 2512.05033).
     """
 
-    threshold: float = 0.05
+    threshold: float = 0.03
+    keep_prefix: float = 0.95
     router_file: str = "zoo:nano-features"
 
     @property

@@ -6,8 +6,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from reasonrt.errors import ConfigError, RequestError
+from reasonrt.policies import stopping
 from reasonrt.policies.arbitrage import RSD, Arbitrage, Entropy, Oracle, Random, SpecReason
 from reasonrt.policies.base import Policy
+from reasonrt.policies.guards import Guards
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target
 
@@ -29,14 +31,20 @@ def policy_names() -> list[str]:
     return sorted({*_OWN, *(entry.name for entry in entry_points(group=_GROUP))})
 
 
-def build_policy(name: str, options: Mapping[str, Any]) -> Policy:
-    """The policy `name` for one request.
+def build_policy(name: str, options: Mapping[str, Any], guards: Guards | None = None) -> Policy:
+    """The policy `name` for one request, under a stopping rule where the options name one.
+
+    Args:
+        guards: of the runtime that the request runs on.
 
     Raises:
         RequestError: no such policy, or options that it does not take.
         ConfigError: the package that announces it cannot be imported.
     """
-    return (_OWN.get(name) or _plugin(name)).from_options(options)
+    own = {key: value for key, value in options.items() if key not in stopping.OPTIONS}
+    policy = (_OWN.get(name) or _plugin(name)).from_options(own)
+    is_stopped = any(options.get(key) is not None for key in stopping.OPTIONS)
+    return stopping.around(policy, name, options, guards or Guards()) if is_stopped else policy
 
 
 def roles_of(name: str, options: Mapping[str, Any]) -> list[str]:

@@ -36,23 +36,14 @@ WARM_TOKENS = 32
 
 @dataclass
 class Tally:
-    """What the loop did in one request, as its `Stop` tells.
+    """What the loop did in one request, as its `Stop` tells."""
 
-    Attributes:
-        steps: committed.
-        draft_steps: of these, written by the draft.
-        escalations: steps that the target was asked for.
-        useless_escalations: of these, how many brought the draft's own text again.
-        router_s: seconds that the draft's steps waited for the router.
-        fallback: why the target wrote alone from some step on; empty where it did not.
-    """
-
-    steps: int = 0
-    draft_steps: int = 0
-    escalations: int = 0
-    useless_escalations: int = 0
-    router_s: float = 0.0
-    fallback: str = ""
+    steps: int = 0  # committed
+    draft_steps: int = 0  # of these, written by the draft
+    escalations: int = 0  # steps that the target was asked for
+    useless_escalations: int = 0  # of these, those that brought the draft's own text again
+    router_s: float = 0.0  # seconds that steps waited for the router
+    fallback: str = ""  # why the target wrote alone from some step on
 
 
 @dataclass
@@ -71,6 +62,7 @@ class Speculation(PolicyOptions):
             draft was less sure. 0 keeps nothing.
         reject_early: judge a step while it is being written, too.
         start_early: first-token entropy, nats, above which the target begins its step beside the draft's.
+        target: the role of the target.
     """
 
     threshold: float = 0.0
@@ -82,8 +74,11 @@ class Speculation(PolicyOptions):
     keep_prefix: float = 0.0
     reject_early: bool = False
     start_early: float | None = None
+    target: str = "target"
 
-    engines = ("draft", "target")
+    @property
+    def engines(self) -> tuple[str, ...]:
+        return ("draft", self.target)
 
     def __post_init__(self) -> None:
         bounds = {"threshold": 1e6, "answer_threshold": 1e6, "price": 1e6, "look_ahead": 1000, "start_early": 100}
@@ -105,7 +100,8 @@ class Speculation(PolicyOptions):
         return self.threshold
 
     async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
-        async with aclosing(_Run(self, request, engines).events()) as events:
+        asked = {**engines, "target": engines[self.target]}
+        async with aclosing(_Run(self, request, asked).events()) as events:
             async for event in events:
                 yield event
 

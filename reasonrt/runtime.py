@@ -18,6 +18,7 @@ from reasonrt.engines.pace import Pace
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
 from reasonrt.policies.base import PacedEngine, Policy
+from reasonrt.policies.guards import Guards
 from reasonrt.policies.registry import build_policy
 from reasonrt.types import Completion, Event, FinishReason, PolicyEvent, Request, Step, Stop
 
@@ -40,6 +41,7 @@ class Runtime:
         self.engines = dict(engines)
         self.options = dict(options or {})
         self.paces = {engine.name: Pace() for engine in self.engines.values()}
+        self.guards = Guards()  # of the certificates that requests are stopped under
         self._closing = AsyncExitStack()
         by_name: dict[str, Engine] = {}
         for role, engine in self.engines.items():
@@ -88,7 +90,8 @@ class Runtime:
             EngineError: an engine died and the policy could not go on without it.
         """
         started = time.perf_counter()
-        policy = build_policy(request.policy, {**self.options.get(request.policy, {}), **request.options})
+        options = {**self.options.get(request.policy, {}), **request.options}
+        policy = build_policy(request.policy, options, self.guards)
         calls = Calls(request.limits.max_engine_calls)
         roles = {role: self._engine(role) for role in policy.engines}
         roles |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}

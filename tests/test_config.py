@@ -23,6 +23,8 @@ def test_without_a_file_the_zoo_serves(tmp_path: Path, monkeypatch: pytest.Monke
     assert {role: engine.model for role, engine in config.engines.items() if isinstance(engine, VllmConfig)} == {
         "draft": "zoo:nano-draft",
         "target": "zoo:nano-target",
+        "router": "zoo:nano-router",
+        "reward": "zoo:nano-reward",
     }
 
 

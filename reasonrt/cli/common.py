@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.types import Limits
@@ -28,6 +29,12 @@ T = TypeVar("T")
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end; Ctrl-C cancels it, and what it holds is closed."""
     return asyncio.run(work)
+
+
+def progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
 
 
 def write_json(path: Path | None, value: object) -> None:

@@ -4,10 +4,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from reasonrt.cli.common import ConfigOption, JsonOption, change_limits, console, parse_options, run, write_json
+from reasonrt.cli.common import (
+    ConfigOption,
+    JsonOption,
+    change_limits,
+    console,
+    parse_options,
+    progress,
+    run,
+    write_json,
+)
 from reasonrt.evals.report import Report, plot
 from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings
 from reasonrt.evals.run import evaluate as evaluate_policies
@@ -48,7 +56,7 @@ def evaluate(
         with console.status(f"starting {', '.join(engines)} ..."):
             runtime = await Runtime(engines, settings.policies).__aenter__()
         try:
-            with _progress() as bar:
+            with progress() as bar:
                 line = bar.add_task(task, total=len(problems) * len(specs))
 
                 def advance(progress: EvalProgress) -> None:
@@ -73,12 +81,6 @@ def evaluate(
 def _parse_policy(text: str) -> PolicySpec:
     name, _, options = text.partition(":")
     return PolicySpec(name, parse_options(options.split(",")) if options else {})
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
 
 
 def print_report(report: Report) -> None:

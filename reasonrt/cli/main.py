@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from reasonrt.cli import bench, calibrate, config, demo, doctor, evaluation, solve, speculation, zoo
+from reasonrt.cli import (
+    bench,
+    calibrate,
+    config,
+    demo,
+    doctor,
+    evaluation,
+    serve,
+    solve,
+    speculation,
+    stopping,
+    stopping_bench,
+    zoo,
+)
 from reasonrt.errors import ReasonRTError
 
 app = typer.Typer(
@@ -16,13 +29,19 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("solve")(solve.solve)
 app.command("eval")(evaluation.evaluate)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(speculation.plan)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(config.app, name="config")
 bench.app.command("speculation")(speculation.bench)
+bench.app.command("stopping")(stopping_bench.bench)
 app.add_typer(bench.app, name="bench")
+calibrate.app.command("traces")(stopping.traces)
+calibrate.app.command("stopping")(stopping.stopping)
+calibrate.app.command("plan")(stopping.plan)
 app.add_typer(calibrate.app, name="calibrate")
+app.add_typer(stopping.certificate_app, name="certificate")
 
 
 def main() -> None:

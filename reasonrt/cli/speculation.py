@@ -31,7 +31,7 @@ def bench(
     inflate: Annotated[int, typer.Option(min=1, max=16, help="Time with a target so many times as wide.")] = 1,
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Problems at once; may be repeated.")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Policies to sweep; default: all.")] = None,
-    options: Annotated[bool, typer.Option(help="At the first concurrency, time each switch of the loop too.")] = True,
+    options: Annotated[bool, typer.Option(help="At concurrency 1, time the switches of the loop too.")] = True,
     token_level: Annotated[bool, typer.Option(help="Time vLLM's own token-level speculation too.")] = True,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per problem.")] = 640,
     suffix: Annotated[str, typer.Option(help="Words to put after each question.")] = "",
@@ -56,21 +56,25 @@ def bench(
         specs = arms.accuracy_arms(families)
         if "reward" not in settings.engines:
             specs = [spec for spec in specs if spec.name != "oracle"]
-        swept, _ = await _evaluate(settings, drawn[:problems], specs, run_settings(48, 100), out / "accuracy")
+        sweep = (specs, run_settings(48, 100), out / "accuracy")
+        (swept,), _ = await _evaluate(settings, drawn[:problems], [sweep])
         points = arms.operating_points(swept, families)
         timing = _timing_config(settings, inflate, token_level)
         extra = [role for role in timing.engines if role in TOKEN_LEVEL]
-        rows: list[dict[str, Any]] = []
-        for index, level in enumerate(levels):
-            chosen = arms.timing_arms(points, extra, with_options=options and index == 0)
-            report, paces = await _evaluate(
-                timing,
-                drawn[:timed],
-                [arm.policy for arm in chosen],
-                run_settings(level, 10 if level == 1 else 50),
-                out / f"timed-{level}",
-            )
-            rows += arms.bench_rows(chosen, report, swept, level, paces)
+        chosen = [arms.timing_arms(points, extra, with_options=options and level == 1) for level in levels]
+        reports, paces = await _evaluate(
+            timing,
+            drawn[:timed],
+            [
+                ([arm.policy for arm in arms_of], run_settings(level, 10 if level == 1 else 50), out / f"timed-{level}")
+                for level, arms_of in zip(levels, chosen, strict=True)
+            ],
+        )
+        rows = [
+            row
+            for level, arms_of, report in zip(levels, chosen, reports, strict=True)
+            for row in arms.bench_rows(arms_of, report, swept, level, paces)
+        ]
         return swept, rows
 
     swept, rows = run(work())
@@ -97,22 +101,30 @@ def _timing_config(settings: Config, inflate: int, token_level: bool) -> Config:
     return settings.model_copy(update={"engines": engines})
 
 
+Evaluation = tuple[Sequence[PolicySpec], RunSettings, Path]
+"""What to run, how, and where its journal is."""
+
+
 async def _evaluate(
-    settings: Config, problems: Sequence[Any], specs: Sequence[PolicySpec], run_settings: RunSettings, out: Path
-) -> tuple[Report, dict[str, Any]]:
+    settings: Config, problems: Sequence[Any], evaluations: Sequence[Evaluation]
+) -> tuple[list[Report], dict[str, Any]]:
+    """The reports of several evaluations on the same engines, and the pace of each of these."""
     from reasonrt.engines.build import build_engines
     from reasonrt.evals.run import evaluate
     from reasonrt.policies.registry import roles_of
 
-    roles = {role for spec in specs for role in roles_of(spec.name, spec.options)}
+    roles = {role for specs, _, _ in evaluations for spec in specs for role in roles_of(spec.name, spec.options)}
     engines = build_engines(settings, roles)
+    reports = []
     with console.status(f"starting {', '.join(engines)} ...") as status:
         async with Runtime(engines, settings.policies) as runtime:
+            for specs, run_settings, out in evaluations:
 
-            def advance(progress: EvalProgress) -> None:
-                status.update(f"{out.name}: {progress.done} of {progress.total}, {progress.label}")
+                def advance(progress: EvalProgress, name: str = out.name) -> None:
+                    status.update(f"{name}: {progress.done} of {progress.total}, {progress.label}")
 
-            return await evaluate(runtime, problems, specs, run_settings, out, advance), runtime.paces
+                reports.append(await evaluate(runtime, problems, specs, run_settings, out, advance))
+            return reports, runtime.paces
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -153,7 +165,10 @@ def plan(
 
     async def measure(out: Path) -> Report:
         run_settings = RunSettings(task, Limits(640), concurrency, block=max(5, concurrency))
-        return (await _evaluate(settings, drawn, [PolicySpec("target"), PolicySpec("draft")], run_settings, out))[0]
+        reports, _ = await _evaluate(
+            settings, drawn, [([PolicySpec("target"), PolicySpec("draft")], run_settings, out)]
+        )
+        return reports[0]
 
     with tempfile.TemporaryDirectory() as folder:
         rows = {row["policy"]: row for row in run(measure(Path(folder))).rows()}

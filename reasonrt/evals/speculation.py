@@ -25,8 +25,8 @@ SWEEPS: dict[str, list[PolicySpec]] = {
     "specreason": [PolicySpec("specreason", {"threshold": 5.0})],
     "rsd": [PolicySpec("rsd", {"threshold": t}) for t in (0.7, 0.85)],
     "arbitrage": [PolicySpec("arbitrage", {"threshold": t}) for t in (0.01, 0.03, 0.06)],
-    "arbitrage (keep prefix)": [PolicySpec("arbitrage", {"threshold": 0.03, "keep_prefix": 0.95})],
-    "arbitrage (classifier)": [PolicySpec("arbitrage", {"threshold": t, **_CLASSIFIER}) for t in (0.03,)],
+    "arbitrage (whole steps)": [PolicySpec("arbitrage", {"threshold": 0.03, "keep_prefix": 0.0})],
+    "arbitrage (classifier)": [PolicySpec("arbitrage", {"threshold": 0.03, **_CLASSIFIER})],
 }
 """Each family of settings, from which one is timed."""
 
@@ -67,11 +67,12 @@ def timing_arms(points: dict[str, PolicySpec], token_level: Sequence[str], with_
     for family in ("arbitrage", "arbitrage (classifier)"):
         if family in points:
             arms.append(_variant(family, "lock-step", points[family], {"look_ahead": 0}))
+    for role in token_level if "arbitrage" in points else ():
+        arms.append(_variant("arbitrage", f"on {role}", points["arbitrage"], {"target": role}))
     if with_options and "arbitrage" in points:
         variants: dict[str, dict[str, Any]] = {
             "cold target": {"warm_target": False},
-            "lock-step, cold target": {"look_ahead": 0, "warm_target": False},
-            "reject early, keep prefix": {"reject_early": True, "keep_prefix": 0.95},
+            "reject early": {"reject_early": True},
             "start early": {"start_early": 1.0},
         }
         for name, options in variants.items():

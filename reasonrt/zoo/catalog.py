@@ -43,7 +43,8 @@ def write_judge_card(name: str, folder: Path, remark: str) -> None:
     """The card of a judge (`nano-router`, `nano-reward`) that was just trained."""
     card = _measured(name, folder) | {"remark": remark}
     text = (
-        f"# {name}\n\n{card['parameters'] / 1e6:.2f} M parameters, Qwen3 architecture, two classes, bfloat16. Made by `reasonrt calibrate router --judges` on {card['trained_on']}, from nano-draft's weights "
+        f"# {name}\n\n{card['parameters'] / 1e6:.2f} M parameters, Qwen3 architecture, two classes, bfloat16. Made by "
+        f"`reasonrt calibrate router --judges` on {card['trained_on']}, from nano-draft's weights "
         f"(`reasonrt/zoo/judges.py`).\n\n{remark}\n"
     )
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -16,6 +16,7 @@ from reasonrt.calibration import (
     TraceSet,
     certify,
     order_rules,
+    replay,
     upper_threshold_rules,
     verify,
 )
@@ -79,6 +80,14 @@ def test_group_rows_add_up() -> None:
     assert [row.group for row in rows] == ["hopeless", "solvable"]
     assert sum(row.num_problems for row in rows) == 400
     assert sum(row.findings[0].k for row in rows) == certificate.k
+
+
+def test_unlabelled_finding_is_what_no_gold_would_have_shown() -> None:
+    certificate = made()
+
+    departed = [replay(certificate.rule, trace).answer != trace.full_answer for trace in TRACES if trace.full_answer]
+    assert certificate.unlabelled.k == sum(departed) > certificate.k
+    assert certificate.unlabelled.n == 400
 
 
 def test_the_order_of_the_traces_does_not_matter() -> None:

@@ -21,6 +21,7 @@ from reasonrt.calibration.outcomes import refuse_unknown_signals, replay
 from reasonrt.calibration.rules import (
     Action,
     Both,
+    Gated,
     LowerThreshold,
     Spaced,
     StoppingRule,
@@ -31,7 +32,7 @@ from reasonrt.calibration.rules import (
 )
 from reasonrt.calibration.signals import Agreement, Ema, Logistic, Recorded, Signal, Steadiness, TokensUsed
 from reasonrt.calibration.synthetic import synthetic_traces
-from reasonrt.calibration.traces import Checkpoint, Trace
+from reasonrt.calibration.traces import Checkpoint, Trace, is_answer
 from reasonrt.errors import CalibrationError
 
 PLAIN_SIGNALS = st.sampled_from([Recorded("confidence"), Agreement(), TokensUsed()])
@@ -48,7 +49,8 @@ SIGNALS: st.SearchStrategy[Signal] = st.recursive(
 UPPERS = st.builds(UpperThreshold, SIGNALS, st.floats(-2, 2000), st.integers(0, 500))
 LOWERS = st.builds(LowerThreshold, SIGNALS, st.floats(0, 2000), UNIT, st.just(-0.1), UNIT)
 PLAIN = st.one_of(UPPERS, LOWERS, st.builds(Both, UPPERS, LOWERS))
-RULES: st.SearchStrategy[StoppingRule] = st.one_of(PLAIN, st.builds(Spaced, PLAIN, st.integers(1, 600)))
+SPACED = st.one_of(PLAIN, st.builds(Spaced, PLAIN, st.integers(1, 600)))
+RULES: st.SearchStrategy[StoppingRule] = st.one_of(SPACED, st.builds(Gated, SPACED, UNIT))
 TRACES = st.sampled_from(synthetic_traces("wavering", 40).traces)
 
 
@@ -84,7 +86,8 @@ def test_a_rule_is_a_function_of_the_history(rule: StoppingRule, trace: Trace) -
     watch = Watch(rule)
     stop = None
     for index, checkpoint in enumerate(trace.checkpoints):
-        if watch.wants(checkpoint.tokens) and watch.see(checkpoint) is not Action.GO_ON:
+        action = watch.see(checkpoint) if watch.wants(checkpoint.tokens) else Action.GO_ON
+        if action is Action.GIVE_UP or (action is Action.ANSWER and is_answer(checkpoint.answer)):
             stop = index
             break
     known = len(trace.checkpoints) if stop is None else stop + 1
@@ -166,6 +169,33 @@ def test_probes_are_paid_for_where_they_are_looked_at() -> None:
     assert replay(dynasor_rules([2], every_tokens=30)[0], trace).net_tokens == 40 + 2 * 7
     assert replay(budget_rules([50])[0], trace).net_tokens == 50 + 7  # it asks only when it stops
     assert replay(budget_rules([500])[0], trace).net_tokens == 100
+
+
+def test_gate_asks_for_the_answer_only_where_the_entropy_is_low() -> None:
+    entropies = [2.0, 0.1, 2.0, 0.1, 0.1]
+    points = [
+        Checkpoint(10 * place, "a", {"x": 1.0, "entropy_after_thinking": entropy}, 7)
+        for place, entropy in enumerate(entropies, 1)
+    ]
+    trace = Trace("p", points, 100, "a")
+    eager, patient = upper_threshold_rules("x", [1.0])[0], upper_threshold_rules(Agreement(), [2.0])[0]
+
+    assert (replay(Gated(eager, 0.5), trace).index, replay(Gated(eager, 0.5), trace).net_tokens) == (1, 20 + 2 + 7)
+    assert replay(Gated(patient, 0.5), trace).index == 4  # where it is not asked, no answer agrees with the next one
+    assert replay(Gated(eager, 0.0), trace).net_tokens == 100 + 5
+    assert replay(eager, trace).net_tokens == 10 + 7
+
+
+def test_a_rule_that_looks_only_pays_for_the_answer_when_it_stops() -> None:
+    points = [
+        Checkpoint(10 * place, answer, {"x": 1.0, "entropy_after_thinking": 0.0}, 7)
+        for place, answer in enumerate(["a", "", "b"], 1)
+    ]
+    (rule,) = eat_rules([1e-3], after=1)
+
+    outcome = replay(rule, Trace("p", points, 100, "a"))
+
+    assert (outcome.answer, outcome.net_tokens) == ("b", 30 + 3 + 2 * 7)  # a blank answer cannot be returned
 
 
 def test_dropped_probe_means_go_on() -> None:

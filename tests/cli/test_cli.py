@@ -22,7 +22,7 @@ def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProc
     ("arguments", "expected"),
     [
         (["solve", ""], "the prompt is empty; give a question"),
-        (["solve", "1 + 1", "--policy", "magic"], "unknown policy 'magic'; there are draft, self_consistency, target"),
+        (["solve", "1 + 1", "--policy", "magic"], "unknown policy 'magic'; there are arbitrage, draft, "),
         (["solve", "1 + 1", "--max-tokens", "-3"], "max_tokens must be in [1, 1000000], got -3"),
         (["solve", "1 + 1", "--deadline", "0"], "deadline_s must be positive, got 0"),
         (["solve", "1 + 1", "--temperature", "9"], "temperature must be in [0, 2], got 9.0"),
@@ -77,8 +77,8 @@ def test_zoo_list_shows_what_ships(tmp_path: Path) -> None:
 
     models = json.loads((tmp_path / "zoo.json").read_text())["models"]
     assert done.returncode == 0
-    assert [model["name"] for model in models] == ["nano-draft", "nano-target"]
-    assert all(model["accuracy"]["zoo"]["n"] >= 400 for model in models)
+    assert [model["name"] for model in models] == ["nano-draft", "nano-reward", "nano-router", "nano-target"]
+    assert all(model["accuracy"]["zoo"]["n"] >= 400 for model in models if "recipe" in model)
 
 
 def test_bench_overhead_writes_its_rows(tmp_path: Path) -> None:

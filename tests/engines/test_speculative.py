@@ -1,6 +1,7 @@
 """vLLM's own speculation behind the port: the same text, counted exactly, with reads beside it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -37,7 +38,9 @@ def ids_of(deltas: list[TokenDelta]) -> list[int]:
 
 @pytest.fixture(scope="module", params=[NGRAM, DRAFT], ids=["ngram", "draft_model"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[VllmEngine]:
-    built = build_engine("target", VllmConfig(model="zoo:nano-target", kv_cache_mib=64, speculative=request.param))
+    core = str(min(os.sched_getaffinity(0)))  # not the one of the engine that it is compared with
+    config = VllmConfig(model="zoo:nano-target", kv_cache_mib=64, cores=core, speculative=request.param)
+    built = build_engine("target", config)
     assert isinstance(built, VllmEngine)
     yield await built.start()
     await built.aclose()

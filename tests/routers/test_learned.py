@@ -52,7 +52,7 @@ async def test_model_router_reads_marked_steps_and_goes_through_its_curve(tmp_pa
     await router.advantage(history, SURE)
 
     assert seen == ["[user] ?\n[assistant] Model 0: x\n\n", "[user] ?\n[assistant] Model 1: y\n\nModel 0: x\n\n"]
-    assert first == pytest.approx(len(seen[0]) / 1000)
+    assert first == round(len(seen[0]) / 1000, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,189 @@
+"""What happens when parts die: requests under SIGKILL, callers that leave, memory over many requests.
+
+    python benchmarks/faults.py --json faults.json              # two replicas on Ray; --local for one process
+
+The same requests run twice without faults first: where greedy text depends on what else is in the batch, the two
+differ by themselves, and that is counted apart.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from load import Answer, Server, ask, ask_all, bodies, config_file, free_port, our_server
+
+REPLICA, CORE = "ServeReplica", "EngineCore"
+LOOK_S = 0.05
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as folder:
+        engines = {role: {"model": f"zoo:nano-{role}"} for role in ("draft", "target")}
+        replicas = {"min_replicas": options.replicas, "max_replicas": options.replicas, "num_cpus": 0.5}
+        bounds = {"running": 64, "queued": 512, "queue_s": 300}
+        config = config_file(Path(folder), engines, bounds=bounds, replicas=replicas, max_resumes=10)
+        with our_server(config, free_port(), Path(folder) / "server.log", is_local=options.local) as server:
+            result: dict[str, Any] = {"local": options.local, "replicas": 1 if options.local else options.replicas}
+            if "deaths" in options.parts:
+                result["deaths"] = asyncio.run(deaths(server, options))
+            if "leavers" in options.parts:
+                result["leavers"] = asyncio.run(leavers(server, options))
+            if "memory" in options.parts:
+                result["memory"] = asyncio.run(memory(server, options))
+    print(json.dumps(result, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--local", action="store_true", help="without Ray: only engine cores are killed")
+    parser.add_argument("--parts", nargs="+", default=["deaths", "leavers", "memory"])
+    parser.add_argument("--policy", default="target")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--after-s", type=float, default=0.7, help="when a part dies, in its share of the requests")
+    parser.add_argument("--leavers", type=int, default=100)
+    parser.add_argument("--many", type=int, default=1000, help="requests, in the memory part")
+    return parser.parse_args()
+
+
+async def deaths(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+    """All requests three times: twice in peace, once while parts are killed."""
+    whole = bodies(options.requests, options.policy, stream=False)
+    asked = [body | {"stream": index % 2 == 0} for index, body in enumerate(whole)]
+    peace = [await ask_all(server.port, asked, options.concurrency) for _ in range(2)]
+    began = time.perf_counter()
+    war: list[Answer] = []
+    kills = []
+    for index in range(options.kills):  # each death in the middle of its share of the requests
+        share = asked[len(war) : round(len(asked) * (index + 1) / options.kills)]
+        running = asyncio.create_task(ask_all(server.port, share, options.concurrency))
+        await asyncio.sleep(options.after_s)
+        kills.append(await kill(server, running, index, options))
+        war += await running
+    unsteady = [i for i, (a, b) in enumerate(zip(*peace, strict=True)) if text(a) != text(b)]
+    wrong = [i for i, (a, b) in enumerate(zip(peace[0], war, strict=True)) if text(a) != text(b) and i not in unsteady]
+    return {
+        "policy": options.policy,
+        "requests": len(asked),
+        "streaming": sum(body["stream"] for body in asked),
+        "seconds": time.perf_counter() - began,
+        "kills": kills,
+        "lost": sum(bool(answer.error) or answer.status != 200 for answer in war),
+        "errors": sorted({answer.error for answer in war if answer.error}),
+        "unsteady_without_faults": len(unsteady),
+        "other_text_than_without_faults": len(wrong),
+        "repeated_or_retracted": sum(is_repeated(peace[0][i], war[i]) for i in wrong),
+        "resumes": metric(server, "reasonrt_resumed_requests_total"),
+        "restarts": metric(server, "reasonrt_restarts_total"),
+    }
+
+
+async def kill(server: Server, running: "asyncio.Task[Any]", index: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Kill one part while requests run, and wait until as many parts live as before."""
+    wanted = CORE if options.local or index % 2 == 0 else REPLICA
+    before = {kind: len(parts(server, kind)) for kind in (CORE, REPLICA)}
+    victim = random.Random(index).choice(parts(server, wanted))
+    is_under_load = not running.done()
+    os.kill(victim.pid, signal.SIGKILL)
+    began = time.perf_counter()
+    answer = await ask(server.port, bodies(1, options.policy, stream=False)[0])
+    answered_s = time.perf_counter() - began
+    while {kind: len(parts(server, kind)) for kind in before} != before or not server.is_ready():
+        await asyncio.sleep(LOOK_S)
+        if time.perf_counter() - began > 180:
+            break
+    return {
+        "killed": wanted,
+        "under_load": is_under_load,
+        "next_answer_s": answered_s if not answer.error else None,
+        "whole_again_s": time.perf_counter() - began,
+    }
+
+
+async def leavers(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Callers that hang up at random; afterwards no engine has work."""
+    dice = random.Random(7)
+    asked = [body | {"stream": dice.random() < 0.5} for body in bodies(options.leavers, options.policy, stream=False)]
+    idle_share = await load_of(server)
+    await asyncio.gather(*(ask(server.port, body, dice.uniform(0, 1.5)) for body in asked))
+    await asyncio.sleep(0.2)  # a step
+    running = metric(server, "reasonrt_running") + metric(server, "reasonrt_queued")
+    return {
+        "callers": len(asked),
+        "running_after": running,
+        "engine_cpu_share_idle": idle_share,
+        "engine_cpu_share_after": await load_of(server),
+    }
+
+
+async def memory(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Resident memory of all processes of the server, before and after many requests."""
+    asked = bodies(200, options.policy, stream=True)
+    await ask_all(server.port, asked, options.concurrency)
+    before = resident_mib(server)
+    for _ in range(0, options.many, len(asked)):
+        await ask_all(server.port, asked, options.concurrency)
+    after = resident_mib(server)
+    grown = {name: round(after[name] - before.get(name, 0.0), 1) for name in after}
+    return {"requests": options.many, "mib_before": sum(before.values()), "mib_grown": grown}
+
+
+def parts(server: Server, kind: str) -> list[psutil.Process]:
+    """The processes below the server's whose title holds `kind`."""
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        try:
+            if kind in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+async def load_of(server: Server, seconds: float = 1.0) -> float:
+    """Cores that the engine cores use."""
+    cores = parts(server, CORE)
+    before = sum(sum(core.cpu_times()[:2]) for core in cores)
+    await asyncio.sleep(seconds)
+    return (sum(sum(core.cpu_times()[:2]) for core in cores) - before) / seconds
+
+
+def resident_mib(server: Server) -> dict[str, float]:
+    own = psutil.Process(server.process.pid)
+    groups = {"gateway": [own], "replicas": parts(server, REPLICA), "engine cores": parts(server, CORE)}
+    return {name: sum(process.memory_info().rss for process in group) / 2**20 for name, group in groups.items()}
+
+
+def metric(server: Server, name: str) -> float:
+    import httpx
+
+    lines = httpx.get(server.url + "/metrics", timeout=10).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith((name + " ", name + "{")))
+
+
+def text(answer: Answer) -> tuple[str, str]:
+    return answer.reasoning, answer.content
+
+
+def is_repeated(peaceful: Answer, answer: Answer) -> bool:
+    """Whether some step of the answer stands in it more often than it would have without faults."""
+    steps = [step for step in answer.reasoning.split("\n\n") if len(step) > 20]
+    return any(answer.reasoning.count(step) > max(1, peaceful.reasoning.count(step)) for step in steps)
+
+
+if __name__ == "__main__":
+    main()

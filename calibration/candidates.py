@@ -1,0 +1,134 @@
+"""The rules that a command tries: families whose thresholds come from the training split, and how traces are split."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
+
+from reasonrt.calibration.families import (
+    CONFIDENCE,
+    answer_convergence_rules,
+    boosted_end_rules,
+    budget_rules,
+    deer_rules,
+    dynasor_rules,
+    joint_rules,
+    lower_threshold_rules,
+    quantile_thresholds,
+    upper_threshold_rules,
+)
+from reasonrt.calibration.learned import learn_signal
+from reasonrt.calibration.rules import Gated, Spaced, StoppingRule, UpperThreshold
+from reasonrt.calibration.signals import (
+    END_OF_THINKING,
+    ENTROPY_AFTER_THINKING,
+    Agreement,
+    Ema,
+    Recorded,
+    Signal,
+    Steadiness,
+    TokensUsed,
+)
+from reasonrt.calibration.traces import TraceSet, split_traces
+from reasonrt.errors import CalibrationError
+
+SHARES = (0.2, 0.2, 0.6)
+NUM_THRESHOLDS = 100  # of one signal: a coarse grid has no rule just below alpha
+_NUM_CASCADE_THRESHOLDS = 30  # each with every gate and cadence
+_NUM_GATES = 4
+
+
+class Splits(NamedTuple):
+    train: TraceSet
+    order: TraceSet
+    certify: TraceSet
+
+
+def splits(traces: TraceSet, learn: TraceSet | None = None) -> Splits:
+    """The same ones for the same traces.
+
+    Args:
+        learn: where there are other traces to train and order on, all of `traces` are to certify on.
+    """
+    if learn is None:
+        return Splits(*split_traces(traces, SHARES))
+    train, order = split_traces(learn, SHARES[:2])
+    return Splits(train, order, traces)
+
+
+def without_gold(traces: TraceSet) -> TraceSet:
+    """The same, as traffic that nobody has labelled."""
+    return TraceSet(tuple(replace(trace, gold=None) for trace in traces), traces.fingerprints)
+
+
+def candidate_rules(train: TraceSet, families: Iterable[str] = ()) -> list[StoppingRule]:
+    """Every rule of these families of `FAMILIES`, of all when none is named, each once.
+
+    Raises:
+        CalibrationError: there is no such family, or the traces lack a signal that it reads.
+    """
+    names = list(families) or list(FAMILIES)
+    if unknown := sorted(set(names) - set(FAMILIES)):
+        raise CalibrationError(f"unknown family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+    return list(dict.fromkeys(rule for name in names for rule in FAMILIES[name](train)))
+
+
+def _above(train: TraceSet, signal: Signal, num: int = NUM_THRESHOLDS) -> list[UpperThreshold]:
+    return upper_threshold_rules(signal, quantile_thresholds(train, signal, num))
+
+
+def _deer(train: TraceSet) -> list[StoppingRule]:
+    return [*deer_rules(quantile_thresholds(train, CONFIDENCE, NUM_THRESHOLDS))]
+
+
+def _dynasor(train: TraceSet) -> list[StoppingRule]:
+    return [rule for every in (256, 128, 64, 32) for rule in dynasor_rules(range(2, 8), every)]
+
+
+def _eat(train: TraceSet) -> list[StoppingRule]:
+    """With shorter memories than the paper's, which waits for forty values."""
+    signals = [Steadiness(Recorded(ENTROPY_AFTER_THINKING), weight, after) for weight, after in ((0.2, 2), (0.5, 1))]
+    return [rule for signal in signals for rule in _above(train, signal)]
+
+
+def _answer_convergence(train: TraceSet) -> list[StoppingRule]:
+    ends = boosted_end_rules(quantile_thresholds(train, END_OF_THINKING, NUM_THRESHOLDS))
+    return [*answer_convergence_rules(range(2, 10)), *ends]
+
+
+def _budget(train: TraceSet) -> list[StoppingRule]:
+    return [*budget_rules(map(int, quantile_thresholds(train, TokensUsed(), NUM_THRESHOLDS)))]
+
+
+def _learned(train: TraceSet) -> list[StoppingRule]:
+    features = (TokensUsed(), CONFIDENCE, Agreement(), Recorded(ENTROPY_AFTER_THINKING))
+    return [*_above(train, learn_signal(train, features))]
+
+
+def _cascade(train: TraceSet) -> list[StoppingRule]:
+    """The answer is asked for only behind a gate, and at several cadences."""
+    signals: Sequence[Signal] = (CONFIDENCE, Recorded("geometric_confidence"), Ema(CONFIDENCE, 0.5), Agreement())
+    gates = quantile_thresholds(train, ENTROPY_AFTER_THINKING, _NUM_GATES)
+    plain = [rule for signal in signals for rule in _above(train, signal, _NUM_CASCADE_THRESHOLDS)]
+    spaced: list[UpperThreshold | Spaced] = [Spaced(rule, every) for every, rule in product((64, 128), plain)]
+    return [*plain, *(Gated(rule, gate) for gate, rule in product(gates, plain + spaced))]
+
+
+def _joint(train: TraceSet) -> list[StoppingRule]:
+    """Answer by the confidence, or give up where it stays below its median."""
+    shifts = quantile_thresholds(train, TokensUsed(), 8)
+    (median,) = quantile_thresholds(train, CONFIDENCE, 1)
+    lowers = lower_threshold_rules(CONFIDENCE, shifts, slope_per_token=0.02, low=0.0, high=median)
+    return [*joint_rules(upper_threshold_rules(CONFIDENCE, quantile_thresholds(train, CONFIDENCE, 20)), lowers)]
+
+
+FAMILIES: Mapping[str, Callable[[TraceSet], list[StoppingRule]]] = {
+    "deer": _deer,
+    "dynasor": _dynasor,
+    "eat": _eat,
+    "answer_convergence": _answer_convergence,
+    "budget": _budget,
+    "learned": _learned,
+    "cascade": _cascade,
+    "joint": _joint,
+}

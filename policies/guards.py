@@ -1,0 +1,98 @@
+"""Certificates in service: what became of the requests under each of them, and whether it still holds."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from reasonrt.calibration.certificate import Certificate, check_matches
+from reasonrt.calibration.outcomes import Outcome
+from reasonrt.calibration.risks import lost_correct
+from reasonrt.calibration.testing import DriftMonitor
+from reasonrt.calibration.traces import Fingerprints, Trace
+from reasonrt.errors import CalibrationError
+
+_log = logging.getLogger(__name__)
+
+
+class Guard:
+    """One certificate, over all requests that it is asked for.
+
+    Attributes:
+        monitor: fed by the requests that run to their end although the rule would have stopped them. Nobody knows
+            the right answers there, so it watches how often stopping departs from the full answer, and its limit is
+            alpha, or what was seen of that on the certified problems where it is more.
+        counts: of requests by what became of them: `go_on`, `answer`, `give_up`, `refused` (the certificate is not for
+            them, or no longer holds); of the shadowed ones that `departed`; of probes that were `dropped`.
+    """
+
+    def __init__(self, certificate: Certificate) -> None:
+        self.certificate, self.sha256 = certificate, certificate.sha256
+        limit = max(certificate.alpha, certificate.unlabelled.upper_bound)
+        self.monitor = DriftMonitor(min(limit, 0.99), certificate.delta)
+        self.counts = Counter[str]()
+
+    def check(self, served: Fingerprints) -> None:
+        """Raises: CalibrationError: the certificate is not for this, or no longer holds."""
+        try:
+            check_matches(self.certificate, served)
+            if self.monitor.alarm:
+                raise CalibrationError(
+                    f"stopping changed more than {self.monitor.alpha:.3g} of the answers, by {self.monitor.n} requests "
+                    "that ran to their end; the certificate no longer holds, certify anew"
+                )
+        except CalibrationError as error:
+            self.counts["refused"] += 1
+            if self.counts["refused"] == 1:
+                _log.warning("certificate %.12s: %s; requests think to the end", self.sha256, error)
+            raise
+
+    def ran_to_the_end(self, full_answer: str | None, outcome: Outcome) -> None:
+        """One shadowed request: its own full answer, and what the rule would have done."""
+        departed, was_well = lost_correct(Trace("live", (), 1, full_answer), outcome), not self.monitor.alarm
+        self.counts["departed"] += departed
+        if self.monitor.add(departed) and was_well:
+            _log.warning(
+                "certificate %.12s: stopping departs from the full answer more often than %.3g; back to full thinking",
+                self.sha256,
+                self.monitor.alpha,
+            )
+
+
+class Guards:
+    """The certificates of one runtime, by their files. A file that has changed is read again and starts anew."""
+
+    def __init__(self) -> None:
+        self._by_file: dict[str, tuple[int, Guard]] = {}
+        self._refused: set[str] = set()
+
+    def __iter__(self) -> Iterator[Guard]:
+        """For metrics."""
+        return (guard for _, guard in self._by_file.values())
+
+    def pick(self, files: Sequence[str], risk: float | None = None) -> Guard:
+        """The first one or, for a tolerated risk, that with the highest alpha up to it.
+
+        Raises:
+            CalibrationError: none is for so little, or a file holds no certificate as it was made.
+        """
+        guards = [self._read(file) for file in files]
+        if risk is None:
+            return guards[0]
+        alphas = [guard.certificate.alpha for guard in guards]
+        if risk < min(alphas):
+            raise CalibrationError(f"no certificate is for a risk of {risk:g}, the least is {min(alphas):g}")
+        return guards[alphas.index(max(alpha for alpha in alphas if alpha <= risk))]
+
+    def _read(self, file: str) -> Guard:
+        path = Path(file)
+        changed_at = path.stat().st_mtime_ns if path.is_file() else -1
+        if file not in self._by_file or self._by_file[file][0] != changed_at:
+            try:
+                self._by_file[file] = changed_at, Guard(Certificate.read(path))
+            except CalibrationError as error:
+                if file not in self._refused:
+                    _log.warning("%s; requests think to the end", error)
+                self._refused.add(file)
+                raise
+        return self._by_file[file][1]

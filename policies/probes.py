@@ -1,0 +1,126 @@
+"""What a request would answer if it stopped here: a second request with the same token ids and a suffix.
+
+The request itself goes on meanwhile, and what it has written is in the prefix cache. One code for recording and
+serving.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from reasonrt.calibration.signals import (
+    END_OF_THINKING,
+    arithmetic_confidence,
+    boosted_probability,
+    entropy,
+    geometric_confidence,
+)
+from reasonrt.engines.base import Engine
+from reasonrt.policies.answers import find_answer
+from reasonrt.types import END_THINK, Completion, FinishReason, Sampling, TokenDelta, Tokenizer
+
+SUFFIX = END_THINK + "\n\n\\boxed{"
+END_BOOST = 4.0
+"""Added to the logit of the end of thinking; any value orders traces alike, this one spreads them."""
+_TOP = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a probe said behind the suffix.
+
+    Attributes:
+        value: what stands before the brace that closes the box; None where it is blank or the box was left open.
+        text, token_ids, logprobs: of all that was said, the brace included.
+        num_tokens: of these, how many hold the answer.
+    """
+
+    value: str | None
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    num_tokens: int
+
+    @property
+    def signals(self) -> dict[str, float]:
+        known = self.logprobs[: self.num_tokens] if self.value else ()
+        return {"confidence": arithmetic_confidence(known), "geometric_confidence": geometric_confidence(known)}
+
+
+class Probe:
+    """Probes of one engine.
+
+    Attributes:
+        suffix: token ids.
+        spent_tokens: generated for probes so far.
+    """
+
+    def __init__(self, engine: Engine, suffix: Sequence[int], answer_tokens: int) -> None:
+        self.suffix, self.spent_tokens = tuple(suffix), 0
+        self._engine, self._answer_tokens = engine, answer_tokens
+
+    @property
+    def room_tokens(self) -> int:
+        """What a probe may add to a text."""
+        return len(self.suffix) + self._answer_tokens
+
+    async def look(self, names: Iterable[str], token_ids: Sequence[int]) -> dict[str, float]:
+        """The signals `names`, of `signals.LOOKS`, behind a text; one token each."""
+        return {name: await self._looked(name, token_ids) for name in sorted(names)}
+
+    async def answer(self, token_ids: Sequence[int]) -> Answer:
+        """The answer behind a text, greedily."""
+        tokenizer = self._engine.tokenizer
+        begun, closing = tokenizer.decode(self.suffix), _closing_braces(tokenizer)
+        said: list[int] = []
+        logprobs: list[float] = []
+        text, end = "", -1
+        while end < 0 and len(said) < self._answer_tokens:
+            sampling = Sampling(self._answer_tokens - len(said), logprobs=True, stop_token_ids=closing)
+            for delta in await self._generated([*token_ids, *self.suffix, *said], sampling):
+                said += delta.token_ids
+                logprobs += delta.logprobs
+            text = tokenizer.decode([*self.suffix, *said])[len(begun) :]
+            end = _end_of_box(text)
+            if not said or said[-1] not in closing:
+                break  # the text itself ended
+        held = (n for n in range(len(said)) if len(tokenizer.decode([*self.suffix, *said[:n]])) >= len(begun) + end)
+        value = text[:end].strip() if end >= 0 else ""
+        return Answer(value or None, text, tuple(said), tuple(logprobs), next(held, len(said)))
+
+    async def _looked(self, name: str, token_ids: Sequence[int]) -> float:
+        if name == END_OF_THINKING:
+            self.spent_tokens += 1
+            (logprob,) = await self._engine.read(token_ids, self.suffix[:1])
+            return boosted_probability(logprob, END_BOOST)
+        sampling = Sampling(1, logprobs=True, top_logprobs=_TOP)
+        deltas = await self._generated([*token_ids, *self.suffix], sampling)
+        return entropy([logprob for delta in deltas for logprob in delta.top_logprobs[0]])
+
+    async def _generated(self, token_ids: Sequence[int], sampling: Sampling) -> list[TokenDelta]:
+        stream = self._engine.generate(token_ids, sampling)
+        try:
+            return [delta async for delta in stream if delta.token_ids]
+        finally:
+            await stream.aclose()
+            self.spent_tokens += stream.generated_tokens
+
+
+def full_answer(completion: Completion) -> str | None:
+    """The answer after all the thinking; a text that was cut off has none."""
+    return find_answer(completion.content) if completion.finish_reason is FinishReason.STOP else None
+
+
+@lru_cache(maxsize=32)
+def _closing_braces(tokenizer: Tokenizer) -> frozenset[int]:
+    return frozenset(token_id for token_id, text in tokenizer.vocabulary().items() if "}" in text)
+
+
+def _end_of_box(text: str) -> int:
+    """Where the brace stands that closes a box opened before `text`; -1 while it is open."""
+    depth = 1
+    for index, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return index
+    return -1

@@ -1,0 +1,226 @@
+"""One request on its way under a stopping rule.
+
+The inner policy writes on while a probe is under way. What it writes behind a checkpoint is held back until the rule
+has decided there, so that the rule stops at the same token as in replay, however long its probe takes.
+
+A checkpoint is the first boundary of a complete step at or behind a mark of the schedule, before the thinking ends,
+with room left for a probe.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from reasonrt.calibration.outcomes import Outcome
+from reasonrt.calibration.rules import Action, StoppingRule, Watch
+from reasonrt.calibration.schedule import Schedule
+from reasonrt.calibration.signals import LOOKS
+from reasonrt.calibration.spelling import Spelling
+from reasonrt.calibration.traces import Checkpoint
+from reasonrt.errors import ReasonRTError
+from reasonrt.policies.answers import same_answer
+from reasonrt.policies.base import PacedEngine, Policy, drop
+from reasonrt.policies.guards import Guard
+from reasonrt.policies.probes import Answer, Probe, full_answer
+from reasonrt.transcript import Transcript
+from reasonrt.types import END_THINK, Completion, FinishReason, PolicyEvent, Request, Step, Stop
+
+AUTHOR = "stopping"
+"""Of the suffix: no engine has generated it."""
+
+_Telling = asyncio.Task[tuple[dict[str, float], Answer | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one request is stopped by.
+
+    Attributes:
+        rule: None records.
+        suffix: token ids that a probe appends.
+        max_running: as in `StoppingOptions`.
+        guard: the certificate's, where there is one.
+        is_shadow: think to the end, and tell the guard what the rule would have done.
+    """
+
+    rule: StoppingRule | None
+    schedule: Schedule
+    suffix: Sequence[int]
+    max_running: int
+    guard: Guard | None = None
+    is_shadow: bool = False
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A checkpoint on its way: what was asked behind these token ids."""
+
+    tokens: int
+    token_ids: Sequence[int]
+    told: _Telling
+
+
+class StoppingLoop:
+    """The events of `inner`, up to where the rule stops it."""
+
+    def __init__(
+        self,
+        inner: Policy,
+        request: Request,
+        engines: Mapping[str, PacedEngine],
+        engine: PacedEngine,
+        terms: Terms,
+    ) -> None:
+        self._inner, self._request, self._engines, self._engine, self._terms = inner, request, engines, engine, terms
+        self._transcript = Transcript(request.messages, request.committed)
+        for role in inner.engines:  # of an author that the transcript knows, token ids are taken as they are
+            self._transcript.token_ids(engines[role])
+        self._ends = {author.name: author.tokenizer.eos_token_ids for author in engines.values()}
+        self._is_thinking = END_THINK not in self._transcript.text
+        self._mark = terms.schedule.next_mark(self._transcript.num_tokens)
+        self._probe = Probe(engine, terms.suffix, terms.schedule.answer_tokens)
+        self._watch = Watch(terms.rule) if terms.rule else None
+        self._looks = self._watch.looks if self._watch else LOOKS
+        self._spelling = Spelling(same_answer)
+        self._seen: list[Checkpoint] = []
+        self._num_dropped = self._returned_tokens = 0
+        self._outcome = Outcome(Action.GO_ON, None, None, 0)
+        self._written: asyncio.Queue[tuple[PolicyEvent, _Asked | None] | Exception] = asyncio.Queue()
+        self._asking: set[_Telling] = set()
+
+    async def events(self) -> AsyncGenerator[PolicyEvent, None]:
+        writing = asyncio.create_task(self._write())
+        try:
+            while True:
+                written = await self._written.get()
+                if isinstance(written, Exception):
+                    raise written
+                event, asked = written
+                if isinstance(event, Stop):
+                    yield self._ended(event)
+                    return
+                yield event
+                if asked is None or self._outcome.action is not Action.GO_ON:
+                    continue
+                answer = await self._decide(asked)
+                if self._outcome.action is Action.GO_ON or self._terms.is_shadow:
+                    continue
+                await drop(writing, *self._asking)
+                if answer is not None:
+                    self._returned_tokens = len(answer.token_ids)
+                    yield Step(self._engine.tokenizer.decode(self._probe.suffix), self._probe.suffix, AUTHOR, False)
+                    scores = self._seen[-1].signals
+                    yield Step(answer.text, answer.token_ids, self._engine.name, True, answer.logprobs, scores=scores)
+                yield Stop(FinishReason.STOP, {"stopping": self._details()})
+                return
+        finally:
+            await drop(writing, *self._asking)
+
+    async def _write(self) -> None:
+        """Take what the inner policy writes, so that it never waits for a probe."""
+        try:
+            async with aclosing(self._inner.solve(self._request, self._engines)) as events:
+                async for event in events:
+                    self._written.put_nowait((event, self._ask(event) if isinstance(event, Step) else None))
+            self._written.put_nowait((Stop(FinishReason.STOP), None))  # behind the policy's own, if it has told one
+        except Exception as error:  # noqa: BLE001 (it is the reader's)
+            self._written.put_nowait(error)
+
+    def _ask(self, step: Step) -> _Asked | None:
+        """Ask behind `step`, if there is a checkpoint that the rule looks at."""
+        self._transcript.commit(step)
+        self._is_thinking = self._is_thinking and END_THINK not in step.text
+        tokens = self._transcript.num_tokens
+        is_end = bool(step.token_ids) and step.token_ids[-1] in self._ends.get(step.author, ())
+        if not self._is_thinking or is_end or not step.is_complete or tokens < self._mark:
+            return None
+        self._mark = self._terms.schedule.next_mark(tokens)
+        left = self._request.limits.max_tokens - tokens
+        if min(left, self._transcript.room(self._engine)) < self._probe.room_tokens:
+            return None
+        if self._outcome.action is not Action.GO_ON or (self._watch and not self._watch.wants(tokens)):
+            return None
+        token_ids = tuple(self._transcript.token_ids(self._engine))
+        told = asyncio.create_task(self._told(token_ids))
+        self._asking.add(told)
+        told.add_done_callback(self._forget)
+        return _Asked(tokens, token_ids, told)
+
+    async def _told(self, token_ids: Sequence[int]) -> tuple[dict[str, float], Answer | None]:
+        """What the rule reads behind `token_ids`; less, or nothing, where a probe is dropped."""
+        signals: dict[str, float] = {}
+        answer = None
+        if self._has_time():
+            with self._counting_drops():
+                signals = await self._probe.look(self._looks, token_ids)
+                if self._watch is None or self._watch.wants_answer(signals):
+                    answer = await self._probe.answer(token_ids)
+        return signals, answer
+
+    def _forget(self, told: _Telling) -> None:
+        self._asking.discard(told)
+        if not told.cancelled():
+            told.exception()  # raised where it is waited for, and of no interest where it no longer is
+
+    def _has_time(self) -> bool:
+        has_time = self._engine.pace.running < self._terms.max_running
+        self._num_dropped += not has_time
+        return has_time
+
+    @contextmanager
+    def _counting_drops(self) -> Iterator[None]:
+        try:
+            yield
+        except ReasonRTError:  # where the engine itself is lost, the inner policy will say so
+            self._num_dropped += 1
+
+    async def _decide(self, asked: _Asked) -> Answer | None:
+        """Let the rule see a checkpoint; the answer, where it stops with one."""
+        signals, answer = await asked.told
+        checkpoint = self._checkpoint(asked, signals, answer)
+        action = self._watch.see(checkpoint) if self._watch else Action.GO_ON
+        if action is Action.ANSWER and answer is None and self._has_time():
+            with self._counting_drops():
+                answer = await self._probe.answer(asked.token_ids)
+                checkpoint = self._checkpoint(asked, signals, answer)
+        self._seen.append(checkpoint)
+        if action is Action.GIVE_UP or (action is Action.ANSWER and checkpoint.answer):
+            value = checkpoint.answer if action is Action.ANSWER else None
+            net_tokens = asked.tokens + self._probe.spent_tokens
+            self._outcome = Outcome(action, len(self._seen) - 1, value, net_tokens)
+        return answer if self._outcome.action is Action.ANSWER else None
+
+    def _checkpoint(self, asked: _Asked, signals: Mapping[str, float], answer: Answer | None) -> Checkpoint:
+        if answer is None:
+            return Checkpoint(asked.tokens, None, signals)
+        value = self._spelling.of(answer.value)
+        return Checkpoint(asked.tokens, value, {**signals, **answer.signals}, len(answer.token_ids))
+
+    def _ended(self, stop: Stop) -> Stop:
+        """The inner policy has come to its end."""
+        guard = self._terms.guard
+        if guard and self._terms.is_shadow:
+            completion = Completion(tuple(self._transcript.steps), stop.reason, {}, 0.0)
+            guard.ran_to_the_end(self._spelling.of(full_answer(completion)), self._outcome)
+        return replace(stop, details={**stop.details, "stopping": self._details()})
+
+    def _details(self) -> dict[str, Any]:
+        """What the `Stop` tells: what was done and by which rule, and what it took."""
+        terms, outcome = self._terms, self._outcome
+        found: dict[str, Any] = {
+            "action": str(Action.GO_ON if terms.is_shadow else outcome.action),
+            "tokens": None if outcome.index is None else self._seen[outcome.index].tokens,
+            "rule": asdict(terms.rule) if terms.rule else None,
+            "certificate": terms.guard.sha256 if terms.guard else None,
+            "is_shadow": terms.is_shadow,
+            "num_checkpoints": len(self._seen),
+            "num_dropped": self._num_dropped,
+            "probe_tokens": self._probe.spent_tokens,
+            "returned_tokens": self._returned_tokens,  # of these, the ones that are the answer
+        }
+        if terms.guard:
+            terms.guard.counts["dropped"] += self._num_dropped
+            terms.guard.counts[found["action"]] += 1
+        return found if terms.rule else found | {"checkpoints": [asdict(checkpoint) for checkpoint in self._seen]}

@@ -1,0 +1,191 @@
+"""Stopping with a guarantee: `calibrate traces|stopping|plan`, `certificate show|verify`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from reasonrt.calibration.candidates import FAMILIES, candidate_rules, splits, without_gold
+from reasonrt.calibration.certificate import Certificate, Finding
+from reasonrt.calibration.certification import certify, order_rules
+from reasonrt.calibration.certification import verify as verify_certificate
+from reasonrt.calibration.planning import plan as plan_certificate
+from reasonrt.calibration.risks import RISKS
+from reasonrt.calibration.rules import to_json
+from reasonrt.calibration.schedule import Schedule
+from reasonrt.calibration.traces import TraceSet, read_traces, write_traces
+from reasonrt.cli.common import (
+    ConfigOption,
+    JsonOption,
+    change_limits,
+    console,
+    parse_options,
+    progress,
+    run,
+    write_json,
+)
+from reasonrt.config import load_config
+
+AlphaOption = Annotated[list[float], typer.Option(help="The tolerated risk, in (0, 1); one for each --risk.")]
+DeltaOption = Annotated[float, typer.Option(help="Probability that the certificate is wrong, in (0, 1).")]
+TracesOption = Annotated[Path, typer.Option("--traces", help="What `calibrate traces` wrote.")]
+LearnOption = Annotated[
+    Path | None, typer.Option("--learn", help="Other traces, to make and order the rules on; default: a part of these.")
+]
+
+certificate_app = typer.Typer(no_args_is_help=True, help="What a certificate promises, and whether it is true.")
+
+
+def traces(
+    out: Annotated[Path, typer.Option(help="The run's folder: journal and traces.jsonl.")],
+    task: Annotated[str, typer.Option(help="What to record on, as for `reasonrt eval`.")] = "zoo",
+    split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "certify",
+    problems: Annotated[int, typer.Option(min=1, help="How many.")] = 1600,
+    policy: Annotated[str, typer.Option(help="What generates.")] = "target",
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A policy option, NAME=VALUE.")] = None,
+    first_tokens: Annotated[int, typer.Option(min=1, help="The first checkpoint.")] = 32,
+    growth: Annotated[float, typer.Option(min=1.0, help="From one checkpoint to the next.")] = 1.25,
+    block_tokens: Annotated[int, typer.Option(min=1, help="The engine's cache block.")] = 32,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens per problem.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Problems at once.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Think problems through to the end and probe them on the way. Ctrl-C stops it; it goes on later."""
+    from reasonrt.engines.build import build_engines
+    from reasonrt.evals.tasks import load_task
+    from reasonrt.evals.traces import TraceSettings, record_traces
+    from reasonrt.policies.registry import roles_of
+    from reasonrt.runtime import Runtime
+
+    settings = load_config(config)
+    options = {**settings.policies.get(policy, {}), **parse_options(option or [])}
+    options.pop("stopping", None)
+    recording = TraceSettings(
+        policy,
+        options,
+        Schedule(first_tokens, growth, block_tokens),
+        limits=change_limits(settings.limits.to_limits(), max_tokens, None),
+        temperature=temperature,
+        concurrency=concurrency or settings.concurrency,
+    )
+    drawn = load_task(task, problems, split)
+    engines = build_engines(settings, roles_of(policy, options))
+
+    async def record() -> TraceSet:
+        with console.status(f"starting {', '.join(engines)} ..."):
+            runtime = await Runtime(engines).__aenter__()
+        try:
+            with progress() as bar:
+                line = bar.add_task("recording traces", total=len(drawn))
+                return await record_traces(
+                    runtime, drawn, recording, out, lambda done, total: bar.update(line, completed=done)
+                )
+        finally:
+            await runtime.__aexit__()
+
+    try:
+        recorded = run(record())
+    except KeyboardInterrupt:
+        console.print(f"stopped; what is recorded is in {out}, the same command goes on from there")
+        raise typer.Exit(130) from None
+    write_traces(out / "traces.jsonl", recorded)
+    cut_off = sum(trace.full_answer is None for trace in recorded) / len(recorded)
+    console.print(f"{len(recorded)} traces are in {out / 'traces.jsonl'}; {cut_off:.1%} have no full answer")
+
+
+def stopping(
+    traces_file: TracesOption,
+    alpha: AlphaOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The certificate.")] = Path("certificate.json"),
+    risk: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(RISKS)}; several must all hold.")] = None,
+    delta: DeltaOption = 0.1,
+    family: Annotated[list[str] | None, typer.Option(help=f"Of rules: {', '.join(FAMILIES)}; default: all.")] = None,
+    learn_file: LearnOption = None,
+    gold: Annotated[bool, typer.Option(help="Without: against the model's own full answers.")] = True,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Write three plots as a PNG.")] = None,
+) -> None:
+    """Certify the cheapest stopping rule whose risk is below alpha, or say why none can be."""
+    train, order, held_out = splits(_read(traces_file, gold), _read(learn_file, gold) if learn_file else None)
+    risks = risk or ["lost_correct"]
+    with console.status("trying rules ..."):
+        rules = candidate_rules(train, family or [])
+        learned = order_rules(order, rules, risk=risks, alpha=alpha)
+        certificate = certify(held_out, rules, risk=risks, alpha=alpha, delta=delta, order=learned, train=train)
+    certificate.write(out)
+    _print(certificate)
+    if plot_file:
+        from reasonrt.calibration.stopping_report import plot_stopping
+
+        plot_stopping(certificate, held_out, plot_file)
+
+
+def plan(
+    alpha: Annotated[float, typer.Option(help="The tolerated risk, in (0, 1).")],
+    delta: DeltaOption = 0.1,
+    expected_risk: Annotated[float, typer.Option(help="Of the rule, from a pilot.")] = 0.0,
+    json_file: JsonOption = None,
+) -> None:
+    """How many problems a promise takes, before any is recorded."""
+    found = plan_certificate(alpha, delta, expected_risk=expected_risk)
+    console.print(
+        f"A risk below {alpha:g} at delta {delta:g} takes at least {found.least_n} problems to certify on, without a "
+        f"loss;\na rule of risk {expected_risk:g} is certified with {found.n} of them with probability "
+        f"{found.power:.2f}: while it loses at most {found.max_losses}."
+    )
+    write_json(json_file, asdict(found))
+
+
+@certificate_app.command()
+def show(file: Annotated[Path, typer.Argument(help="A certificate.")]) -> None:
+    """What it promises, for what, and what was seen."""
+    _print(Certificate.read(file))
+
+
+@certificate_app.command()
+def verify(file: Annotated[Path, typer.Argument(help="A certificate.")], traces_file: TracesOption) -> None:
+    """Recompute it from its traces; one line says what differs."""
+    certificate, recorded = Certificate.read(file), read_traces(traces_file)
+    known = [given for part in (recorded, splits(recorded).certify) for given in (part, without_gold(part))]
+    fitting = (part for part in known if part.split.sha256 == certificate.splits.get("certify"))
+    verify_certificate(certificate, next(fitting, recorded))
+    console.print(f"{file}: {certificate.num_problems} traces give this certificate")
+
+
+def _read(file: Path, gold: bool) -> TraceSet:
+    return read_traces(file) if gold else without_gold(read_traces(file))
+
+
+def _print(certificate: Certificate) -> None:
+    for finding in certificate.findings:
+        console.print(_sentence(finding, certificate.delta))
+    saving = certificate.saving
+    console.print(
+        f"net saving {saving.net:.1%} ({saving.low:.1%} to {saving.high:.1%}) of the tokens of thinking to the end, on "
+        f"the {certificate.num_problems} certified problems, probes counted"
+    )
+    console.print(f"{certificate.num_certified} of {len(certificate.order)} rules certified; the cheapest:")
+    console.print(f"  {to_json(certificate.rule)}", style="dim")
+    table = Table("group", "problems", "losses", "risk at most", "net saving", title="seen, not promised, by group")
+    for group in certificate.groups:
+        finding = group.findings[0]
+        table.add_row(
+            group.group or "-",
+            str(group.num_problems),
+            str(finding.k),
+            f"{finding.upper_bound:.1%}",
+            f"{group.saving.net:.1%}",
+        )
+    console.print(table)
+    for name, value in asdict(certificate.fingerprints).items():
+        console.print(f"[dim]{name:>9}[/] {value}", soft_wrap=True)
+    console.print(f"[dim]   sha256[/] {certificate.sha256}")
+
+
+def _sentence(finding: Finding, delta: float) -> str:
+    return (
+        f"{finding.risk} below {finding.alpha:g}, wrong with probability at most {delta:g}: "
+        f"{finding.k} of {finding.n} lost, p = {finding.p_value:.2g}"
+    )

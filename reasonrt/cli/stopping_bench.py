@@ -1,0 +1,164 @@
+"""`reasonrt bench stopping`: do certificates hold, how near do they come to the best rule, what do they save live."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from reasonrt.calibration.candidates import Splits, splits
+from reasonrt.calibration.traces import Split, problem_hash, read_traces, refuse_overlap
+from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
+from reasonrt.cli.stopping import LearnOption
+from reasonrt.config import load_config
+from reasonrt.errors import CalibrationError
+from reasonrt.types import Limits
+
+ALPHA, DELTA = 0.05, 0.1
+PARTS = ("validity", "tightness", "live")
+PartOption = Annotated[
+    list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; may be repeated; default: all there can be.")
+]
+TracesOption = Annotated[
+    Path | None, typer.Option("--traces", help="What `calibrate traces` wrote; without it, made-up populations only.")
+]
+
+
+def bench(
+    traces_file: TracesOption = None,
+    learn_file: LearnOption = None,
+    part: PartOption = None,
+    draws: Annotated[int, typer.Option(min=100, help="Simulated: draws of problems per row.")] = 2000,
+    out: Annotated[Path, typer.Option(help="Live: the folder; it goes on from there.")] = Path("runs/stopping"),
+    task: Annotated[str, typer.Option(help="Live: as for `reasonrt eval`.")] = "zoo",
+    split: Annotated[str, typer.Option(help="Live: of the zoo's tasks; not that of the traces.")] = "test",
+    problems: Annotated[int, typer.Option(min=10, help="Live: for risk and tokens.")] = 500,
+    timed: Annotated[int, typer.Option(min=10, help="Live: for time; the first ones of these.")] = 100,
+    replayed: Annotated[int, typer.Option(min=1, help="Live: recorded and served, to compare the stops.")] = 200,
+    concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Live: at once; may be repeated.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Live: most tokens per problem.")] = None,
+    config: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Validity and tightness by simulation, savings with real engines. Exit code 1 where a promise does not hold."""
+    from reasonrt.evals.stopping_live import LiveSettings
+
+    parts = part or [name for name in PARTS if name != "live" or traces_file]
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise CalibrationError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    learn = read_traces(learn_file) if learn_file else None
+    recorded = splits(read_traces(traces_file), learn) if traces_file else None
+    rows = _simulate(recorded, parts, draws)
+    results: dict[str, Any] = {"rows": rows}
+    write_json(json_file, results)  # kept, whatever becomes of the live part
+    if "live" in parts:
+        if recorded is None:
+            raise CalibrationError("the live part certifies on traces; record some with `calibrate traces`")
+        limits = Limits(max_tokens or load_config(config).limits.max_tokens)
+        settings = LiveSettings(out, task, limits, problems, timed, replayed, concurrency or (1, 16))
+        results["live"] = _measure(recorded, split, settings, config)
+        write_json(json_file, results)
+    failed = [row for row in rows if row["part"] != "tightness" and not row["ok"]]
+    for row in failed:
+        console.print(f"[red]does not hold[/] {row}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _simulate(recorded: Splits | None, parts: Sequence[str], draws: int) -> list[dict[str, Any]]:
+    from reasonrt.evals import stopping
+
+    rows: list[dict[str, Any]] = []
+    with console.status("simulating ...") as status:
+        for case in stopping.cases(recorded) if {"validity", "tightness"} & set(parts) else ():
+            status.update(f"{case.name}: {case.family}, {len(case.rules)} rules")
+            if "validity" in parts:
+                rows += stopping.validity_rows(case, draws)
+                rows += stopping.control_rows(case, draws) if case.family == stopping.ALL else ()
+            if "tightness" in parts:
+                rows.append(stopping.tightness_row(case, num_draws=draws))
+        if "validity" in parts:
+            rows += stopping.boundary_rows(draws)
+    _print_validity(rows)
+    _print_tightness([row for row in rows if row["part"] == "tightness"])
+    return rows
+
+
+def _print_validity(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table("part", "population", "rows", "certified", "violations, worst", "at least", "as it should be")
+    kinds = Counter((row["part"], row["population"]) for row in rows if row["part"] != "tightness")
+    for (part, population), num in kinds.items():
+        own = [row for row in rows if (row["part"], row["population"]) == (part, population)]
+        worst = (min if part == "control" else max)(own, key=lambda row: row["rate"])
+        certified = f"{sum(row['certified'] for row in own) / num:.0%}"
+        rates = (f"{worst['rate']:.3f}", f"{worst['rate_low']:.3f}")
+        table.add_row(part, population, str(num), certified, *rates, f"{sum(row['ok'] for row in own)} of {num}")
+    if kinds:
+        console.print(table)
+
+
+def _print_tightness(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(
+        "population", "family", "net saving", "of the best rule", "share", "certified", title="n 300, alpha .05"
+    )
+    for row in rows:
+        share = "nothing to save" if row["share_of_best"] is None else f"{row['share_of_best']:.0%}"
+        values = (f"{row['saving']:.1%}", f"{row['best_saving']:.1%}", share, f"{row['certified']:.0%}")
+        table.add_row(row["population"], row["family"], *values)
+    if rows:
+        console.print(table)
+
+
+def _measure(recorded: Splits, split: str, settings: Any, config: Path | None) -> dict[str, Any]:
+    from reasonrt.engines.build import build_engines
+    from reasonrt.evals.run import EvalProgress
+    from reasonrt.evals.stopping_live import certify_families, measure_live, policy_of
+    from reasonrt.evals.tasks import load_task
+    from reasonrt.policies.registry import roles_of
+    from reasonrt.runtime import Runtime
+
+    drawn = load_task(settings.task, max(settings.problems, settings.timed, settings.replayed), split)
+    fresh = Split("", frozenset(problem_hash(problem.question) for problem in drawn))
+    refuse_overlap({**{role: part.split for role, part in recorded._asdict().items()}, "test": fresh})
+    policy = policy_of(recorded.certify)
+    engines = build_engines(load_config(config), roles_of(policy.name, policy.options))
+
+    async def work() -> dict[str, Any]:
+        with console.status("certifying ...") as status:
+            certificates = certify_families(recorded, ALPHA, DELTA)
+
+            def advance(name: str, progress: EvalProgress) -> None:
+                status.update(f"{name}: {progress.done} of {progress.total}")
+
+            status.update(f"starting {', '.join(engines)} ...")
+            async with Runtime(engines) as runtime:
+                found = await measure_live(runtime, drawn, recorded.certify, certificates, settings, advance)
+        return found | {"infeasible": {name: why for name, why in certificates.items() if isinstance(why, str)}}
+
+    found = run(work())
+    _print_live(found)
+    return found
+
+
+def _print_live(live: Mapping[str, Any]) -> None:
+    rows = live["rows"]
+    times = [key for key in rows[0] if key.startswith("time_saving")]
+    columns = [key.replace("time_saving_at_", "time saved at ") for key in times]
+    table = Table("arm", "lost", "accuracy", "tokens saved", "probes", "stopped", *columns, title=f"n {rows[0]['n']}")
+    for row in rows:
+        table.add_row(
+            row["arm"],
+            f"{row['lost_correct']:.1%} ({row['lost_correct_low']:.1%}-{row['lost_correct_high']:.1%})",
+            f"{row['accuracy']:.1%}",
+            f"{row['net_saving']:.1%}",
+            f"{row['probe_overhead']:.1%}",
+            f"{row['stopped']:.0%}",
+            *(f"{row[key]:.1%}" for key in times),
+        )
+    console.print(table)
+    for family, reason in live["infeasible"].items():
+        console.print(f"[dim]{family}: {reason}[/]")
+    if "replay" in live:
+        console.print("recorded and served: {n}, with the same stop: {same_stop}".format(**live["replay"]))

@@ -1,0 +1,149 @@
+"""The stopping bench, on populations whose truth is known: do certificates hold, and how near do they come to the best?
+
+What is simulated is in `validity.py`; what is saved live, in `stopping_live.py`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from reasonrt.calibration.bounds import binomial_lower_bound
+from reasonrt.calibration.candidates import FAMILIES, Splits, candidate_rules
+from reasonrt.calibration.rules import StoppingRule
+from reasonrt.calibration.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.testing import pareto_order
+from reasonrt.calibration.traces import TraceSet
+from reasonrt.calibration.trials import Limit
+from reasonrt.errors import CalibrationError
+from reasonrt.evals.validity import (
+    Choose,
+    Population,
+    boundary_null,
+    certified,
+    observed,
+    reused_split,
+    uncorrected,
+    wrong_n,
+)
+
+RISK, DELTA = "lost_correct", 0.1
+ALPHAS, SIZES = (0.02, 0.05, 0.1), (100, 300, 1000)
+ALL = "all"
+NUM_DRAWS = 2000
+NEAR_ENOUGH = 0.85
+_LEVEL = 0.01  # of the interval of a violation rate
+_SYNTHETIC_PROBLEMS = 1500
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family of rules on one population, with other problems to learn an order from."""
+
+    name: str
+    family: str
+    rules: list[StoppingRule]
+    order: TraceSet
+    truth: TraceSet
+
+    @cached_property
+    def population(self) -> Population:
+        """All rules on all problems there are."""
+        return Population.of(self.truth, self.rules, [Limit(RISK, ALPHAS[0])])
+
+    @cached_property
+    def _elsewhere(self) -> Population:
+        return Population.of(self.order, self.rules, [Limit(RISK, ALPHAS[0])])
+
+    def along_its_order(self, alpha: float) -> Population:
+        """The rules that `order_rules` keeps, in its order."""
+        known = self._elsewhere.only(range(len(self.rules)), alpha).whole()
+        return self.population.only(pareto_order(list(known.p_values[0]), list(known.tokens[0])), alpha)
+
+    def row(self, **values: Any) -> dict[str, Any]:
+        return {"population": self.name, "family": self.family, "delta": DELTA, **values}
+
+
+def cases(recorded: Splits | None, families: Iterable[str] = ()) -> Iterator[Case]:
+    """Every family on every population that has the signals it reads, and all of them together."""
+    populations = {
+        kind: tuple(synthetic_traces(kind, n, seed) for n, seed in ((300, 1), (300, 2), (_SYNTHETIC_PROBLEMS, 0)))
+        for kind in KINDS
+    }
+    populations |= {"recorded": recorded} if recorded else {}
+    for name, (train, order, truth) in populations.items():
+        known: list[StoppingRule] = []
+        for family in families or FAMILIES:
+            try:
+                rules = candidate_rules(train, [family])
+            except CalibrationError:  # the synthetic ones have no entropy
+                continue
+            yield Case(name, family, rules, order, truth)
+            known += rules
+        yield Case(name, ALL, list(dict.fromkeys(known)), order, truth)
+
+
+def validity_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
+    """How often certified rules break their promise, for each alpha and n; `ok` unless more often than delta."""
+    for alpha in ALPHAS:
+        population = case.along_its_order(alpha)
+        for n in SIZES:
+            found = _violations(population, n, certified, num_draws)
+            yield case.row(part="validity", alpha=alpha, n=n, **found, ok=found["rate_low"] <= DELTA)
+
+
+def control_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
+    """Choices without a bound, or with a wrong one, on a population: `ok` when the check finds them out."""
+    population = case.population.only(range(len(case.rules)), 0.05)
+    for choose, n in ((observed, 300), (wrong_n, 100)):
+        found = _violations(population, n, choose, num_draws)
+        values = {"choice": choose.__name__, "alpha": 0.05, "n": n}
+        yield case.row(part="control", **values, **found, ok=found["rate_low"] > DELTA)
+
+
+def boundary_rows(num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
+    """Every rule has a risk of just above alpha: certified ones are to be rare, uncorrected ones are not."""
+    for alpha in ALPHAS:
+        population = boundary_null(40, alpha)
+        for n in SIZES[:2]:
+            found = _violations(population, n, certified, num_draws)
+            values = {"part": "boundary", "population": "boundary", "alpha": alpha, "n": n, "delta": DELTA}
+            yield {**values, **found, "ok": found["rate_low"] <= DELTA}
+    for choose in (uncorrected, reused_split):
+        found = _violations(boundary_null(40, 0.05), 300, choose, num_draws)
+        values = {"part": "control", "population": "boundary", "choice": choose.__name__, "alpha": 0.05, "n": 300}
+        yield {**values, "delta": DELTA, **found, "ok": found["rate_low"] > DELTA}
+
+
+def tightness_row(case: Case, n: int = 300, alpha: float = 0.05, num_draws: int = NUM_DRAWS) -> dict[str, Any]:
+    """The net saving of what is certified, as a share of that of the best rule of the family on the population."""
+    best = case.population.only(range(len(case.rules)), alpha).best_saving()
+    population = case.along_its_order(alpha)
+    chosen = certified(population.draws(n, num_draws), DELTA)
+    saving = population.mean_saving(chosen)
+    share = saving / best if best > 0 else None
+    return case.row(
+        part="tightness",
+        alpha=alpha,
+        n=n,
+        saving=saving,
+        best_saving=best,
+        share_of_best=share,
+        certified=float((chosen >= 0).mean()),
+        mean_risk=float(np.where(chosen >= 0, population.risks[0][chosen], 0).mean()),
+        ok=share is not None and share >= NEAR_ENOUGH,
+    )
+
+
+def _violations(population: Population, n: int, choose: Choose, num_draws: int) -> dict[str, Any]:
+    chosen = choose(population.draws(n, num_draws), DELTA)
+    count = int(population.violates(chosen).sum())
+    return {
+        "draws": num_draws,
+        "certified": float((chosen >= 0).mean()),
+        "violations": count,
+        "rate": count / num_draws,
+        "rate_low": binomial_lower_bound(count, num_draws, _LEVEL),
+    }

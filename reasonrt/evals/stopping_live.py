@@ -1,0 +1,234 @@
+"""What stopping saves on fresh problems in real engines: every family under its certificate, and papers' settings.
+
+Each arm is a policy of `reasonrt eval`, compared problem by problem with the same policy thinking to the end.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from reasonrt.calibration.candidates import FAMILIES, Splits, candidate_rules
+from reasonrt.calibration.certificate import Certificate
+from reasonrt.calibration.certification import certify, order_rules
+from reasonrt.calibration.families import published_rules
+from reasonrt.calibration.files import parse_text
+from reasonrt.calibration.outcomes import replay
+from reasonrt.calibration.planning import Infeasible
+from reasonrt.calibration.schedule import Schedule
+from reasonrt.calibration.traces import TraceSet
+from reasonrt.errors import EvalError
+from reasonrt.evals.report import Report
+from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings, evaluate
+from reasonrt.evals.statistics import wilson_interval
+from reasonrt.evals.tasks import TaskProblem
+from reasonrt.evals.traces import TraceSettings, trace_of
+from reasonrt.policies.stopping_loop import AUTHOR
+from reasonrt.runtime import Runtime
+from reasonrt.types import Completion, Limits, Request
+
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row: what it is called, what runs, and its certificate where it has one."""
+
+    name: str
+    policy: PolicySpec
+    certificate: Certificate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSettings:
+    """What is measured.
+
+    Attributes:
+        out: the run's folder; what its journals hold is not done again.
+        problems: for risk and tokens.
+        timed: for seconds, at each of `levels` problems at once; the first ones of these problems.
+        replayed: recorded and served one at a time, to compare where they stop.
+    """
+
+    out: Path
+    task: str
+    limits: Limits
+    problems: int = 500
+    timed: int = 100
+    replayed: int = 200
+    levels: Sequence[int] = (1, 16)
+
+
+async def measure_live(
+    runtime: Runtime,
+    problems: Sequence[TaskProblem],
+    traces: TraceSet,
+    certificates: Mapping[str, Certificate | str],
+    settings: LiveSettings,
+    on_progress: Callable[[str, EvalProgress], None] = lambda name, progress: None,
+) -> dict[str, Any]:
+    """Every arm on the same problems: `rows`, and under `replay` whether live stops are those of replay.
+
+    Args:
+        traces: those certified on; they name the policy and the schedule.
+        certificates: by family, from `certify_families`.
+    """
+    arms = live_arms(certificates, traces, settings.out / "certificates")
+    temperature = parse_text(traces.fingerprints.sampling, "the sampling of the traces")["temperature"]
+
+    async def solved(name: str, num: int, at_once: int) -> Report:
+        block = 10 if at_once == 1 else 50
+        how = RunSettings(settings.task, settings.limits, at_once, temperature, block=block)
+        return await evaluate(
+            runtime, problems[:num], [arm.policy for arm in arms], how, settings.out / name,
+            lambda progress: on_progress(name, progress),
+        )  # fmt: skip
+
+    report = await solved("risk", settings.problems, max(settings.levels))
+    timed = {level: await solved(f"timed-{level}", settings.timed, level) for level in settings.levels}
+    found: dict[str, Any] = {"rows": live_rows(arms, report, timed)}
+    if certified := next((arm for arm in arms if arm.certificate), None):
+        schedule = Schedule.from_json(traces.fingerprints.schedule)
+        full = arms[0].policy
+        recording = TraceSettings(full.name, full.options, schedule, limits=settings.limits, concurrency=1)
+        found["replay"] = await replay_row(runtime, problems[: settings.replayed], recording, certified)
+    return found
+
+
+def certify_families(
+    parts: Splits, alpha: float, delta: float, risk: str = "lost_correct"
+) -> dict[str, Certificate | str]:
+    """A certificate for each family by itself and for all of them together, or why there is none."""
+    train, order, held_out = parts
+    found: dict[str, Certificate | str] = {}
+    for name in (ALL, *FAMILIES):
+        rules = candidate_rules(train, [] if name == ALL else [name])
+        learned = order_rules(order, rules, risk=risk, alpha=alpha)
+        try:
+            found[name] = certify(held_out, rules, risk=risk, alpha=alpha, delta=delta, order=learned, train=train)
+        except Infeasible as error:
+            found[name] = str(error)
+    return found
+
+
+def policy_of(traces: TraceSet) -> PolicySpec:
+    """What generated these traces.
+
+    Raises:
+        CalibrationError: they do not say.
+    """
+    found = parse_text(traces.fingerprints.policy, "the policy of the traces")
+    return PolicySpec(found["name"], found["options"])
+
+
+def live_arms(certificates: Mapping[str, Certificate | str], traces: TraceSet, folder: Path) -> list[Arm]:
+    """Thinking to the end first. The certificates are written into `folder`, where the engine reads them."""
+    full = policy_of(traces)
+    name, own = full.name, full.options
+    arms = [Arm("to the end", full)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for family, certificate in certificates.items():
+        if isinstance(certificate, Certificate):
+            file = folder / f"{family}-{certificate.sha256[:12]}.json"  # a journal knows it by its name
+            certificate.write(file)
+            options = {**own, "stopping": {"certificate": str(file), "shadow": 0}}
+            arms.append(Arm(f"{family}, certified", PolicySpec(name, options), certificate))
+    schedule = asdict(Schedule.from_json(traces.fingerprints.schedule))
+    for paper, rule in published_rules().items():
+        stopping = {"rule": asdict(rule), "schedule": schedule}
+        arms.append(Arm(f"{paper}, as published", PolicySpec(name, {**own, "stopping": stopping})))
+    return arms
+
+
+def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) -> list[dict[str, Any]]:
+    """One row per arm: what it loses against thinking to the end, and what it saves.
+
+    Args:
+        report: of all arms on the same problems; risk and tokens are from it.
+        timed: by the number of problems at once; seconds are from these.
+    """
+    full = {record.problem: record for record in report.of(arms[0].policy.label)}
+    rows = []
+    for arm in arms:
+        records = [record for record in report.of(arm.policy.label) if record.problem in full]
+        lost = sum(full[record.problem].correct and not record.correct for record in records)
+        low, high = wilson_interval(lost, len(records))
+        told = [record.details.get("stopping", {}) for record in records]
+        tokens = sum(record.tokens for record in records)
+        discarded = sum(d.get("probe_tokens", 0) - d.get("returned_tokens", 0) for d in told)
+        row = {
+            "arm": arm.name,
+            "n": len(records),
+            "lost_correct": lost / len(records),
+            "lost_correct_low": low,
+            "lost_correct_high": high,
+            "accuracy": sum(record.correct for record in records) / len(records),
+            "accuracy_to_the_end": sum(full[record.problem].correct for record in records) / len(records),
+            "tokens_per_problem": tokens / len(records),
+            "net_saving": 1 - tokens / sum(full[record.problem].tokens for record in records),
+            "probe_overhead": discarded / tokens,  # without the answers that were returned
+            "stopped": sum(d.get("action") == "answer" for d in told) / len(records),
+            "gave_up": sum(d.get("action") == "give_up" for d in told) / len(records),
+            "dropped_probes": sum(d.get("num_dropped", 0) for d in told),
+            "fallbacks": sum("fallback" in d for d in told),
+        }
+        if arm.certificate:
+            row |= {"alpha": arm.certificate.alpha, "certified_saving": arm.certificate.saving.net}
+        rows.append(row | _times(arm, arms[0], timed))
+    return rows
+
+
+def _times(arm: Arm, full: Arm, timed: Mapping[int, Report]) -> dict[str, float]:
+    times = {}
+    for at_once, report in timed.items():
+        seconds = {row["policy"]: row["seconds_per_problem"] for row in report.rows()}
+        if arm.policy.label in seconds:
+            times[f"seconds_per_problem_at_{at_once}"] = seconds[arm.policy.label]
+            times[f"time_saving_at_{at_once}"] = 1 - seconds[arm.policy.label] / seconds[full.policy.label]
+    return times
+
+
+async def replay_row(
+    runtime: Runtime, problems: Sequence[TaskProblem], settings: TraceSettings, arm: Arm
+) -> dict[str, Any]:
+    """Each problem recorded in full, and served by a certified `arm`: whether both stop at the same token.
+
+    An engine whose numbers depend on what else is in its batch may write another text the second time; requests
+    whose text up to the stop is the same are counted apart.
+    """
+    if arm.certificate is None:
+        raise EvalError(f"{arm.name} has no certificate to compare with")
+    recorded = await _completed(runtime, [settings.request(problem.question) for problem in problems], settings)
+    served_by = arm.policy
+    requests = [
+        Request.ask(problem.question, served_by.name, options=served_by.options, limits=settings.limits)
+        for problem in problems
+    ]
+    live = await _completed(runtime, requests, settings)
+    same_stop = same_text = same_both = 0
+    for problem, full, served in zip(problems, recorded, live, strict=True):
+        trace = trace_of(problem, full)
+        outcome = replay(arm.certificate.rule, trace)
+        expected = None if outcome.index is None else trace.checkpoints[outcome.index].tokens
+        is_stop = served.details["stopping"].get("tokens") == expected
+        is_text = _begins_alike(full, served)
+        same_stop, same_text, same_both = same_stop + is_stop, same_text + is_text, same_both + (is_stop and is_text)
+    return {"n": len(problems), "same_stop": same_stop, "same_text": same_text, "same_stop_of_same_text": same_both}
+
+
+async def _completed(runtime: Runtime, requests: Sequence[Request], settings: TraceSettings) -> list[Completion]:
+    found: dict[int, Completion] = {}
+    async with aclosing(runtime.solve_all(requests, settings.concurrency)) as results:
+        async for index, result in results:
+            if not isinstance(result, Completion):
+                raise EvalError(f"a request failed: {result}; run it again") from result
+            found[index] = result
+    return [found[index] for index in range(len(requests))]
+
+
+def _begins_alike(full: Completion, served: Completion) -> bool:
+    steps = [step.text for step in served.steps if step.author != AUTHOR]
+    stopped = served.details["stopping"].get("action") == "answer"
+    steps = steps[:-1] if stopped else steps
+    return [step.text for step in full.steps[: len(steps)]] == steps

@@ -1,0 +1,142 @@
+"""Recording what stopping rules are certified on: problems thought through to the end, probed on the way.
+
+A problem is a request like any other, under the option `stopping: {record: true}`: what asks the probes here asks
+them in serving.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reasonrt.calibration.files import parse
+from reasonrt.calibration.schedule import Schedule
+from reasonrt.calibration.spelling import unify_answers
+from reasonrt.calibration.traces import TRACE, Checkpoint, Fingerprints, Trace, TraceSet, problem_hash
+from reasonrt.errors import EvalError
+from reasonrt.evals.journal import Journal
+from reasonrt.evals.tasks import TaskProblem, content_hash
+from reasonrt.policies.answers import same_answer
+from reasonrt.policies.probes import SUFFIX, full_answer
+from reasonrt.policies.registry import build_policy
+from reasonrt.policies.stopping import Stopping
+from reasonrt.runtime import Runtime
+from reasonrt.types import Completion, Limits, Request
+
+_NEVER_TOO_BUSY = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """What is recorded, and how.
+
+    Attributes:
+        policy, options: what generates.
+        schedule: where it is probed.
+        suffix: what a probe appends.
+    """
+
+    policy: str = "target"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Schedule)
+    suffix: str = SUFFIX
+    limits: Limits = field(default_factory=Limits)
+    temperature: float = 0.0
+    seed: int = 0
+    concurrency: int = 16
+
+    def request(self, question: str) -> Request:
+        how = {"record": True, "schedule": self.schedule, "suffix": self.suffix, "max_running": _NEVER_TOO_BUSY}
+        return Request.ask(
+            question,
+            self.policy,
+            options={**self.options, "stopping": how},
+            limits=self.limits,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTrace:
+    """One line of the journal; `trace` is the JSON of a `Trace`."""
+
+    problem: str
+    trace: dict[str, Any]
+
+
+async def record_traces(
+    runtime: Runtime,
+    problems: Sequence[TaskProblem],
+    settings: TraceSettings,
+    out: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TraceSet:
+    """Record every problem; what the journal in `out` holds is not done again.
+
+    Raises:
+        EvalError: a problem is there twice, the journal belongs to another recording, or a request failed twice.
+    """
+    _refuse_duplicates(problems)
+    fingerprints = _fingerprints(runtime, settings)
+    bound = {
+        "problems": content_hash(problems),
+        "limits": asdict(settings.limits),
+        "seed": settings.seed,
+        "fingerprints": asdict(fingerprints),
+    }
+    with Journal(out, bound, RecordedTrace) as journal:
+        for attempt in (1, 2):
+            known = {record.problem for record in journal.records}
+            left = [problem for problem in problems if problem.id not in known]
+            requests = [settings.request(problem.question) for problem in left]
+            async with aclosing(runtime.solve_all(requests, settings.concurrency)) as results:
+                async for index, result in results:
+                    if isinstance(result, Completion):
+                        trace = trace_of(left[index], result)
+                        journal.add(RecordedTrace(left[index].id, asdict(trace)))
+                        on_progress(len(journal.records), len(problems))
+                    elif attempt == 2:
+                        raise EvalError(
+                            f"problem {left[index].id} failed twice: {result}; what is recorded is kept, run it again"
+                        ) from result
+        order = {problem.id: place for place, problem in enumerate(problems)}
+        records = sorted(journal.records, key=lambda record: order[record.problem])
+    traces = tuple(parse(TRACE, record.trace, f"trace {record.problem}") for record in records)
+    return TraceSet(traces, fingerprints)
+
+
+def trace_of(problem: TaskProblem, completion: Completion) -> Trace:
+    """What a recorded request has seen."""
+    trace = Trace(
+        problem.id,
+        [Checkpoint(**point) for point in completion.details["stopping"]["checkpoints"]],
+        sum(len(step.token_ids) for step in completion.steps),
+        full_answer(completion),
+        problem.answer,
+        problem.group,
+        problem_hash(problem.question),
+    )
+    return unify_answers(trace, same_answer)
+
+
+def _refuse_duplicates(problems: Sequence[TaskProblem]) -> None:
+    """They would only be found at the end of a recording."""
+    known: dict[str, str] = {}
+    for problem in problems:
+        for name in (problem.id, problem_hash(problem.question)):
+            if name in known:
+                raise EvalError(f"problem {problem.id!r} is there twice (also as {known[name]!r}); keep one")
+            known[name] = problem.id
+
+
+def _fingerprints(runtime: Runtime, settings: TraceSettings) -> Fingerprints:
+    request = settings.request("?")
+    policy = build_policy(request.policy, {**runtime.options.get(request.policy, {}), **request.options})
+    assert isinstance(policy, Stopping)  # noqa: S101 - for the type checker: the request says so
+    if missing := [role for role in policy.engines if role not in runtime.engines]:
+        known = ", ".join(runtime.engines)
+        raise EvalError(f"policy {settings.policy} needs an engine {missing[0]!r}; there are {known}")
+    roles = [role for role in (*policy.engines, *policy.optional_engines) if role in runtime.engines]
+    return policy.fingerprints(request, {role: runtime.engines[role] for role in roles})

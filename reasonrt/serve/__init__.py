@@ -1,0 +1,1 @@
+"""The OpenAI-compatible endpoint: wire models, guards, routes; in one process or on Ray."""

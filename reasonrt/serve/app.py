@@ -1,0 +1,188 @@
+"""The routes, and what is put together to serve them. The same app stands before one process and before Ray."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from reasonrt.errors import ReasonRTError
+from reasonrt.serve.backend import Backend
+from reasonrt.serve.catalog import Catalog
+from reasonrt.serve.config import ServeConfig
+from reasonrt.serve.errors import ApiError, to_api_error
+from reasonrt.serve.exposure import warn_of_open_ports
+from reasonrt.serve.gateway import Gateway
+from reasonrt.serve.guards import Guard
+from reasonrt.serve.metrics import Metrics
+from reasonrt.serve.protocol import ChatRequest, CompletionRequest, parse
+from reasonrt.serve.replies import ReplyFormat
+from reasonrt.serve.reply import Reply
+from reasonrt.serve.schemas import ChatCompletion, Error, Model, ModelList, TextCompletion
+
+_BODY_S = 30.0
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Error} for status in (400, 401, 403, 404, 405, 413, 415, 429, 500, 503)
+}
+
+
+def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAPI:
+    """The endpoint before `backend`, which is entered when the server starts and left when it ends."""
+    metrics = Metrics()
+
+    gateway = Gateway(backend, config, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        leaving = asyncio.Event()
+
+        async def hold() -> None:
+            async with backend:  # it starts while the server already answers, and says that it is not ready
+                await asyncio.to_thread(warn_of_open_ports)
+                await leaving.wait()
+
+        app.state.holding = asyncio.create_task(hold())
+        yield
+        leaving.set()
+        await asyncio.wait({app.state.holding})  # the server tells how it ended
+
+    app = FastAPI(
+        title="reasonrt",
+        version=version("reasonrt"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=_ERRORS,
+    )
+    app.state.gateway = gateway
+    app.add_middleware(Guard, config=config, metrics=metrics)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    app.add_exception_handler(ReasonRTError, _tell)
+    app.add_exception_handler(HTTPException, _tell)
+    _add_solving(app, catalog, config)
+    _add_models(app, catalog)
+    _add_state(app, metrics)
+    app.openapi = lambda: _openapi(app, catalog.model_ids)  # type: ignore[method-assign]
+    return app
+
+
+def _add_solving(app: FastAPI, catalog: Catalog, config: ServeConfig) -> None:
+    async def answer(
+        http: Request, kind: Literal["chat", "text"], model: type[ChatRequest] | type[CompletionRequest]
+    ) -> Response:
+        job = catalog.to_job(parse(model, await _read_body(http, config.bounds.body_bytes)))
+        layout = ReplyFormat(kind, job, config.reasoning_fields)
+        return Reply(app.state.gateway, job, layout, http.state.key, http.state.note)
+
+    @app.post("/v1/chat/completions", **_described(ChatRequest, ChatCompletion))
+    async def chat_completions(http: Request) -> Response:
+        return await answer(http, "chat", ChatRequest)
+
+    @app.post("/v1/completions", **_described(CompletionRequest, TextCompletion))
+    async def completions(http: Request) -> Response:
+        return await answer(http, "text", CompletionRequest)
+
+
+def _add_models(app: FastAPI, catalog: Catalog) -> None:
+    def describe(model_id: str) -> Model:
+        return Model(id=model_id, created=0, owned_by="reasonrt")
+
+    @app.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(data=[describe(model_id) for model_id in catalog.model_ids])
+
+    @app.get("/v1/models/{model_id}")
+    async def model(model_id: str) -> Model:
+        if not catalog.has(model_id):
+            known = ", ".join(catalog.model_ids)
+            message = f"there is no model {model_id[:64]!r}; there are {known}"
+            raise ApiError(404, message, "model", "model_not_found")
+        return describe(model_id)
+
+
+def _add_state(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, bool]:
+        """The process is alive."""
+        return {"alive": True}
+
+    @app.get("/ready", responses={503: {"model": dict[str, bool]}})
+    async def ready() -> JSONResponse:
+        """Every engine is warm, and the server is not shutting down."""
+        is_ready = await app.state.gateway.is_ready()
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def show_metrics() -> PlainTextResponse:
+        return PlainTextResponse(metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/version")
+    async def show_version() -> dict[str, str]:
+        return {"version": version("reasonrt")}
+
+
+async def _read_body(http: Request, most_bytes: int) -> bytes:
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a web page may send any other kind to anywhere without being asked
+        raise ApiError(415, "the body must be of content-type application/json")
+    too_large = ApiError(413, f"the body must have at most {most_bytes} bytes on this server")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in http.stream():
+                body += chunk
+                if len(body) > most_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, f"the body took longer than {_BODY_S:g} s") from None
+    except ClientDisconnect:
+        raise ApiError(499, "the caller left") from None
+    return bytes(body)
+
+
+async def _tell(http: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        response = ApiError(error.status_code, error.detail).response()
+        response.headers.update(error.headers or {})
+        return response
+    told = to_api_error(error)
+    http.state.note["error"] = told.code or "invalid"
+    return told.response()
+
+
+def _described(request: type[ChatRequest] | type[CompletionRequest], answer: type) -> dict[str, Any]:
+    """What OpenAPI says of a route that reads its body itself."""
+    reference = {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}}
+    body = {"required": True, "content": {"application/json": reference}}
+    return {
+        "openapi_extra": {"requestBody": body},
+        "responses": {200: {"model": answer, "content": {"text/event-stream": {}}}},
+    }
+
+
+def _openapi(app: FastAPI, model_ids: Sequence[str]) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        with_options = "^(" + "|".join(map(re.escape, model_ids)) + ")@"
+        model = {"anyOf": [{"enum": list(model_ids)}, {"type": "string", "pattern": with_options, "maxLength": 256}]}
+        kinds: Sequence[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+        _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
+        app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for kind in (ChatRequest, CompletionRequest):
+            schemas["$defs"][kind.__name__]["properties"]["model"] = model
+        app.openapi_schema["components"]["schemas"] |= schemas["$defs"]
+    return app.openapi_schema

@@ -1,0 +1,132 @@
+"""What stands behind the gateway: something that solves requests, in this process or in replicas."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from reasonrt.engines.base import Engine
+from reasonrt.errors import ReasonRTError
+from reasonrt.policies.registry import build_policy
+from reasonrt.runtime import Runtime
+from reasonrt.serve.errors import ApiError
+from reasonrt.types import THINK, Event, Request
+
+_log = logging.getLogger(__name__)
+_LOOK_S = 1.0
+_MOST_CHARACTERS_PER_TOKEN = 32
+_PROMPT_S = 0.5  # a live engine says so faster, a dead one takes seconds to start
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The first event of every request: it can be served.
+
+    Attributes:
+        prompt_tokens: of the conversation, for the policy's first engine.
+        is_thinking: the prompt has opened the reasoning; the text begins inside of it.
+    """
+
+    prompt_tokens: int
+    is_thinking: bool
+
+
+class Backend(Protocol):
+    """An async context manager: entering starts it and returns when it is warm, leaving ends it."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    @property
+    def restarts(self) -> int:
+        """How often an engine or a replica was replaced."""
+
+    async def is_ready(self) -> bool:
+        """Whether every engine is warm; of replicas, those of one at least."""
+
+    def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
+        """First `Accepted`, then as `Runtime.solve`; the same errors, and `ApiError` for what it has no room for."""
+
+
+class Worker:
+    """A runtime behind the protocol. Engines that die are started again, whether or not a request waits for them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.restarts = self.running = self.served = 0  # the last two: requests
+        self._absent = {engine.name for engine in runtime.engines.values()}
+        self._is_started = False
+        self._watches: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await self.runtime.__aenter__()
+        self._absent.clear()
+        self._is_started = True
+        engines = {engine.name: engine for engine in self.runtime.engines.values()}
+        self._watches = [asyncio.create_task(self._watch(engine)) for engine in engines.values()]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        await self.runtime.__aexit__()
+
+    async def is_ready(self) -> bool:
+        return not self._absent
+
+    async def solve(self, request: Request, session: str = "") -> AsyncGenerator[Accepted | Event, None]:
+        """See the protocol; `session` means nothing to a single worker."""
+        accepted = self._accept(request)
+        self.running += 1
+        try:
+            yield accepted
+            async with aclosing(self.runtime.solve(request)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self.running -= 1
+            self.served += 1
+
+    def _accept(self, request: Request) -> Accepted:
+        if not self._is_started:
+            raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
+        defaults = self.runtime.options.get(request.policy, {})
+        roles = build_policy(request.policy, {**defaults, **request.options}).engines
+        engines = [self.runtime.engines[role] for role in roles]
+        room = min(engine.max_model_len for engine in engines)
+        num_characters = sum(len(message.content) for message in request.messages)
+        if num_characters > _MOST_CHARACTERS_PER_TOKEN * room:  # no need to find out exactly, which takes long
+            raise _too_long(f"{num_characters} characters", room)
+        prompt = engines[0].tokenizer.chat(request.messages)
+        if len(prompt) >= room:
+            raise _too_long(f"{len(prompt)} tokens", room)
+        is_thinking = engines[0].tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK)
+        return Accepted(len(prompt), is_thinking)
+
+    async def _watch(self, engine: Engine) -> None:
+        """Starting a live engine does nothing, starting a dead one brings it back: no request need find it dead."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            starting = asyncio.ensure_future(engine.start())
+            try:
+                await asyncio.wait({starting}, timeout=_PROMPT_S)
+                if not starting.done():
+                    _log.warning("engine %s is being started again", engine.name)
+                    self._absent.add(engine.name)
+                    self.restarts += 1
+                await starting
+                self._absent.discard(engine.name)
+            except ReasonRTError as error:
+                self._absent.add(engine.name)
+                _log.error("engine %s does not start: %s", engine.name, error)
+            finally:
+                starting.cancel()
+
+
+def _too_long(size: str, room: int) -> ApiError:
+    message = f"the prompt has {size}, there is room for {room - 1} tokens; shorten it"
+    return ApiError(400, message, "messages", "context_length_exceeded")

@@ -1,0 +1,137 @@
+"""Between the routes and the backend: places, journal, stop texts, metrics."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from reasonrt.serve.admission import Admission
+from reasonrt.serve.backend import Accepted, Backend
+from reasonrt.serve.catalog import Job
+from reasonrt.serve.config import ServeConfig
+from reasonrt.serve.errors import ApiError
+from reasonrt.serve.journal import committed_usage, outlive
+from reasonrt.serve.metrics import Metrics
+from reasonrt.serve.parting import Parts
+from reasonrt.serve.replies import STOP_TEXT, Choice
+from reasonrt.serve.tracing import Spans
+from reasonrt.types import Completion, FinishReason, Request, Step
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One event of one choice, and what of it can be shown."""
+
+    choice: Choice
+    event: Accepted | Step | Completion
+    new: Parts
+
+
+class Gateway:
+    """What all requests of a server share."""
+
+    def __init__(self, backend: Backend, config: ServeConfig, metrics: Metrics) -> None:
+        self.backend, self.config, self.metrics = backend, config, metrics
+        self.admission = Admission(config.bounds)
+        self._spans = Spans(config.tracing)
+        metrics.watch("reasonrt_running", "Choices that are worked on.", lambda: self.admission.running)
+        metrics.watch("reasonrt_queued", "Choices that wait for a place.", lambda: self.admission.queued)
+        metrics.watch("reasonrt_restarts", "Engines and replicas replaced.", lambda: backend.restarts, is_counter=True)
+
+    async def is_ready(self) -> bool:
+        return not self.admission.is_draining and await self.backend.is_ready()
+
+    async def solve(self, job: Job, key: str) -> AsyncGenerator[Update | None, None]:
+        """The events of all choices as they come; None when nothing has come for `keep_alive_s`.
+
+        Closing the iterator frees the engines.
+
+        Raises:
+            ApiError: there is no place for it.
+            RequestError: the policy cannot serve it.
+            EngineError: engines died more often than a request outlives.
+        """
+        arrived = time.perf_counter()
+        try:
+            async with self.admission.places(key, len(job.requests)):
+                self.metrics.queue_seconds.observe(time.perf_counter() - arrived)
+                choices = [self._choice(job, index, arrived) for index in range(len(job.requests))]
+                async with aclosing(merge(choices, self.config.keep_alive_s)) as updates:
+                    async for update in updates:
+                        yield update
+        except ApiError as error:
+            self.metrics.rejections.labels(error.code or "other").inc()
+            raise
+        finally:
+            self.metrics.request_seconds.labels(job.requests[0].policy).observe(time.perf_counter() - arrived)
+
+    async def _choice(self, job: Job, index: int, arrived: float) -> AsyncGenerator[Update, None]:
+        request = _with_less_time(job.requests[index], time.perf_counter() - arrived)
+        choice, last = Choice(index, job), arrived
+        attempts = outlive(self.backend, request, job.session, self.config.max_resumes, self.metrics.resumes.inc)
+        steps: list[Step] = []
+        ended: Completion | None = None
+        span = self._spans.begin(request)
+        try:
+            async with aclosing(attempts) as events:
+                async for event in events:
+                    if isinstance(event, Accepted):
+                        choice.accept(event)
+                        yield Update(choice, event, Parts())
+                        continue
+                    now = time.perf_counter()
+                    if isinstance(event, Step):
+                        self.metrics.step(request.policy, event, now - last, is_first=not steps)
+                        span.step(event, now - last)
+                        steps.append(event)
+                        last = now
+                    else:
+                        ended = event
+                    new = choice.add(event)
+                    yield Update(choice, event, new)
+                    if new.stop is not None and ended is None:
+                        break
+            if ended is None:  # met a stop text
+                seconds = time.perf_counter() - arrived
+                ended = replace(_cut_off(steps), seconds=seconds, details={STOP_TEXT: choice.parts.stop})
+                yield Update(choice, ended, choice.add(ended))
+        finally:
+            span.end(ended)
+            reason = ended.finish_reason if ended else "unfinished"
+            self.metrics.end(request.policy, reason, ended or _cut_off(steps))
+
+
+def _cut_off(steps: Sequence[Step]) -> Completion:
+    """The end of a choice that was left where it stood; what was under way is not counted."""
+    return Completion(tuple(steps), FinishReason.STOP, committed_usage(steps), 0.0)
+
+
+def _with_less_time(request: Request, seconds: float) -> Request:
+    left_s = request.limits.deadline_s and max(1e-3, request.limits.deadline_s - seconds)
+    return replace(request, limits=replace(request.limits, deadline_s=left_s))
+
+
+async def merge(streams: Sequence[AsyncGenerator[T, None]], patience_s: float) -> AsyncGenerator[T | None, None]:
+    """The items of all `streams` as they come, and None whenever nothing has come for `patience_s`."""
+    waiting = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                yield None
+            for task in done:
+                stream = waiting.pop(task)
+                if isinstance(task.exception(), StopAsyncIteration):
+                    continue
+                yield task.result()
+                waiting[asyncio.ensure_future(anext(stream))] = stream
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()

@@ -1,0 +1,111 @@
+"""Before any route: request ids, who is asking, from where; and one line of log for each request."""
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reasonrt.serve.config import ServeConfig, is_loopback
+from reasonrt.serve.errors import ApiError, to_api_error
+from reasonrt.serve.metrics import Metrics
+
+ANONYMOUS = "anonymous"
+OPEN_PATHS = frozenset({"/health"})
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+class KeyRing:
+    """API keys by name; only their hashes are kept."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        self._hashes = {name: _hash(key) for name, key in keys.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def owner(self, key: str) -> str | None:
+        """The name of `key`, in a time that tells nothing about any of them."""
+        asked = _hash(key)
+        owners = [name for name, known in self._hashes.items() if hmac.compare_digest(asked, known)]
+        return owners[0] if owners else None
+
+
+class Guard:
+    """ASGI middleware. Routes find `request_id`, `key` (its name) and `note` (for the log) in the request's state."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+        self._keys = KeyRing({name: key.get_secret_value() for name, key in config.api_keys.items()})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        headers = Headers(scope=scope)
+        asked_id = headers.get("x-request-id", "")
+        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else secrets.token_hex(8)
+        note: dict[str, Any] = {}
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "note": note, "key": ANONYMOUS}
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            state["key"] = self._authorize(scope["path"], headers)
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer and the log the cause)
+            told = to_api_error(error)
+            if told is not error:
+                _log.error("request %s failed", request_id, exc_info=error)
+            if not status:
+                await told.response()(scope, receive, send_with_id)
+        finally:
+            self._metrics.responses.labels(str(status or "none")).inc()
+            seen = {"request_id": request_id, "key": state["key"], "method": scope["method"], "path": scope["path"]}
+            timed = {"status": status, "seconds": round(time.perf_counter() - began, 6)}
+            _log.info("request", extra={"fields": seen | timed | note})
+
+    def _authorize(self, path: str, headers: Headers) -> str:
+        """The name of the caller's key.
+
+        Raises:
+            ApiError: there is none, or the request was meant for another host than this one.
+        """
+        if path in OPEN_PATHS:
+            return ANONYMOUS
+        if not self._keys:
+            # a page in a browser here could reach us by a name of its own that it leads to this machine
+            host = _host_name(headers.get("host", ""))
+            if not is_loopback(host):
+                raise ApiError(403, f"this server answers to localhost only, not to {host[:64]!r}", code="wrong_host")
+            return ANONYMOUS
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        owner = self._keys.owner(key.strip()) if scheme.lower() == "bearer" else None
+        if owner is None:
+            raise ApiError(401, "no valid API key; send it as Authorization: Bearer KEY", code="invalid_api_key")
+        return owner
+
+
+def _host_name(header: str) -> str:
+    """Without the port, which an IPv6 address in brackets is not."""
+    return header.partition("]")[0].strip("[") if header.startswith("[") else header.partition(":")[0].lower()
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()

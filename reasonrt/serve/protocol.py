@@ -1,0 +1,152 @@
+"""Requests on the wire, and what they ask for in our words. HTTP's words end here."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from reasonrt.serve.config import Effort
+from reasonrt.serve.errors import ApiError
+from reasonrt.serve.fields import NO_EFFECT, REFUSED
+from reasonrt.types import Message
+
+SEEDS = 2**63
+
+
+Text = Annotated[str, Field(max_length=1 << 26)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Wire(BaseModel):
+    """Takes what it knows and refuses the rest; null is absent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sort_out(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kept = {}
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name in cls.model_fields:
+                kept[name] = value
+            elif name in REFUSED and value not in REFUSED[name][0]:
+                raise _refusal(name, f"not served: {REFUSED[name][1]}")
+            elif name not in REFUSED and name not in NO_EFFECT:
+                raise _refusal(name, "unknown field")
+        return kept
+
+
+def _refusal(name: str, reason: str) -> PydanticCustomError:
+    return PydanticCustomError("refused", "{reason}", {"reason": reason, "param": name})
+
+
+class StreamOptions(_Wire):
+    """`continuous_usage_stats` is vLLM's: each chunk says what has been used so far."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class TextPart(_Wire):
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(_Wire):
+    """One message; the reasoning of earlier answers is taken and left out, as chat templates expect it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(max_length=1024)] = ""
+    name: Annotated[str, Field(max_length=256)] = ""
+    reasoning: Text = ""
+    reasoning_content: Text = ""
+
+    def to_message(self) -> Message:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class OwnFields(_Wire):
+    """The object `reasonrt` of a request: what OpenAI has no words for."""
+
+    policy: Annotated[str, Field(max_length=128)] | None = None
+    options: Annotated[dict[str, JsonValue], Field(max_length=64)] = Field(default_factory=dict)
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_engine_calls: Count | None = None
+    trace: bool = False
+
+
+class _Generation(_Wire):
+    """What chats and plain completions have in common."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    max_tokens: Count | None = None
+    n: Count = 1
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(gt=-SEEDS, lt=SEEDS)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] = Field(default_factory=list)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    reasoning_effort: Effort | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
+    reasonrt: OwnFields = OwnFields()
+
+    def to_messages(self) -> tuple[Message, ...]:
+        raise NotImplementedError
+
+    def token_limit(self) -> int | None:
+        return self.max_tokens
+
+
+class ChatRequest(_Generation):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Count | None = None
+
+    def to_messages(self) -> tuple[Message, ...]:
+        return tuple(message.to_message() for message in self.messages)
+
+    def token_limit(self) -> int | None:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ApiError(400, "max_tokens and max_completion_tokens differ; give one", "max_tokens")
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(_Generation):
+    """`POST /v1/completions`: the prompt becomes the message of a chat, since the models are chat models."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
+
+    def to_messages(self) -> tuple[Message, ...]:
+        return (Message("user", self.prompt if isinstance(self.prompt, str) else self.prompt[0]),)
+
+
+def parse(kind: type[ChatRequest] | type[CompletionRequest], body: bytes) -> ChatRequest | CompletionRequest:
+    """The wire model that `body` holds.
+
+    Raises:
+        ApiError: no JSON, or not what the model takes; the message names the first field that is wrong.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise wrong_field(error.errors(include_url=False, include_input=False)) from None
+
+
+def wrong_field(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's errors, without the value: it may be long, or a secret."""
+    first = errors[0]
+    where = [str(part) for part in first["loc"]]
+    if param := first.get("ctx", {}).get("param"):
+        where.append(param)
+    name = ".".join(where)
+    return ApiError(400, f"{name}: {first['msg']}" if name else str(first["msg"]), name or None)

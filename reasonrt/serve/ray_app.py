@@ -1,0 +1,261 @@
+"""The engines in replicas on Ray Serve; the only file that imports ray.
+
+Callers never reach Ray: the gateway in this process listens, and forwards to replicas over handles. There is no Ray
+proxy, so none of its headers, and one process less whose death would cut a stream.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+# Ray reads these as it is imported
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
+
+import ray
+from grpc import RpcError  # type: ignore[import-untyped]
+from ray import serve as ray_serve
+from ray._private import ray_constants
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from reasonrt.config import Config
+from reasonrt.engines.build import build_engine
+from reasonrt.errors import EngineError
+from reasonrt.runtime import Runtime
+from reasonrt.serve.apart import BuildEngine, DistantEngine, EngineServer
+from reasonrt.serve.backend import Accepted, Worker
+from reasonrt.serve.config import ReplicaConfig, ServeConfig
+from reasonrt.serve.errors import ApiError
+from reasonrt.serve.server import serve
+from reasonrt.types import Event, Request
+
+_ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
+_LOOK_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class RayLink:
+    """The methods of a deployment, with Ray's errors in our words."""
+
+    def __init__(self, handle: Any) -> None:
+        # over gRPC, which costs a third of what streams of object references do
+        self._handle = handle.options(_by_reference=False)
+
+    async def call(self, method: str, *arguments: Any, session: str = "") -> Any:
+        with _translated():
+            return await self._handle.options(method_name=method, session_id=session).remote(*arguments)
+
+    async def stream(self, method: str, *arguments: Any, session: str = "") -> AsyncGenerator[Any, None]:
+        """What the method yields; closing this cancels it."""
+        answer = self._handle.options(method_name=method, session_id=session, stream=True).remote(*arguments)
+        is_over = False
+        try:
+            with _translated():
+                async for item in answer:
+                    yield item
+            is_over = True
+        finally:
+            if not is_over:
+                answer.cancel()
+
+    async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
+        """The answer of each replica; an exception for one that has none."""
+        with _translated():
+            answers: list[Any] = await self._handle.broadcast(method).results_async(
+                timeout_s=timeout_s, return_exceptions=True
+            )
+        return answers
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What a replica says of itself; `running` and `served` count requests."""
+
+    replica_id: str
+    is_ready: bool
+    restarts: int
+    running: int
+    served: int
+
+
+class Replica:
+    """All engines and the loop that drives them, in one process: a step costs no hop.
+
+    Args:
+        engines: role to what builds its engine.
+        options: policy to default options.
+        handles: role to the deployment that its engine runs in, where it does not run here.
+        folder: the paths of the configuration are relative to it.
+    """
+
+    async def __init__(  # type: ignore[misc]
+        self,
+        engines: Mapping[str, BuildEngine],
+        options: Mapping[str, Mapping[str, Any]],
+        handles: Mapping[str, Any],
+        folder: str,
+    ) -> None:
+        with suppress(OSError):  # on another machine it may be missing, and absolute paths all that there are
+            os.chdir(folder)
+        built = {role: build() for role, build in engines.items()}
+        built |= {role: DistantEngine(built[role], RayLink(handle)) for role, handle in handles.items()}
+        self._worker = await Worker(Runtime(built, options)).__aenter__()
+
+    async def solve(self, request: Request) -> AsyncGenerator[Accepted | Event, None]:
+        async with aclosing(self._worker.solve(request)) as events:
+            async for event in events:
+                yield event
+
+    async def state(self) -> ReplicaState:
+        replica_id = ray_serve.get_replica_context().replica_id.unique_id
+        worker = self._worker
+        return ReplicaState(replica_id, await worker.is_ready(), worker.restarts, worker.running, worker.served)
+
+    async def __del__(self) -> None:
+        await self._worker.__aexit__()
+
+
+class RayBackend:
+    """Replicas behind the protocol of `serve.backend`.
+
+    Args:
+        engines: role to what builds its engine.
+        options: policy to default options.
+        config: of the replicas.
+        name: of the application in the cluster.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, BuildEngine],
+        options: Mapping[str, Mapping[str, Any]],
+        config: ServeConfig,
+        name: str = "reasonrt",
+    ) -> None:
+        self._app, self._name = _application(engines, options, config), name
+        self.replicas: RayLink | None = None
+        self._is_ready = self._is_own = False
+        self._engine_restarts: dict[str, int] = {}  # by replica, the dead ones too
+        self._most_at_once = 0
+
+    async def __aenter__(self) -> Self:
+        self.replicas = replicas = await asyncio.to_thread(self._deploy)
+        self._watching = asyncio.create_task(self._watch(replicas))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watching.cancel()
+        await asyncio.to_thread(self._end)
+
+    @property
+    def restarts(self) -> int:
+        return sum(self._engine_restarts.values()) + len(self._engine_restarts) - self._most_at_once
+
+    async def is_ready(self) -> bool:
+        return self._is_ready
+
+    async def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
+        if self.replicas is None:
+            raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
+        async with aclosing(self.replicas.stream("solve", request, session=session)) as events:
+            async for event in events:
+                yield event
+
+    def _deploy(self) -> RayLink:
+        quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.WARNING}
+        if not ray.is_initialized():
+            try:
+                ray.init("auto", **quiet)
+            except ConnectionError:
+                self._is_own = True
+                _stay_on_loopback()
+                ray.init("local", include_dashboard=False, **quiet)
+        if os.environ["RAY_AUTH_MODE"].lower() != "token":
+            _log.warning("whoever reaches this Ray cluster can run code in it: RAY_AUTH_MODE is not token")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ray_serve.start(proxy_location="Disabled")
+        return RayLink(ray_serve.run(self._app, name=self._name, route_prefix=None))
+
+    def _end(self) -> None:
+        self.replicas, self._is_ready = None, False
+        ray_serve.delete(self._name)
+        if self._is_own:
+            ray.shutdown()
+
+    async def _watch(self, replicas: RayLink) -> None:
+        while True:
+            try:
+                answers = await replicas.ask_all("state", timeout_s=5 * _LOOK_S)
+            except (EngineError, TimeoutError) as error:
+                _log.warning("no replica says how it is: %s", error)
+                answers = []
+            states = [answer for answer in answers if isinstance(answer, ReplicaState)]
+            self._is_ready = any(state.is_ready for state in states)
+            self._most_at_once = max(self._most_at_once, len(states))
+            self._engine_restarts |= {state.replica_id: state.restarts for state in states}
+            await asyncio.sleep(_LOOK_S)
+
+
+def serve_on_ray(settings: Config, config: ServeConfig, announce: Callable[[str], None]) -> None:
+    """Engines and policies in replicas, the endpoint in this process."""
+    engines = {role: partial(build_engine, role, engine) for role, engine in settings.engines.items()}
+    serve(RayBackend(engines, settings.policies, config), settings, config, announce)
+
+
+def _application(
+    engines: Mapping[str, BuildEngine], options: Mapping[str, Mapping[str, Any]], config: ServeConfig
+) -> Any:
+    wanted, folder = config.replicas, os.getcwd()
+    common = _common_options(wanted, config)
+    apart: dict[str, Any] = {}
+    if wanted.split:
+        server = ray_serve.deployment(**common)(EngineServer)
+        apart = {role: server.options(name=f"engine-{role}").bind(build, folder) for role, build in engines.items()}
+        common |= {"ray_actor_options": {"num_cpus": 0}}
+    scaling = AutoscalingConfig(
+        min_replicas=wanted.min_replicas,
+        max_replicas=wanted.max_replicas,
+        target_ongoing_requests=wanted.target_ongoing_requests,
+    )
+    replica = ray_serve.deployment(name="replica", autoscaling_config=scaling, **common)(Replica)
+    return replica.bind(dict(engines), dict(options), apart, folder)
+
+
+def _common_options(wanted: ReplicaConfig, config: ServeConfig) -> dict[str, Any]:
+    return {
+        "max_ongoing_requests": wanted.max_ongoing_requests,
+        "max_queued_requests": config.bounds.queued,
+        "graceful_shutdown_timeout_s": config.grace_s,
+        "health_check_period_s": 1.0,
+        "request_router_config": RequestRouterConfig(request_router_class=_ROUTER),
+        "ray_actor_options": {"num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus},
+    }
+
+
+def _stay_on_loopback() -> None:
+    """Ray takes the address of the network unless it believes that clusters are not supported here."""
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # of its other processes
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Ray's errors in our words."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise error.cause from None
+    except BackPressureError as error:
+        raise ApiError(503, "the replicas are full", code="overloaded", retry_after_s=2.0) from error
+    except (RayError, RayServeException, RpcError) as error:
+        raise EngineError(f"a replica died while it worked on this request: {type(error).__name__}") from error

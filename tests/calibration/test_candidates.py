@@ -1,0 +1,74 @@
+"""Families made from the training split: their rules read what is there, and no problem is in two splits."""
+
+from dataclasses import replace
+
+import pytest
+
+from reasonrt.calibration import TraceSet, certify, order_rules
+from reasonrt.calibration.candidates import FAMILIES, SHARES, candidate_rules, splits, without_gold
+from reasonrt.calibration.outcomes import refuse_unknown_signals
+from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.calibration.traces import Checkpoint
+from reasonrt.errors import CalibrationError
+
+
+def full(checkpoint: Checkpoint) -> Checkpoint:
+    """With every signal that a recording has."""
+    sure = checkpoint.signals["confidence"]
+    more = {"geometric_confidence": sure**2, "entropy_after_thinking": 1 - sure, "end_of_thinking": sure / 2}
+    return replace(checkpoint, signals={**checkpoint.signals, **more})
+
+
+TRACES = TraceSet(
+    tuple(
+        replace(trace, checkpoints=[full(point) for point in trace.checkpoints])
+        for trace in synthetic_traces("honest", 300)
+    )
+)
+
+
+def test_splits_are_disjoint_and_stay_what_they_are() -> None:
+    parts = splits(TRACES)
+
+    assert sum(map(len, parts)) == len(TRACES)
+    assert [len(part) / len(TRACES) for part in parts] == pytest.approx(SHARES, abs=0.08)
+    assert splits(TRACES)[2].split.sha256 == parts[2].split.sha256
+    assert splits(without_gold(TRACES))[2].split.names == parts[2].split.names
+
+
+def test_with_other_traces_to_learn_on_all_are_certified_on() -> None:
+    other = synthetic_traces("honest", 100, seed=1)
+
+    train, order, held_out = splits(TRACES, other)
+
+    assert held_out is TRACES
+    assert len(train) + len(order) == len(other)
+    assert min(len(train), len(order)) > 30
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_can_be_certified(family: str) -> None:
+    train, order, held_out = splits(TRACES)
+    rules = candidate_rules(train, [family])
+    some = rules[:: max(1, len(rules) // 40)]
+    learned = order_rules(order, some, risk="lost_correct", alpha=0.3)
+
+    refuse_unknown_signals(rules, held_out)
+    assert len(rules) == len(set(rules)) > 5
+    assert certify(held_out, some, risk="lost_correct", alpha=0.3, delta=0.1, order=learned, train=train).num_certified
+
+
+def test_all_families_together_hold_each_rule_once() -> None:
+    train = splits(TRACES)[0]
+
+    together = candidate_rules(train)
+
+    assert len(together) == len(set(together))
+    assert set(candidate_rules(train, ["deer", "cascade"])) <= set(together)
+
+
+def test_traces_that_lack_a_signal_and_unknown_families_are_refused() -> None:
+    with pytest.raises(CalibrationError, match=r"'entropy_after_thinking'.* was measured 0 times"):
+        candidate_rules(synthetic_traces("honest", 20), ["eat"])
+    with pytest.raises(CalibrationError, match="unknown family 'magic'; there are deer, dynasor"):
+        candidate_rules(TRACES, ["magic"])

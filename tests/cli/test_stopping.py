@@ -1,0 +1,148 @@
+"""Certifying from the command line: what it prints, and one line for whatever cannot be done."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from reasonrt.calibration import Certificate, Fingerprints, TraceSet, write_traces
+from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.cli.main import app
+from reasonrt.errors import CalibrationError, ReasonRTError
+
+TRACES = TraceSet(synthetic_traces("honest", 500).traces, Fingerprints(model="m"))
+FAMILIES = ("--family", "deer", "--family", "dynasor")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), terminal_width=200)
+
+
+def refused(*arguments: str) -> str:
+    """The one line that `main` prints for an error of ours."""
+    result = run(*arguments)
+    assert isinstance(result.exception, ReasonRTError), result.output
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With traces, a certificate on them, and its plots."""
+    folder = tmp_path_factory.mktemp("stopping")
+    write_traces(folder / "traces.jsonl", TRACES)
+    result = run(
+        "calibrate", "stopping", "--traces", str(folder / "traces.jsonl"), "--risk", "lost_correct", "--alpha", ".05",
+        "--delta", ".1", "-o", str(folder / "c.json"), "--plot", str(folder / "c.png"), *FAMILIES,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "lost_correct below 0.05, wrong with probability at most 0.1" in result.output
+    return folder
+
+
+def test_certificate_is_written_with_its_plots(folder: Path) -> None:
+    certificate = Certificate.read(folder / "c.json")
+
+    assert (certificate.risk, certificate.alpha, certificate.fingerprints.model) == ("lost_correct", 0.05, "m")
+    assert set(certificate.splits) == {"train", "order", "certify"}
+    assert certificate.saving.net > 0.1
+    assert (folder / "c.png").stat().st_size > 10_000
+
+
+def test_show_and_verify(folder: Path) -> None:
+    shown = run("certificate", "show", str(folder / "c.json"))
+    verified = run("certificate", "verify", str(folder / "c.json"), "--traces", str(folder / "traces.jsonl"))
+
+    assert Certificate.read(folder / "c.json").sha256 in shown.output
+    assert "seen, not promised" in shown.output
+    assert (shown.exit_code, verified.exit_code) == (0, 0)
+    assert "traces give this certificate" in verified.output
+
+
+def test_without_gold_a_certificate_verifies_too(folder: Path, tmp_path: Path) -> None:
+    file, traces = str(tmp_path / "c.json"), str(folder / "traces.jsonl")
+    arguments = ("calibrate", "stopping", "--traces", traces, "--alpha", ".1", "-o", file, "--no-gold", *FAMILIES)
+
+    assert run(*arguments).exit_code == 0
+    assert run("certificate", "verify", file, "--traces", traces).exit_code == 0
+
+
+def test_several_risks(folder: Path, tmp_path: Path) -> None:
+    limits = ("--risk", "early_error", "--alpha", ".25", "--risk", "premature_give_up", "--alpha", ".1")
+    traces = ("--traces", str(folder / "traces.jsonl"))
+
+    result = run("calibrate", "stopping", *traces, *limits, "-o", str(tmp_path / "c.json"), "--family", "joint")
+
+    assert result.exit_code == 0, result.output
+    assert [finding.alpha for finding in Certificate.read(tmp_path / "c.json").findings] == [0.25, 0.1]
+
+
+def test_plan_says_how_many(tmp_path: Path) -> None:
+    result = run("calibrate", "plan", "--alpha", ".05", "--delta", ".1", "--json", str(tmp_path / "plan.json"))
+
+    assert "takes at least 45 problems" in result.output
+    assert json.loads((tmp_path / "plan.json").read_text())["least_n"] == 45
+
+
+def edit(file: Path, changes: dict[str, object]) -> str:
+    file.with_name("edited.json").write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return str(file.with_name("edited.json"))
+
+
+def with_traces(folder: Path, name: str, traces: Sequence[object], header: int = 1) -> str:
+    lines = (folder / "traces.jsonl").read_text().splitlines()[:header]
+    (folder / name).write_text("\n".join([*lines, *map(json.dumps, traces)]) + "\n")
+    return str(folder / name)
+
+
+def test_bad_input_is_one_line(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "traces.jsonl").read_text().splitlines()[1:]]
+    nan = json.loads(json.dumps(lines[0]).replace(str(lines[0]["checkpoints"][0]["signals"]["confidence"]), "NaN", 1))
+    bare = [line | {"gold": None} for line in lines]
+
+    def stopping(file: str, *arguments: str) -> str:
+        return refused("calibrate", "stopping", "--traces", file, "--alpha", ".05", *FAMILIES, *arguments)
+
+    assert "needs the right answer of every problem" in stopping(
+        with_traces(folder, "bare.jsonl", bare), "--risk", "early_error"
+    )
+    assert "signal 'confidence' is nan at 128 tokens" in stopping(with_traces(folder, "nan.jsonl", [nan, *lines[1:]]))
+    assert "is in the traces twice" in stopping(with_traces(folder, "twice.jsonl", [*lines, lines[0]]))
+    assert "takes at least 45 problems" in stopping(with_traces(folder, "few.jsonl", lines[:60]))
+    assert "does not begin with the schema" in stopping(with_traces(folder, "none.jsonl", lines, header=0))
+    assert "unknown family 'magic'" in stopping(str(folder / "traces.jsonl"), "--family", "magic")
+    assert "1 risks have 2 alphas" in stopping(str(folder / "traces.jsonl"), "--alpha", ".1")
+    assert "cannot read" in refused("certificate", "show", str(folder / "nothing.json"))
+    assert "was changed after it was made" in refused("certificate", "show", edit(folder / "c.json", {"delta": 0.5}))
+    assert "no n certifies a rule" in refused("calibrate", "plan", "--alpha", ".05", "--expected-risk", ".06")
+
+
+def test_verify_with_other_traces_says_so(folder: Path) -> None:
+    others = TraceSet(tuple(replace(trace, problem_id=f"x{trace.problem_id}") for trace in TRACES))
+    write_traces(folder / "others.jsonl", others)
+
+    message = refused("certificate", "verify", str(folder / "c.json"), "--traces", str(folder / "others.jsonl"))
+
+    assert "not the traces that the certificate was made from" in message
+
+
+@pytest.mark.slow  # half a minute
+def test_bench_writes_its_rows(tmp_path: Path) -> None:
+    result = run("bench", "stopping", "--part", "tightness", "--draws", "200", "--json", str(tmp_path / "bench.json"))
+
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert result.exit_code == 0, result.output
+    assert {row["population"] for row in rows} == {"honest", "wavering", "hopeless"}
+    assert {row["part"] for row in rows} == {"tightness"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--part", "speed"), "unknown part 'speed'"), (("--part", "live"), "record some with `calibrate traces`")],
+)
+def test_bench_refuses_what_it_cannot_do(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        CliRunner().invoke(app, ["bench", "stopping", *arguments], catch_exceptions=False)

@@ -1,0 +1,57 @@
+"""The simulated part of the stopping bench says what it should of families that are good, poor and wrong."""
+
+import pytest
+
+from reasonrt.calibration import order_rules
+from reasonrt.calibration.candidates import splits
+from reasonrt.calibration.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.trials import Limit
+from reasonrt.evals.stopping import Case, boundary_rows, cases, control_rows, tightness_row, validity_rows
+from reasonrt.evals.validity import Population
+
+
+@pytest.fixture(scope="module")
+def deer() -> Case:
+    return next(case for case in cases(None, ["deer"]) if case.name == "wavering")
+
+
+def test_cases_are_every_population_with_every_family_that_it_has_signals_for() -> None:
+    recorded = splits(synthetic_traces("honest", 200, 5))
+
+    found = [(case.name, case.family) for case in cases(recorded, ["deer", "eat"])]
+
+    assert found == [(name, family) for name in (*KINDS, "recorded") for family in ("deer", "all")]
+
+
+def test_validity_rows(deer: Case) -> None:
+    rows = list(validity_rows(deer, num_draws=300))
+
+    assert [(row["alpha"], row["n"]) for row in rows] == [(a, n) for a in (0.02, 0.05, 0.1) for n in (100, 300, 1000)]
+    assert all(row["ok"] and row["rate_low"] <= row["rate"] <= 0.15 for row in rows)
+    assert rows[-1]["certified"] == 1.0
+
+
+def test_controls_are_found_out(deer: Case) -> None:
+    rows = [*control_rows(deer), *boundary_rows()]
+
+    assert {row["choice"] for row in rows if row["part"] == "control"} == {
+        "observed", "wrong_n", "uncorrected", "reused_split",
+    }  # fmt: skip
+    assert all(row["ok"] for row in rows)
+
+
+def test_the_order_is_that_of_order_rules(deer: Case) -> None:
+    order = order_rules(deer.order, deer.rules, risk="lost_correct", alpha=0.05)
+
+    population = deer.along_its_order(0.05)
+
+    replayed = Population.of(deer.truth, order.rules, [Limit("lost_correct", 0.05)])
+    assert population.tokens.tolist() == replayed.tokens.tolist()
+
+
+def test_tightness_row(deer: Case) -> None:
+    row = tightness_row(deer, num_draws=300)
+
+    assert 0 < row["saving"] <= row["best_saving"]
+    assert row["share_of_best"] == row["saving"] / row["best_saving"]
+    assert row["mean_risk"] < 0.05

@@ -1,0 +1,118 @@
+"""Recorded traces: what a full run says on its way, resumable, and the same as what is served."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonrt import Limits, Runtime
+from reasonrt.calibration import TraceSet, read_traces, write_traces
+from reasonrt.calibration.schedule import Schedule
+from reasonrt.calibration.traces import problem_hash
+from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.errors import EvalError
+from reasonrt.evals.tasks import TaskProblem
+from reasonrt.evals.traces import TraceSettings, record_traces
+from reasonrt.policies.probes import SUFFIX
+from reasonrt.types import Sampling
+
+PROBLEMS = [TaskProblem(f"p{index}", f"question {index}", "0.5", group="a") for index in range(6)]
+STEPS = [f"step {index} goes on\n\n" for index in range(8)]
+FULL = "<think>\n" + "".join(STEPS) + "</think>\n\n\\boxed{1/2}"
+
+
+def script(prompt: str, sampling: Sampling) -> str:
+    before, probed, begun = prompt.rpartition("[assistant] ")[2].partition(SUFFIX)
+    if probed and "step 7" not in before:
+        return (r"\frac{1}{2}}" if "step 3" in before else "3}")[len(begun) :]
+    return continuing(FULL)(prompt, sampling)
+
+
+def make_runtime(**settings: Any) -> Runtime:
+    return Runtime({"target": ScriptedEngine("target", script, **settings)})
+
+
+async def record(out: Path, runtime: Runtime | None = None, **changes: Any) -> TraceSet:
+    schedule = Schedule(first_tokens=16, block_tokens=16, growth=1.0, answer_tokens=16)
+    settings = TraceSettings(**{"schedule": schedule, "limits": Limits(400)} | changes)
+    return await record_traces(runtime or make_runtime(), PROBLEMS, settings, out)
+
+
+async def test_trace_holds_the_checkpoints_and_the_full_answer(tmp_path: Path) -> None:
+    traces = await record(tmp_path)
+
+    assert [trace.problem_id for trace in traces] == [problem.id for problem in PROBLEMS]
+    for trace, problem in zip(traces, PROBLEMS, strict=True):
+        assert trace.content_hash == problem_hash(problem.question)
+        assert trace.full_tokens == len(ScriptedEngine("", "").tokenizer.encode(FULL)) + 1  # the end token
+        answers = [point.answer for point in trace.checkpoints]
+        assert answers == sorted(answers)
+        assert set(answers) == {"3", r"\frac{1}{2}"}
+        assert trace.full_answer == trace.gold == r"\frac{1}{2}"  # 1/2 and 0.5 in one spelling
+        assert {point.probe_tokens for point in trace.checkpoints} == {2, 12, 4}  # behind the last step it says 1/2
+        assert set(trace.checkpoints[0].signals) == {
+            "confidence", "geometric_confidence", "entropy_after_thinking", "end_of_thinking",
+        }  # fmt: skip
+
+
+async def test_traces_name_what_they_were_recorded_with(tmp_path: Path) -> None:
+    traces = await record(tmp_path, temperature=0.5)
+    prints = traces.fingerprints
+
+    assert prints.model == "target"
+    assert prints.tokenizer == "characters"
+    assert json.loads(prints.engine) == {"target": "target"}
+    assert json.loads(prints.sampling) == {"temperature": 0.5, "top_p": 1.0}
+    assert json.loads(prints.policy) == {"name": "target", "options": {"engine": "target"}}
+    assert json.loads(prints.schedule)["block_tokens"] == 16
+    assert ScriptedEngine("", "").tokenizer.decode(prints.probes["answer"]) == SUFFIX
+    write_traces(tmp_path / "traces.jsonl", traces)
+    assert read_traces(tmp_path / "traces.jsonl") == traces
+
+
+async def test_text_that_was_cut_off_has_no_full_answer(tmp_path: Path) -> None:
+    traces = await record(tmp_path, limits=Limits(100))
+
+    assert {trace.full_answer for trace in traces} == {None}
+    assert all(trace.full_tokens <= 100 and trace.checkpoints for trace in traces)
+
+
+async def test_recording_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole = await record(tmp_path)
+    file = tmp_path / "journal.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:4]))
+    engine = ScriptedEngine("target", script)
+
+    again = await record(tmp_path, Runtime({"target": engine}))
+
+    assert again == whole
+    assert engine.generated_tokens > 0
+    assert len(file.read_text().splitlines()) == 1 + len(PROBLEMS)
+
+
+async def test_recording_of_other_settings_is_refused(tmp_path: Path) -> None:
+    await record(tmp_path)
+
+    with pytest.raises(EvalError, match="fingerprints"):
+        await record(tmp_path, temperature=0.5)
+
+
+async def test_duplicates_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    engine = ScriptedEngine("target", script)
+    twice = [*PROBLEMS, TaskProblem("p6", "question  3", "7")]
+
+    with pytest.raises(EvalError, match=r"problem 'p6' is there twice \(also as 'p3'\)"):
+        await record_traces(Runtime({"target": engine}), twice, TraceSettings(), tmp_path)
+
+    assert engine.generated_tokens == 0
+
+
+async def test_missing_engine_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="policy arbitrage needs an engine 'draft'; there are target"):
+        await record(tmp_path, policy="arbitrage")
+
+
+async def test_request_that_fails_twice_ends_the_recording_and_keeps_the_rest(tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match=r"problem p\d failed twice: .* shorten it"):
+        await record(tmp_path, make_runtime(max_model_len=20))

@@ -1,0 +1,274 @@
+"""Under a certificate: it stops what it is for, refuses what it is not for, and gives up when it no longer holds."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonrt import Completion, Request, Runtime
+from reasonrt.calibration import Certificate, TraceSet, certify, replay, upper_threshold_rules
+from reasonrt.calibration.schedule import Schedule
+from reasonrt.calibration.signals import Agreement
+from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.errors import RequestError
+from reasonrt.evals.tasks import TaskProblem
+from reasonrt.evals.traces import TraceSettings, record_traces
+from reasonrt.policies.probes import SUFFIX
+from reasonrt.policies.registry import build_policy, roles_of
+from reasonrt.types import Sampling
+
+SCHEDULE = Schedule(first_tokens=16, block_tokens=16, growth=1.0, answer_tokens=8)
+NUM_STEPS = 12
+PROBLEMS = [TaskProblem(f"p{index}", f"question {index}", "7") for index in range(150)]
+RULES = upper_threshold_rules(Agreement(), [5, 4, 3])
+
+
+def settling(changes_its_mind: Callable[[int], bool] = lambda question: question % 50 == 0) -> Any:
+    """A model whose probes say another thing after each step up to the fourth, then 7; some think 8 until the end."""
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        question = int(prompt.partition("question ")[2].partition("\n")[0])
+        text = (
+            "<think>\n" + "".join(f"step {index} goes on\n\n" for index in range(NUM_STEPS)) + "</think>\n\n\\boxed{7}"
+        )
+        before, probed, begun = prompt.rpartition("[assistant] ")[2].partition(SUFFIX)
+        done = before.count("step")
+        if probed and done < NUM_STEPS:
+            settled = "8" if changes_its_mind(question) else "7"
+            return f"{settled if done > 3 else done}}}"[len(begun) :]
+        return continuing(text)(prompt, sampling)
+
+    return script
+
+
+def make_runtime(options: Any = None, script: Any = None, name: str = "target", **settings: Any) -> Runtime:
+    policies = {"target": {"stopping": options}} if options else {}
+    return Runtime({"target": ScriptedEngine(name, script or settling(), **settings)}, policies)
+
+
+@pytest.fixture(scope="module")
+async def traces(tmp_path_factory: pytest.TempPathFactory) -> TraceSet:
+    settings = TraceSettings(schedule=SCHEDULE)
+    return await record_traces(make_runtime(), PROBLEMS, settings, tmp_path_factory.mktemp("traces"))
+
+
+@pytest.fixture(scope="module")
+def certificate(traces: TraceSet) -> Certificate:
+    return certify(traces, RULES, risk="lost_correct", alpha=0.1, delta=0.1)
+
+
+@pytest.fixture
+def file(certificate: Certificate, tmp_path: Path) -> str:
+    certificate.write(tmp_path / "c.json")
+    return str(tmp_path / "c.json")
+
+
+async def ask(runtime: Runtime, question: int = 1, **fields: Any) -> Completion:
+    return await runtime.complete(Request.ask(f"question {question}", **fields))
+
+
+def told(completion: Completion) -> dict[str, Any]:
+    found: dict[str, Any] = completion.details["stopping"]
+    return found
+
+
+async def test_served_requests_stop_where_the_certified_ones_did(
+    file: str, certificate: Certificate, traces: TraceSet
+) -> None:
+    runtime = make_runtime({"certificate": file, "shadow": 0})
+
+    for trace, problem in list(zip(traces, PROBLEMS, strict=True))[:60]:
+        completion = await runtime.complete(Request.ask(problem.question))
+        replayed = replay(certificate.rule, trace)
+        assert replayed.index is not None
+        assert told(completion)["tokens"] == trace.checkpoints[replayed.index].tokens
+        assert told(completion)["certificate"] == certificate.sha256
+        assert completion.content == f"\\boxed{{{replayed.answer}}}"
+
+    (guard,) = runtime.guards
+    assert guard.counts == {"answer": 60, "dropped": 0}
+
+
+async def test_option_of_the_request_and_of_the_runtime(file: str) -> None:
+    by_request = await ask(make_runtime(), options={"stopping": {"certificate": file, "shadow": 0}})
+    switched_off = await ask(make_runtime({"certificate": file, "shadow": 0}), options={"stopping": None})
+
+    assert told(by_request)["action"] == "answer"
+    assert "stopping" not in switched_off.details
+
+
+@pytest.mark.parametrize(
+    ("runtime", "fields", "message"),
+    [
+        ({"fingerprint": "other"}, {}, "the certificate is for model 'target', this is 'other'"),
+        ({}, {"temperature": 0.7}, "the certificate is for sampling"),
+        ({}, {"policy": "draft"}, "the certificate is for"),
+    ],
+)
+async def test_mismatch_thinks_to_the_end_and_warns_once(
+    file: str, runtime: dict[str, Any], fields: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = make_runtime(**runtime)
+    served.engines["draft"] = served.engines["target"]
+    options = {"stopping": {"certificate": file, "shadow": 0}}
+
+    with caplog.at_level(logging.WARNING):
+        completions = [await ask(served, options=options, **fields) for _ in range(3)]
+
+    assert {completion.content for completion in completions} == {r"\boxed{7}"}
+    assert all(told(completion)["fallback"].startswith(message) for completion in completions)
+    assert all(completion.usage["target"].discarded == 0 for completion in completions)
+    assert len([record for record in caplog.records if "think to the end" in record.message]) == 1
+    (guard,) = served.guards
+    assert guard.counts["refused"] == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "cannot read"),
+        (lambda path: path.write_text("{"), "is no JSON"),
+        (
+            lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"delta": 0.5})),
+            "was changed after it was made",
+        ),
+    ],
+)
+async def test_spoilt_certificate_thinks_to_the_end(
+    file: str, spoil: Callable[[Path], object], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(Path(file))
+    runtime = make_runtime({"certificate": file})
+
+    completions = [await ask(runtime) for _ in range(2)]
+
+    assert all(message in told(completion)["fallback"] for completion in completions)
+    assert len([record for record in caplog.records if "think to the end" in record.message]) == 1
+
+
+async def test_engine_without_log_probabilities_thinks_to_the_end(file: str) -> None:
+    runtime = make_runtime({"certificate": file})
+    runtime.engines["target"].capabilities = frozenset()  # type: ignore[misc]
+
+    assert "returns no log-probabilities" in told(await ask(runtime))["fallback"]
+
+
+async def test_risk_picks_among_certified_levels(
+    certificate: Certificate, traces: TraceSet, file: str, tmp_path: Path
+) -> None:
+    loose = certify(traces, RULES, risk="lost_correct", alpha=0.2, delta=0.1)
+    loose.write(tmp_path / "loose.json")
+    runtime = make_runtime({"certificate": [file, str(tmp_path / "loose.json")], "shadow": 0})
+
+    found = {risk: told(await ask(runtime, options={"risk": risk})) for risk in (None, 0.05, 0.1, 0.15, 0.2, 1)}
+
+    assert [found[risk].get("certificate") for risk in (None, 0.1, 0.15)] == [certificate.sha256] * 3
+    assert [found[risk].get("certificate") for risk in (0.2, 1)] == [loose.sha256] * 2
+    assert found[0.05]["fallback"] == "no certificate is for a risk of 0.05, the least is 0.1"
+
+
+async def test_shadowed_requests_run_to_the_end_and_are_the_same_ones(file: str) -> None:
+    runtimes = [make_runtime({"certificate": file, "shadow": 0.3}) for _ in range(2)]
+
+    shadowed = [[told(await ask(runtime, question))["is_shadow"] for question in range(1, 60)] for runtime in runtimes]
+
+    assert shadowed[0] == shadowed[1]
+    assert 5 < sum(shadowed[0]) < 35
+    (guard,) = runtimes[0].guards
+    assert guard.monitor.n == sum(shadowed[0])
+    assert guard.counts["answer"] == 59 - sum(shadowed[0])
+
+
+async def test_shadowed_request_returns_the_full_answer(file: str) -> None:
+    runtime = make_runtime({"certificate": file, "shadow": 1}, settling(lambda question: True))
+
+    completion = await ask(runtime)
+
+    assert completion.content == r"\boxed{7}"
+    assert (told(completion)["action"], told(completion)["is_shadow"]) == ("go_on", True)
+    assert told(completion)["tokens"] is not None  # where it would have stopped
+    (guard,) = runtime.guards
+    assert guard.counts["departed"] == 1
+
+
+async def test_drift_raises_an_alarm_and_returns_to_full_thinking(
+    file: str, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = make_runtime({"certificate": file, "shadow": 1}, settling(lambda question: question % 2 == 0))
+
+    completions = [await ask(runtime, question) for question in range(60)]
+
+    (guard,) = runtime.guards
+    assert guard.monitor.alarm
+    assert guard.monitor.n < 40
+    assert guard.monitor.alpha >= certificate.alpha
+    assert "no longer holds" in told(completions[-1])["fallback"]
+    assert [record.message for record in caplog.records if "back to full thinking" in record.message]
+
+
+async def test_no_alarm_on_what_was_certified(file: str) -> None:
+    runtime = make_runtime({"certificate": file, "shadow": 1})
+
+    for problem in PROBLEMS:
+        await runtime.complete(Request.ask(problem.question))
+
+    (guard,) = runtime.guards
+    assert not guard.monitor.alarm
+    assert guard.monitor.n == len(PROBLEMS)
+    assert guard.counts["departed"] == 3
+
+
+async def test_new_certificate_in_the_same_file_starts_anew(
+    file: str, traces: TraceSet, certificate: Certificate
+) -> None:
+    runtime = make_runtime({"certificate": file, "shadow": 0})
+    await ask(runtime)
+    other = certify(traces, RULES, risk="lost_correct", alpha=0.2, delta=0.1)
+    other.write(Path(file))
+
+    completion = await ask(runtime)
+
+    assert told(completion)["certificate"] == other.sha256 != certificate.sha256
+    assert len(list(runtime.guards)) == 1
+
+
+async def test_certificate_of_traces_from_elsewhere_is_refused(traces: TraceSet, tmp_path: Path) -> None:
+    foreign = TraceSet(tuple(replace(trace) for trace in traces))
+    certify(foreign, RULES, risk="lost_correct", alpha=0.1, delta=0.1).write(tmp_path / "c.json")
+
+    completion = await ask(make_runtime({"certificate": str(tmp_path / "c.json")}))
+
+    assert told(completion)["fallback"].startswith("the certificate is for model '', this is 'target'")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stopping": {}}, "stopping takes one of certificate, rule and record; give one"),
+        ({"stopping": {"certificate": "c", "record": True}}, "stopping takes one of"),
+        ({"stopping": "c.json"}, r"stopping takes options, as in {certificate: FILE}, got 'c.json'"),
+        ({"stopping": {"certificate": 5}}, "StoppingOptions"),
+        ({"stopping": {"certificate": [5]}}, "suffix and certificate must be text, got 5"),
+        ({"stopping": {"rule": {"kind": "oracle"}}}, "stopping: rule: value: Input tag 'oracle'"),
+        ({"stopping": {"record": True, "schedule": {"growth": 0}}}, "growth must be in .1, 1000000., got 0"),
+        ({"stopping": {"record": True, "schedule": {"every": 3}}}, "schedule: every: Unexpected"),
+        ({"stopping": {"certificate": "c", "shadow": 2}}, r"shadow must be a number in \[0, 1\], got 2"),
+        ({"stopping": {"certificate": "c", "shadow": None}}, "shadow must be a number"),
+        ({"stopping": {"certificate": "c", "patience": 2}}, "unknown option 'patience'"),
+        ({"stopping": {"certificate": "c"}, "risk": "low"}, "risk must be a number in .0, 1., got 'low'"),
+        ({"risk": 0.05}, "risk picks among certificates; give stopping some"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as refused:
+        build_policy("target", options)
+
+    assert "\n" not in str(refused.value)
+
+
+def test_roles_are_those_of_the_inner_policy() -> None:
+    assert roles_of("rsd", {"stopping": {"record": True}}) == ["draft", "target", "reward"]

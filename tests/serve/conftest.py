@@ -1,0 +1,93 @@
+"""A server of scripted engines in a thread, for the tests that come from outside."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from reasonrt import Limits, Runtime
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.serve.app import build_app
+from reasonrt.serve.backend import Worker
+from reasonrt.serve.catalog import Catalog
+from reasonrt.serve.config import ServeConfig
+from reasonrt.serve.server import Server
+
+TEXT = "<think>\nOne.\n\nTwo.\n\nThree.\n\n</think>\n\n\\boxed{7}"
+
+
+@dataclass
+class Running:
+    """A server and what is behind it."""
+
+    url: str
+    server: Server
+    runtime: Runtime
+    key: str | None
+
+    @property
+    def engines(self) -> list[ScriptedEngine]:
+        return [engine for engine in self.runtime.engines.values() if isinstance(engine, ScriptedEngine)]
+
+    @property
+    def working(self) -> int:
+        """Generations that any engine still works on."""
+        return sum(engine.running for engine in self.engines)
+
+    def openai(self, **settings: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", **({"max_retries": 0} | settings))
+
+    def http(self) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20)
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    """Start a server: the script, keys of `serve`, settings of the engines (`engine=`) and their class (`kind=`)."""
+    servers: list[tuple[Server, threading.Thread]] = []
+
+    def begin(
+        script: Any = TEXT, *, engine: dict[str, Any] | None = None, kind: Any = ScriptedEngine, **keys: Any
+    ) -> Running:
+        config = ServeConfig.model_validate({"port": 0} | keys)
+        runtime = Runtime({role: kind(role, script, **(engine or {})) for role in ("draft", "target")})
+        catalog = Catalog(runtime.engines, Limits(), config, {})
+        server = Server(build_app(Worker(runtime), catalog, config), config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        servers.append((server, thread))
+        wait_until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        key = next((key.get_secret_value() for key in config.api_keys.values()), None)
+        return Running(f"http://127.0.0.1:{port}", server, runtime, key)
+
+    yield begin
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> float:
+    """Seconds until `holds`; fails when it does not in time."""
+    began = time.perf_counter()
+    while not holds():
+        if time.perf_counter() - began > seconds:
+            pytest.fail(f"it did not hold within {seconds} s")
+        time.sleep(0.002)
+    return time.perf_counter() - began
+
+
+@pytest.fixture(scope="module")
+def running(start: Start) -> Running:
+    """One server for all tests of a module that change nothing."""
+    return start()

@@ -1,0 +1,100 @@
+"""An engine over a link behaves as the engine itself; here the link is a function call."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from reasonrt import Request, Runtime
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.errors import EngineError, RequestError
+from reasonrt.serve.apart import DistantEngine, EngineServer
+from reasonrt.types import Sampling
+
+TEXT = "<think>\nOne.\n\nTwo.\n\nThree.\n\n</think>\n\n\\boxed{7}"
+
+
+class DirectLink:
+    """Calls the far end in this process."""
+
+    def __init__(self, far: EngineServer) -> None:
+        self.far = far
+
+    async def call(self, method: str, *arguments: Any, session: str = "") -> Any:
+        return await getattr(self.far, method)(*arguments)
+
+    async def stream(self, method: str, *arguments: Any, session: str = "") -> AsyncGenerator[Any, None]:
+        async with aclosing(getattr(self.far, method)(*arguments)) as items:
+            async for item in items:
+                yield item
+
+
+async def far_away(name: str, **settings: Any) -> tuple[DistantEngine, ScriptedEngine]:
+    """The near end, and the engine at the far one."""
+    engine = ScriptedEngine(name, TEXT, **settings)
+    far = EngineServer.__new__(EngineServer)
+    await EngineServer.__init__(far, lambda: engine, ".")
+    return DistantEngine(ScriptedEngine(name, "", **settings), DirectLink(far)), engine
+
+
+@pytest.mark.parametrize("policy", ["target", "draft", "self_consistency", "arbitrage"])
+async def test_policies_do_the_same_over_a_link(policy: str) -> None:
+    pairs = {role: await far_away(role) for role in ("draft", "target")}
+    distant = Runtime({role: near for role, (near, _) in pairs.items()})
+    direct = Runtime({role: ScriptedEngine(role, TEXT) for role in ("draft", "target")})
+
+    async with distant, direct:
+        apart = await distant.complete(Request.ask("?", policy))
+        here = await direct.complete(Request.ask("?", policy))
+
+    assert apart.text == here.text == TEXT
+    for role, (_, engine) in pairs.items():
+        assert engine.running == 0
+        if role in apart.usage:
+            assert apart.usage[role].generated == engine.generated_tokens
+
+
+async def test_leaving_stops_the_far_engine_and_counts_all() -> None:
+    near, engine = await far_away("target", seconds_per_token=0.002)
+    stream = near.generate([2, 3], Sampling(100))
+    await anext(stream)
+    assert engine.running == 1
+
+    await stream.aclose()
+
+    assert engine.running == 0
+    assert stream.generated_tokens == engine.generated_tokens > 0
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_stream_that_was_never_asked_costs_nothing() -> None:
+    near, engine = await far_away("target")
+    stream = near.generate([2, 3], Sampling(100))
+
+    await stream.aclose()
+
+    assert (stream.generated_tokens, engine.generated_tokens) == (0, 0)
+
+
+async def test_reads_scores_and_errors_come_through() -> None:
+    near, engine = await far_away("target", max_model_len=50, scores=lambda text: 0.25)
+
+    assert await near.read([2, 3], [4, 5]) == await engine.read([2, 3], [4, 5])
+    assert await near.score([2, 3]) == 0.25
+    with pytest.raises(RequestError, match="exceed max_model_len 50"):
+        await anext(near.generate([2] * 40, Sampling(40)))
+    stream = near.generate([2], Sampling(40))
+    await anext(stream)
+    engine.kill()
+    with pytest.raises(EngineError, match="died"):
+        await anext(stream)
+
+
+async def test_near_end_has_the_properties_of_the_engine() -> None:
+    near, engine = await far_away("target", max_model_len=50)
+
+    for name in ("name", "max_model_len", "capabilities", "fingerprint"):
+        assert getattr(near, name) == getattr(engine, name)
+    assert near.tokenizer.fingerprint == engine.tokenizer.fingerprint

@@ -1,0 +1,142 @@
+"""On Ray, with scripted engines: replicas, deaths, affinity, engines apart; one cluster, about two minutes."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import psutil
+import pytest
+
+from reasonrt import Completion, Request, Step
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.errors import RequestError
+from reasonrt.serve.backend import Accepted
+from reasonrt.serve.config import ServeConfig
+from reasonrt.serve.errors import ApiError
+from reasonrt.serve.journal import outlive
+from reasonrt.types import Message, Sampling
+
+ray_app = pytest.importorskip("reasonrt.serve.ray_app")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+STEPS = ["<think>\nOne.\n\n", *(f"Step {index} of it.\n\n" for index in range(20)), "</think>\n\n", r"\boxed{7}"]
+TEXT = "".join(STEPS)
+
+
+def go_on(prompt: str, sampling: Sampling) -> str:
+    """What is missing of the text."""
+    return TEXT.removeprefix(prompt.rpartition("[assistant] ")[2])
+
+
+def make_backend(name: str, **replicas: Any) -> Any:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    engines = {role: partial(ScriptedEngine, role, go_on, seconds_per_token=0.002) for role in ("draft", "target")}
+    config = ServeConfig.model_validate({"replicas": {"num_cpus": 0.1} | replicas, "grace_s": 5})
+    return ray_app.RayBackend(engines, {}, config, name)
+
+
+@pytest.fixture(scope="module")
+async def backend() -> AsyncIterator[Any]:
+    async with make_backend("two", min_replicas=2, max_replicas=2) as entered:
+        yield entered
+
+
+async def collect(backend: Any, request: Request, session: str = "s") -> list[Any]:
+    return [event async for event in outlive(backend, request, session, 10, lambda: None)]
+
+
+def replica_pids() -> list[int]:
+    below = psutil.Process().children(recursive=True)
+    return [process.pid for process in below if "ServeReplica" in " ".join(process.cmdline())]
+
+
+async def until_ready(backend: Any, num: int) -> None:
+    give_up = time.monotonic() + 60
+    while not await backend.is_ready() or len(replica_pids()) < num:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("policy", ["target", "arbitrage", "self_consistency"])
+async def test_replica_solves_as_a_runtime_does(backend: Any, policy: str) -> None:
+    accepted, *steps, completion = await collect(backend, Request.ask("?", policy))
+
+    assert isinstance(accepted, Accepted)
+    assert [step.text for step in steps] == STEPS
+    assert completion.usage["target"].generated > 0
+
+
+async def test_errors_arrive_as_what_they_are(backend: Any) -> None:
+    with pytest.raises(RequestError, match="unknown policy 'magic'"):
+        await collect(backend, Request.ask("?", "magic"))
+    with pytest.raises(ApiError, match="there is room for") as raised:
+        await collect(backend, Request((Message("user", "x" * 200_000),)))
+    assert raised.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("round_", range(2))
+async def test_request_outlives_its_replica(backend: Any, round_: int) -> None:
+    await until_ready(backend, 2)
+    before = set(replica_pids())
+    events = []
+
+    async for event in outlive(backend, Request.ask("?"), "session", 10, lambda: None):
+        events.append(event)
+        if len(events) == 4:
+            for pid in before:  # wherever it runs
+                os.kill(pid, signal.SIGKILL)
+
+    *_, completion = events
+    assert [event.text for event in events if isinstance(event, Step)] == STEPS
+    assert isinstance(completion, Completion)
+    assert completion.details["resumed"] >= 1
+    await until_ready(backend, 2)
+    assert not before & set(replica_pids())
+
+
+async def test_leaving_frees_the_replica(backend: Any) -> None:
+    await until_ready(backend, 2)
+    events = backend.solve(Request.ask("?"), "leaving")
+    for _ in range(3):
+        await anext(events)
+
+    await events.aclose()
+    await asyncio.sleep(0.3)
+
+    states = [state for state in await backend.replicas.ask_all("state", 5.0) if hasattr(state, "running")]
+    assert [state.running for state in states] == [0, 0]
+
+
+async def test_conversation_stays_with_its_replica(backend: Any) -> None:
+    await until_ready(backend, 2)
+    for session in ("a", "b", "c"):
+        before = {state.replica_id: state.served for state in await backend.replicas.ask_all("state", 5.0)}
+        await asyncio.gather(*(collect(backend, Request.ask("?"), session) for _ in range(4)))
+        after = {state.replica_id: state.served for state in await backend.replicas.ask_all("state", 5.0)}
+        assert sorted(after[replica] - before[replica] for replica in before) == [0, 4]
+
+
+@pytest.mark.parametrize("policy", ["target", "arbitrage"])
+async def test_engines_may_stand_apart(backend: Any, policy: str) -> None:
+    async with make_backend("apart", split=True) as apart:
+        _, *steps, completion = await collect(apart, Request.ask("?", policy))
+        events = apart.solve(Request.ask("?", policy), "s")
+        await anext(events)
+        await events.aclose()
+
+    assert [step.text for step in steps] == STEPS
+    assert completion.usage["target"].generated > 0
+
+
+async def test_only_replicas_listen_beyond_loopback(backend: Any) -> None:
+    from reasonrt.serve.exposure import open_ports
+
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert [port for port in open_ports() if "ServeReplica" not in port] == []  # those ask for the token
