@@ -20,14 +20,15 @@ from typing import Any
 import psutil
 from load import Answer, Server, ask, ask_all, bodies, config_file, free_port, our_server
 
-REPLICA, CORE = "ServeReplica", "EngineCore"
+REPLICA, CORE, ENGINE = "ServeReplica", "EngineCore", "VLLM::"
 LOOK_S = 0.05
 
 
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as folder:
-        engines = {role: {"model": f"zoo:nano-{role}"} for role in ("draft", "target")}
+        roles = [options.policy] if options.policy in ("draft", "target") else ["draft", "target"]
+        engines = {role: {"model": f"zoo:nano-{role}"} for role in roles}
         replicas = {"min_replicas": options.replicas, "max_replicas": options.replicas, "num_cpus": 0.5}
         bounds = {"running": 64, "queued": 512, "queue_s": 300}
         config = config_file(Path(folder), engines, bounds=bounds, replicas=replicas, max_resumes=10)
@@ -155,8 +156,8 @@ def parts(server: Server, kind: str) -> list[psutil.Process]:
 
 
 async def load_of(server: Server, seconds: float = 1.0) -> float:
-    """Cores that the engine cores use."""
-    cores = parts(server, CORE)
+    """Cores that the engines use."""
+    cores = parts(server, ENGINE)
     before = sum(sum(core.cpu_times()[:2]) for core in cores)
     await asyncio.sleep(seconds)
     return (sum(sum(core.cpu_times()[:2]) for core in cores) - before) / seconds
@@ -164,7 +165,7 @@ async def load_of(server: Server, seconds: float = 1.0) -> float:
 
 def resident_mib(server: Server) -> dict[str, float]:
     own = psutil.Process(server.process.pid)
-    groups = {"gateway": [own], "replicas": parts(server, REPLICA), "engine cores": parts(server, CORE)}
+    groups = {"gateway": [own], "replicas": parts(server, REPLICA), "engines": parts(server, ENGINE)}
     return {name: sum(process.memory_info().rss for process in group) / 2**20 for name, group in groups.items()}
 
 

@@ -18,6 +18,7 @@ from reasonrt.serve.metrics import Metrics
 
 ANONYMOUS = "anonymous"
 OPEN_PATHS = frozenset({"/health"})
+_POLLED_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -79,7 +80,8 @@ class Guard:
             self._metrics.responses.labels(str(status or "none")).inc()
             seen = {"request_id": request_id, "key": state["key"], "method": scope["method"], "path": scope["path"]}
             timed = {"status": status, "seconds": round(time.perf_counter() - began, 6)}
-            _log.info("request", extra={"fields": seen | timed | note})
+            level = logging.DEBUG if scope["path"] in _POLLED_PATHS else logging.INFO
+            _log.log(level, "request", extra={"fields": seen | timed | note})
 
     def _authorize(self, path: str, headers: Headers) -> str:
         """The name of the caller's key.
