@@ -29,7 +29,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         roles = [options.policy] if options.policy in ("draft", "target") else ["draft", "target"]
         engines = {role: {"model": f"zoo:nano-{role}"} for role in roles}
-        replicas = {"min_replicas": options.replicas, "max_replicas": options.replicas, "num_cpus": 0.5}
+        replicas = {"min_replicas": options.replicas, "max_replicas": options.replicas}
+        replicas |= {"num_cpus": 0.5, "cluster": "local"}
         bounds = {"running": 64, "queued": 512, "queue_s": 300}
         config = config_file(Path(folder), engines, bounds=bounds, replicas=replicas, max_resumes=10)
         with our_server(config, free_port(), Path(folder) / "server.log", is_local=options.local) as server:

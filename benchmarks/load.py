@@ -67,15 +67,21 @@ def running(command: Sequence[str], port: int, ready: str, log: Path, **environm
         give_up = time.monotonic() + START_S
         while not server.is_ready(ready):
             if process.poll() is not None or time.monotonic() > give_up:
-                raise SystemExit(f"the server did not start; see {log}:\n{log.read_text()[-2000:]}")
+                raise SystemExit(f"the server did not start; the end of its log:\n{tail(log)}")
             time.sleep(0.2)
         yield server
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended by itself, {process.returncode}; the end of its log:\n{tail(log)}")
     finally:
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(40)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-4000:]
 
 
 def our_server(config: Path, port: int, log: Path, *, is_local: bool) -> Any:
@@ -108,7 +114,9 @@ async def _exchange(port: int, body: dict[str, Any], answer: Answer, began: floa
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
         head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
         writer.write(head.encode() + content)
-        answer.status = int((await reader.readline()).split()[1])
+        if not (line := await reader.readline()):
+            raise asyncio.IncompleteReadError(b"", None)
+        answer.status = int(line.split()[1])
         while (await reader.readline()).strip():
             pass
         if body.get("stream") and answer.status == 200:

@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         here, result = Path(folder), {"cores": len(cores()), "local": options.local, "rows": []}
         engines = {"target": {"model": "zoo:nano-target", "max_num_seqs": 64}}
-        config = config_file(here, engines, bounds={"running": 64, "queued": 64})
+        config = config_file(here, engines, bounds={"running": 64, "queued": 64}, replicas={"cluster": "local"})
         if "sdk" in options.parts or "vllm" in options.parts:
             ours = stack.enter_context(our_server(config, free_port(), here / "ours.log", is_local=options.local))
             if "sdk" in options.parts:
@@ -55,7 +55,7 @@ def main() -> None:
             stack.close()
         if "overload" in options.parts:
             bounds = {"running": options.running, "queued": options.queued}
-            config = config_file(here, engines, bounds=bounds)
+            config = config_file(here, engines, bounds=bounds, replicas={"cluster": "local"})
             with our_server(config, free_port(), here / "ours.log", is_local=options.local) as server:
                 result["rows"].append(asyncio.run(overload(server, options)))
     for row in result["rows"]:

@@ -63,6 +63,7 @@ class ReplicaConfig(_Strict):
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
     split: bool = Field(False, description="each engine in a deployment of its own, reached over Ray")
+    cluster: str = Field("auto", description="auto: the one that runs, else one of our own; local: our own; HOST:PORT")
 
     @model_validator(mode="after")
     def _are_ordered(self) -> Self:

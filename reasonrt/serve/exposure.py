@@ -18,7 +18,7 @@ def open_ports() -> list[str]:
             for socket in process.net_connections(kind="tcp"):
                 if socket.status == psutil.CONN_LISTEN and not is_loopback(socket.laddr.ip):
                     found.add(f"{socket.laddr.ip}:{socket.laddr.port} ({process.name()})")
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except (psutil.Error, OSError):  # it has ended meanwhile
             continue
     return sorted(found)
 

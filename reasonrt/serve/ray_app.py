@@ -17,7 +17,7 @@ from typing import Any, Self
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # else engines give way to everything else on the machine
 
 import ray
 from grpc import RpcError  # type: ignore[import-untyped]
@@ -29,7 +29,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from reasonrt.config import Config
 from reasonrt.engines.build import build_engine
-from reasonrt.errors import EngineError
+from reasonrt.errors import ConfigError, EngineError
 from reasonrt.runtime import Runtime
 from reasonrt.serve.apart import BuildEngine, DistantEngine, EngineServer
 from reasonrt.serve.backend import Accepted, Worker
@@ -143,6 +143,7 @@ class RayBackend:
         name: str = "reasonrt",
     ) -> None:
         self._app, self._name = _application(engines, options, config), name
+        self._cluster = config.replicas.cluster
         self.replicas: RayLink | None = None
         self._is_ready = self._is_own = False
         self._engine_restarts: dict[str, int] = {}  # by replica, the dead ones too
@@ -172,14 +173,8 @@ class RayBackend:
                 yield event
 
     def _deploy(self) -> RayLink:
-        quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.WARNING}
         if not ray.is_initialized():
-            try:
-                ray.init("auto", **quiet)
-            except ConnectionError:
-                self._is_own = True
-                _stay_on_loopback()
-                ray.init("local", include_dashboard=False, **quiet)
+            self._is_own = not _join(self._cluster)
         if os.environ["RAY_AUTH_MODE"].lower() != "token":
             _log.warning("whoever reaches this Ray cluster can run code in it: RAY_AUTH_MODE is not token")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -242,10 +237,25 @@ def _common_options(wanted: ReplicaConfig, config: ServeConfig) -> dict[str, Any
     }
 
 
-def _stay_on_loopback() -> None:
-    """Ray takes the address of the network unless it believes that clusters are not supported here."""
+def _join(cluster: str) -> bool:
+    """Whether there was a cluster to join; if there need not be, one of our own is started.
+
+    Raises:
+        ConfigError: no cluster answers at the address that was given.
+    """
+    quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.WARNING}
+    if cluster != "local":
+        try:
+            ray.init(cluster, **quiet)
+            return True
+        except ConnectionError:
+            if cluster != "auto":
+                raise ConfigError(f"no Ray cluster answers at {cluster}; correct serve.replicas.cluster") from None
+    # Ray takes this machine's address on the network unless it believes that clusters are not supported here
     ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # of its other processes
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for its other processes
+    ray.init("local", include_dashboard=False, **quiet)
+    return False
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def make_backend(name: str, **replicas: Any) -> Any:
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     engines = {role: partial(ScriptedEngine, role, go_on, seconds_per_token=0.002) for role in ("draft", "target")}
-    config = ServeConfig.model_validate({"replicas": {"num_cpus": 0.1} | replicas, "grace_s": 5})
+    config = ServeConfig.model_validate({"replicas": {"num_cpus": 0.1, "cluster": "local"} | replicas, "grace_s": 5})
     return ray_app.RayBackend(engines, {}, config, name)
 
 
