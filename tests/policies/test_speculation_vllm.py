@@ -47,7 +47,7 @@ async def test_target_writes_what_the_router_gives_it(runtime: Runtime) -> None:
     """Every step escalated: the target's own text, step by step, from its own token ids."""
     alone = await runtime.complete(Request.ask(SORTING, "target"))
     routed = await runtime.complete(
-        Request.ask(SORTING, "arbitrage", options={"threshold": -1e6, "answer_threshold": -1e6})
+        Request.ask(SORTING, "arbitrage", options={"threshold": -1e6, "keep_prefix": 0.0, "answer_threshold": -1e6})
     )
 
     assert routed.text == alone.text
