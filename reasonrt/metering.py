@@ -61,6 +61,13 @@ class MeteredEngine:
         self.probe += 1
         return await self._engine.read(prompt_token_ids, candidate_ids)
 
+    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+        self._count_probe([*prompt_token_ids, *drafted_ids])
+        self.generated += 1
+        written = await self._engine.verify(prompt_token_ids, drafted_ids)
+        self.probe += written == list(drafted_ids)  # else its own token is part of the text
+        return written
+
     async def score(self, prompt_token_ids: Sequence[int]) -> float:
         self._count_probe(prompt_token_ids)
         return await self._engine.score(prompt_token_ids)

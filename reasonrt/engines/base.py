@@ -6,6 +6,7 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 * `generate` yields deltas whose ids are the generation in order; the last one carries the finish reason.
 * Closing the stream aborts the work in the engine within one step; `generated_tokens` is exact after it.
 * `read` costs one forward pass and is normalized over the whole vocabulary.
+* `verify` costs one forward pass, and says what a greedy `generate` would have written.
 * A dead engine raises `EngineError` and comes back by itself; what it can never do raises `CapabilityError`.
 """
 
@@ -22,6 +23,7 @@ class Capability(StrEnum):
     LOGPROBS = "logprobs"
     READ = "read"
     SCORE = "score"
+    VERIFY = "verify"
     TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); takes and gives ids; without it, prompts travel as text
 
 
@@ -78,6 +80,14 @@ class Engine(Protocol):
 
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
         """Log-probabilities of each candidate as the next token, in the candidates' order."""
+
+    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+        """What the engine itself would write, greedily, where a draft has written `drafted_ids`.
+
+        Returns:
+            `drafted_ids` up to the first that the engine would not have written, and its own in place of that one;
+            all of them, at least one, where it agrees with all.
+        """
 
     async def score(self, prompt_token_ids: Sequence[int]) -> float:
         """The scalar head of a reward or router model, read at the last token."""

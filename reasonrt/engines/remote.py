@@ -135,6 +135,9 @@ class RemoteEngine:
             logprobs.append(min(float(logprob), 0.0))
         return logprobs
 
+    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+        raise CapabilityError(f"engine {self.name!r} is remote and verifies nothing; run it in process")
+
     async def score(self, prompt_token_ids: Sequence[int]) -> float:
         raise CapabilityError(f"engine {self.name!r} is remote and scores nothing; run the scoring model in process")
 

@@ -174,6 +174,14 @@ class ScriptedEngine:
         seed = hashlib.blake2b(_as_bytes(prompt_token_ids), digest_size=1).digest()[0]
         return [_LOGPROBS[(seed + candidate) % _PERIOD] - _log_mass(seed) for candidate in candidate_ids]
 
+    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+        self.admit([*prompt_token_ids, *drafted_ids], 1)
+        self.generated_tokens += 1
+        await self.work(1, self.life)
+        own = [*self.tokenizer.encode(self.reply(prompt_token_ids, Sampling(1))), _EOS]
+        agreed = next((i for i, pair in enumerate(zip(own, drafted_ids, strict=False)) if pair[0] != pair[1]), None)
+        return own[: len(drafted_ids) if agreed is None else agreed + 1]
+
     async def score(self, prompt_token_ids: Sequence[int]) -> float:
         self.admit(prompt_token_ids, 0)
         await self.work(1, self.life)

@@ -67,18 +67,35 @@ class VllmEngine:
         return _Stream(self, list(prompt_token_ids), sampling)
 
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+        candidates = list(candidate_ids)
+        output = await self._one_pass(prompt_token_ids, logprob_token_ids=candidates)
+        logprobs = output.outputs[0].logprobs[0]
+        return [float(logprobs[candidate].logprob) for candidate in candidates]
+
+    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+        token_ids = [*prompt_token_ids, *drafted_ids]
+        output = await self._one_pass(token_ids, prompt_logprobs=1, skip_reading_prefix_cache=False)
+        if (output.num_cached_tokens or 0) >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
+            output = await self._one_pass(token_ids, prompt_logprobs=1, skip_reading_prefix_cache=True)
+        written = []
+        for drafted, place in zip(drafted_ids, output.prompt_logprobs[-len(drafted_ids) :], strict=True):
+            written.append(min(place, key=lambda token_id: place[token_id].rank))
+            if written[-1] != drafted:
+                break
+        return written
+
+    async def _one_pass(self, token_ids: Sequence[int], **asked: Any) -> Any:
+        """vLLM's output for a text that it reads and does not go on with."""
         from vllm import SamplingParams
 
         if self.settings.scores:
-            raise CapabilityError(f"engine {self.name!r} is a scoring model and reads no next token")
-        self._check_fits(prompt_token_ids, 1)
-        candidates = list(candidate_ids)
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=candidates, detokenize=False)
+            raise CapabilityError(f"engine {self.name!r} is a scoring model and has no next token")
+        self._check_fits(token_ids, 1)
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **asked)
         llm = await self._alive()
         with _translated(self):
-            async for output in llm.generate({"prompt_token_ids": list(prompt_token_ids)}, params, self.next_id()):
-                logprobs = output.outputs[0].logprobs[0]
-        return [float(logprobs[candidate].logprob) for candidate in candidates]
+            outputs = [out async for out in llm.generate({"prompt_token_ids": list(token_ids)}, params, self.next_id())]
+        return outputs[-1]
 
     async def score(self, prompt_token_ids: Sequence[int]) -> float:
         from vllm import PoolingParams

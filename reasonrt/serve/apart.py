@@ -62,6 +62,9 @@ class EngineServer:
     async def read(self, token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
         return await self._engine.read(token_ids, candidate_ids)
 
+    async def verify(self, token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+        return await self._engine.verify(token_ids, drafted_ids)
+
     async def score(self, token_ids: Sequence[int]) -> float:
         return await self._engine.score(token_ids)
 
@@ -94,6 +97,10 @@ class DistantEngine:
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
         logprobs: list[float] = await self._link.call("read", list(prompt_token_ids), list(candidate_ids))
         return logprobs
+
+    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+        written: list[int] = await self._link.call("verify", list(prompt_token_ids), list(drafted_ids))
+        return written
 
     async def score(self, prompt_token_ids: Sequence[int]) -> float:
         score: float = await self._link.call("score", list(prompt_token_ids))

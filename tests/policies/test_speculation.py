@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reasonrt import Completion, FinishReason, Limits, Request, Runtime, Step
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EngineError, RequestError
-from reasonrt.policies import speculation
+from reasonrt.policies import speculation_loop
 from reasonrt.policies.registry import build_policy
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
@@ -221,7 +221,7 @@ async def test_router_that_dies_leaves_the_request_to_the_target(caplog: pytest.
 async def test_missing_or_mismatched_router_is_the_plain_target_and_one_warning(
     router_file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    speculation._warn_once.cache_clear()
+    speculation_loop._warn_once.cache_clear()
     runtime = make_runtime()
 
     with caplog.at_level(logging.WARNING):

@@ -1,0 +1,48 @@
+"""A draft's step before the target: what of it the target would have written itself."""
+
+from dataclasses import dataclass
+
+from reasonrt.engines.base import Capability, Engine
+from reasonrt.policies.base import StepWriter
+from reasonrt.transcript import Transcript
+from reasonrt.types import Step, TokenDelta
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the target says of a step.
+
+    Attributes:
+        is_agreed: it would have written the whole step.
+        kept: what it would have written of it, where that is not all; None for nothing.
+        correction: its own token behind that; complete where it closes the step.
+        is_end: its own token there ends the text.
+    """
+
+    is_agreed: bool
+    kept: Step | None = None
+    correction: Step | None = None
+    is_end: bool = False
+
+
+def can_verify(draft: Engine, target: Engine) -> bool:
+    """Whether `target` can verify what `draft` writes: it must read the same tokens."""
+    return Capability.VERIFY in target.capabilities and draft.tokenizer.fingerprint == target.tokenizer.fingerprint
+
+
+async def verify_step(target: Engine, transcript: Transcript, step: Step) -> Verdict:
+    """One pass of the target over `step`, which is not committed. Greedy; see `can_verify`."""
+    written = await target.verify(list(transcript.token_ids(target)), step.token_ids)
+    if written == list(step.token_ids):
+        return Verdict(is_agreed=True)
+    kept, instead = step.token_ids[: len(written) - 1], written[-1]
+    is_end = instead in target.tokenizer.eos_token_ids
+    kept_text, text = target.tokenizer.decode(kept), target.tokenizer.decode(written)
+    if not (step.text.startswith(kept_text) and text.startswith(kept_text)) or text.endswith("\ufffd"):
+        return Verdict(is_agreed=False)  # within a character; the target writes it
+    kept_step = Step(kept_text, kept, step.author, is_end, step.logprobs[: len(kept)]) if kept else None
+    if is_end:
+        return Verdict(is_agreed=False, kept=kept_step, is_end=True)
+    closes = bool(StepWriter(target).take(TokenDelta(tuple(written))))
+    correction = Step(text[len(kept_text) :], (instead,), target.name, closes)
+    return Verdict(is_agreed=False, kept=kept_step, correction=correction)
