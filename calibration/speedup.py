@@ -1,7 +1,7 @@
 """What step-level speculation can gain, from the speeds of its parts.
 
 Per committed token, in units of the target's time for one: the draft writes every token, and those that are thrown
-away; the target writes the share that was not accepted; routers and hand-overs cost what they cost. Lock-step:
+away; the target writes the share that was not accepted and reads the steps that it verifies; routers and hand-overs cost what they cost. Lock-step:
 S = 1 / (c + rho + (1 - a)); with run-ahead the router is off the path of what it accepts.
 """
 
@@ -21,6 +21,8 @@ class Parts:
         wasted_share: draft tokens thrown away per committed token.
         router_s: per judged step.
         draft_start_s, target_start_s: from asking an engine to its first token, beyond the token's own time.
+        verified_share: passes of the target over a drafted step, per step.
+        verify_s: of one such pass.
         length_ratio: committed tokens over those of the target alone, for the same problems.
         is_run_ahead: whether the draft writes on while its steps are judged.
     """
@@ -33,6 +35,8 @@ class Parts:
     router_s: float = 0.0
     draft_start_s: float = 0.0
     target_start_s: float = 0.0
+    verified_share: float = 0.0
+    verify_s: float = 0.0
     length_ratio: float = 1.0
     is_run_ahead: bool = True
 
@@ -50,6 +54,7 @@ def predicted_speedup(parts: Parts) -> float:
     judged_share = rejected if parts.is_run_ahead else 1.0  # of the steps, those that wait for their router
     draft_starts = rejected if parts.is_run_ahead else 1.0
     per_step_s = judged_share * parts.router_s + draft_starts * parts.draft_start_s + rejected * parts.target_start_s
+    per_step_s += parts.verified_share * parts.verify_s
     per_token_s = parts.draft_s * (parts.accepted_share + parts.wasted_share) + rejected * parts.target_s
     return parts.target_s / (parts.length_ratio * (per_token_s + per_step_s / parts.step_tokens))
 

@@ -29,6 +29,7 @@ class Arbitrage(Speculation):
     """
 
     threshold: float = 0.03
+    verify: bool = True
     keep_prefix: float = 0.95
     router_file: str = "zoo:nano-features"
 

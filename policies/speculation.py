@@ -7,7 +7,8 @@ One loop for all such policies (`policies/speculation_loop.py`); they differ in 
   the next ones; one that the target writes instead aborts it and goes back to what is committed.
 * **verified**: the target reads a rejected step before it writes one. What it would have written itself stays, with
   its own token behind it, from where the draft goes on: an escalation costs passes where they differ, not tokens.
-* **warm target**: while the draft writes, the target reads what is committed, so that it can begin at once.
+* **warm target** (off: what it saves, a verification reads in its one pass): while the draft writes, the target
+  reads what is committed, so that it can begin at once.
 * **priced**: escalate when the predicted advantage is worth the seconds that the target is predicted to take.
 
 Source of the decision: Arbitrage (arXiv 2512.05033), algorithm 1. The loop is ours: published ones are lock-step,
@@ -40,7 +41,7 @@ class Speculation(PolicyOptions):
         verify: let the target read a rejected step and keep what it would have written itself. At temperature 0,
             with engines of one tokenizer and a target that has `Capability.VERIFY`; elsewhere the target writes
             the step.
-        warm_target: let the target read along.
+        warm_target: let the target read along while the draft writes, in passes of its own.
         keep_prefix: probability in [0, 1]; where it does not verify, the target keeps a rejected step up to the first token of which the
             draft was less sure. 0 keeps nothing.
         reject_early: judge a step while it is being written, too; not where it is verified.
@@ -54,7 +55,7 @@ class Speculation(PolicyOptions):
     max_target_share: float = 1.0
     look_ahead: int = 4
     verify: bool = False
-    warm_target: bool = True
+    warm_target: bool = False
     keep_prefix: float = 0.0
     reject_early: bool = False
     start_early: float | None = None

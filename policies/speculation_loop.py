@@ -39,6 +39,8 @@ class Tally:
     escalations: int = 0  # steps that the target was asked for
     useless_escalations: int = 0  # of these, those that brought the draft's own text again
     router_s: float = 0.0  # seconds that steps waited for the router
+    verifications: int = 0  # passes of the target over a step of the draft's
+    verify_s: float = 0.0  # seconds that steps waited for these
     fallback: str = ""  # why the target wrote alone from some step on
 
 
@@ -174,7 +176,10 @@ class SpeculationLoop:
             return None
         await drop(self._warming)  # it would read the same ids once more
         self._warming = None
+        started = time.perf_counter()
         verdict = await verify_step(self._target, self._transcript, step)
+        self._tally.verify_s += time.perf_counter() - started
+        self._tally.verifications += 1
         self._read_tokens = len(self._transcript.token_ids(self._target)) + len(step.token_ids)
         self._tally.useless_escalations += verdict.is_agreed and not self._is_corrected
         return verdict

@@ -31,8 +31,7 @@ def bench(
     inflate: Annotated[int, typer.Option(min=1, max=16, help="Time with a target so many times as wide.")] = 1,
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Problems at once; may be repeated.")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Policies to sweep; default: all.")] = None,
-    options: Annotated[bool, typer.Option(help="At concurrency 1, time the switches of the loop too.")] = True,
-    token_level: Annotated[bool, typer.Option(help="Time vLLM's own token-level speculation too.")] = True,
+    skip: Annotated[list[str] | None, typer.Option(help="Arms not to time, by the name in the table.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per problem.")] = 640,
     suffix: Annotated[str, typer.Option(help="Words to put after each question.")] = "",
     config: ConfigOption = None,
@@ -59,9 +58,9 @@ def bench(
         sweep = (specs, run_settings(48, 100), out / "accuracy")
         (swept,), _ = await _evaluate(settings, drawn[:problems], [sweep])
         points = arms.operating_points(swept, families)
-        timing = _timing_config(settings, inflate, token_level)
+        timing = _timing_config(settings, inflate, [role for role in TOKEN_LEVEL if role not in (skip or ())])
         extra = [role for role in timing.engines if role in TOKEN_LEVEL]
-        chosen = [arms.timing_arms(points, extra, with_options=options and level == 1) for level in levels]
+        chosen = [arms.timing_arms(points, extra, skip or ()) for _ in levels]
         reports, paces = await _evaluate(
             timing,
             drawn[:timed],
@@ -85,7 +84,7 @@ def bench(
     console.print(f"[dim]journals, speculation.json and speculation.png are in {out}[/]")
 
 
-def _timing_config(settings: Config, inflate: int, token_level: bool) -> Config:
+def _timing_config(settings: Config, inflate: int, token_level: Sequence[str]) -> Config:
     target = settings.engines["target"]
     if not isinstance(target, VllmConfig):
         if inflate > 1:
@@ -94,8 +93,9 @@ def _timing_config(settings: Config, inflate: int, token_level: bool) -> Config:
     target = target.model_copy(update={"inflate": inflate})
     engines = dict(settings.engines) | {"target": target}
     draft = settings.engines["draft"]
-    if token_level and isinstance(draft, VllmConfig):
-        for role, speculative in TOKEN_LEVEL.items():
+    if isinstance(draft, VllmConfig):
+        for role in token_level:
+            speculative = TOKEN_LEVEL[role]
             known = speculative | ({"model": draft.model} if speculative["method"] == "draft_model" else {})
             engines[role] = target.model_copy(update={"speculative": known})
     return settings.model_copy(update={"engines": engines})
@@ -160,7 +160,7 @@ def plan(
     from reasonrt.calibration.speedup import Parts, break_even_share, predicted_speedup
     from reasonrt.evals.tasks import load_task
 
-    settings = _timing_config(load_config(config), inflate, token_level=False)
+    settings = _timing_config(load_config(config), inflate, token_level=())
     drawn = load_task(task, problems)
 
     async def measure(out: Path) -> Report:

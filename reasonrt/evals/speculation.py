@@ -25,11 +25,13 @@ SWEEPS: dict[str, list[PolicySpec]] = {
     "specreason": [PolicySpec("specreason", {"threshold": 5.0})],
     "rsd": [PolicySpec("rsd", {"threshold": t}) for t in (0.7, 0.85)],
     "arbitrage": [PolicySpec("arbitrage", {"threshold": t}) for t in (0.01, 0.03, 0.06)],
-    "arbitrage (whole steps)": [PolicySpec("arbitrage", {"threshold": 0.03, "keep_prefix": 0.0})],
+    "arbitrage (unverified)": [PolicySpec("arbitrage", {"threshold": 0.03, "verify": False})],
+    "arbitrage (whole steps)": [PolicySpec("arbitrage", {"threshold": 0.03, "verify": False, "keep_prefix": 0.0})],
     "arbitrage (classifier)": [PolicySpec("arbitrage", {"threshold": 0.03, **_CLASSIFIER})],
 }
 """Each family of settings, from which one is timed."""
 
+_TALLIED = ("steps", "draft_steps", "escalations", "useless_escalations", "router_s", "verifications", "verify_s")
 BOUNDS = [PolicySpec("target"), PolicySpec("draft"), PolicySpec("oracle")]
 
 
@@ -59,7 +61,7 @@ def operating_points(report: Report, families: Sequence[str]) -> dict[str, Polic
     return {family: min(SWEEPS[family], key=cost) for family in families}
 
 
-def timing_arms(points: dict[str, PolicySpec], token_level: Sequence[str], with_options: bool) -> list[Arm]:
+def timing_arms(points: dict[str, PolicySpec], token_level: Sequence[str], skipped: Sequence[str]) -> list[Arm]:
     """The arms that are timed: bounds, vLLM's own token-level speculation, operating points, and variants of ours."""
     arms = [Arm("target", PolicySpec("target")), Arm("draft", PolicySpec("draft"))]
     arms += [Arm(role, PolicySpec("target", {"engine": role})) for role in token_level]
@@ -69,15 +71,14 @@ def timing_arms(points: dict[str, PolicySpec], token_level: Sequence[str], with_
             arms.append(_variant(family, "lock-step", points[family], {"look_ahead": 0}))
     for role in token_level if "arbitrage" in points else ():
         arms.append(_variant("arbitrage", f"on {role}", points["arbitrage"], {"target": role}))
-    if with_options and "arbitrage" in points:
+    if "arbitrage" in points:
         variants: dict[str, dict[str, Any]] = {
-            "cold target": {"warm_target": False},
-            "reject early": {"reject_early": True},
+            "warm target": {"warm_target": True},
             "start early": {"start_early": 1.0},
         }
         for name, options in variants.items():
             arms.append(_variant("arbitrage", name, points["arbitrage"], options))
-    return arms
+    return [arm for arm in arms if arm.name not in skipped]
 
 
 def _variant(family: str, name: str, spec: PolicySpec, options: dict[str, Any]) -> Arm:
@@ -125,6 +126,8 @@ def bench_rows(
                 "useless_escalation_rate": sums["useless_escalations"] / max(1.0, sums["escalations"]),
                 "wasted_draft_tokens": sums["draft_wasted"],
                 "router_ms_per_step": 1000 * sums["router_s"] / steps,
+                "verifications_per_step": sums["verifications"] / steps,
+                "verify_ms": 1000 * sums["verify_s"] / max(1.0, sums["verifications"]),
                 "overhead_ms_per_step": 1000 * (measured - target_s / predicted) * sums["n"] / steps
                 if predicted
                 else None,
@@ -136,7 +139,7 @@ def bench_rows(
 
 def _sums(records: Sequence[Record]) -> dict[str, float]:
     """Totals over the problems of one arm."""
-    sums = dict.fromkeys(("steps", "draft_steps", "escalations", "useless_escalations", "router_s"), 0.0)
+    sums = dict.fromkeys(_TALLIED, 0.0)
     for record in records:
         for key in sums:
             sums[key] += record.details.get(key, 0)
@@ -174,6 +177,8 @@ def _predicted(
             router_s=sums["router_s"] / sums["steps"],
             draft_start_s=start_s("draft"),
             target_start_s=start_s("target"),
+            verified_share=sums["verifications"] / sums["steps"],
+            verify_s=sums["verify_s"] / max(1.0, sums["verifications"]),
             length_ratio=(sums["committed"] / sums["n"]) / (target["committed"] / target["n"]),
             is_run_ahead=arm.policy.options.get("look_ahead", 4) > 0,
         )

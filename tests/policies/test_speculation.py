@@ -14,6 +14,7 @@ from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.policies import speculation_loop
 from reasonrt.policies.registry import build_policy
+from reasonrt.types import Sampling
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
 BAD = ["<think>\none\n\n", "2wo!\n\n", "three\n\n", "4our\n\n", "</think>\n\n", r"\boxed{8}"]
@@ -64,7 +65,8 @@ async def test_target_writes_the_steps_that_the_router_rejects(look_ahead: int, 
     assert authors(completion) == ["draft", "target", "draft", "target", "draft", "target"]
     assert completion.finish_reason is FinishReason.STOP
     assert completion.details | {"router_s": 0} == {
-        "steps": 6, "draft_steps": 3, "escalations": 3, "useless_escalations": 0, "router_s": 0, "fallback": "",
+        "steps": 6, "draft_steps": 3, "escalations": 3, "useless_escalations": 0, "verifications": 0,
+        "router_s": 0, "verify_s": 0, "fallback": "",
     }  # fmt: skip
     assert completion.usage["target"].generated == sum(len(s.token_ids) for s in completion.steps[1::2]) + (
         completion.usage["target"].probe
@@ -131,6 +133,60 @@ async def test_kept_prefix_ends_where_the_draft_was_unsure(monkeypatch: pytest.M
     assert (rest.text, rest.author) == ("o\n\n", "target")
 
 
+@pytest.mark.parametrize("look_ahead", [0, 1, 4])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+async def test_verified_steps_are_the_targets_text_for_a_token_of_its_own(look_ahead: int, chunk: int) -> None:
+    """The draft slips once, at a character; corrected there, it goes on as the target would."""
+
+    def draft(prompt: str, sampling: Sampling) -> str:
+        own = continuing("".join(GOOD))(prompt, sampling)
+        return own.replace("two", "txo").replace("four", "fxur").replace("{7", "{8")
+
+    runtime = make_runtime(scores=lambda text: 0.0, chunk_tokens=chunk)
+    engine(runtime, "draft").script = draft
+
+    completion = await solve(runtime, verify=True, look_ahead=look_ahead)
+
+    assert completion.text == "".join(GOOD)
+    by_target = [(step.text, step.is_complete) for step in completion.steps if step.author == "target"]
+    assert by_target == [("w", False), ("o", False), ("7", False)]
+    assert completion.details["escalations"] == len(GOOD)
+    assert completion.details["useless_escalations"] == 3  # the steps without a slip
+    assert completion.details["verifications"] == len(GOOD) + 3
+    assert completion.usage["target"].generated == completion.details["verifications"]
+
+
+async def test_draft_that_has_lost_a_step_leaves_it_to_the_target() -> None:
+    runtime = make_runtime(draft=["<think>\none\n\n", "zzzzzzz\n\n", *GOOD[2:]], scores=lambda text: 0.0)
+
+    completion = await solve(runtime, verify=True)
+
+    assert completion.text == "".join(GOOD)
+    second = [(step.text, step.author) for step in completion.steps if step.text and step.text in "two\n\n"]
+    assert second == [("t", "target"), ("w", "target"), ("o\n\n", "target")]
+
+
+async def test_target_ends_the_text_where_the_draft_would_go_on() -> None:
+    runtime = make_runtime(draft=[*GOOD, " and more\n\n", "more"], scores=lambda text: 0.0)
+
+    completion = await solve(runtime, verify=True)
+
+    assert completion.text == "".join(GOOD)
+    assert completion.finish_reason is FinishReason.STOP
+
+
+async def test_sampled_requests_and_foreign_tokenizers_are_not_verified() -> None:
+    sampled = make_runtime()
+    request = Request.ask("?", "rsd", options={"verify": True}, temperature=0.7)
+    foreign = make_runtime()
+    foreign.engines["draft"].tokenizer.fingerprint = "others"  # type: ignore[misc]
+
+    completions = [await sampled.complete(request), await solve(foreign, verify=True)]
+
+    assert all(completion.details["verifications"] == 0 for completion in completions)
+    assert all(completion.text == "".join(GOOD) for completion in completions)
+
+
 async def test_rejecting_early_stops_the_draft_within_the_step() -> None:
     runtimes = [make_runtime(chunk_tokens=1, scores=lambda text: float("2" not in text)) for _ in range(2)]
 
@@ -166,17 +222,22 @@ async def test_draft_is_stopped_when_it_is_too_far_ahead() -> None:
     look_ahead=st.integers(0, 3),
     chunk=st.integers(1, 20),
     keep_prefix=st.sampled_from([0.0, 0.5, 1.0]),
-    flags=st.tuples(st.booleans(), st.booleans()),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
 )
 @settings(deadline=None)
 async def test_text_is_what_its_authors_wrote_and_tokens_add_up(
-    rewards: list[float], threshold: float, look_ahead: int, chunk: int, keep_prefix: float, flags: tuple[bool, bool]
+    rewards: list[float],
+    threshold: float,
+    look_ahead: int,
+    chunk: int,
+    keep_prefix: float,
+    flags: tuple[bool, bool, bool],
 ) -> None:
     runtime = make_runtime(chunk_tokens=chunk, scores=lambda text: rewards[len(text) % len(rewards)])
 
     completion = await solve(
         runtime, threshold=threshold, look_ahead=look_ahead, keep_prefix=keep_prefix, warm_target=flags[0],
-        reject_early=flags[1],
+        reject_early=flags[1], verify=flags[2],
     )  # fmt: skip
 
     assert completion.finish_reason is FinishReason.STOP
@@ -233,9 +294,10 @@ async def test_missing_or_mismatched_router_is_the_plain_target_and_one_warning(
     assert len([record for record in caplog.records if "writes alone" in record.message]) == 1
 
 
-async def test_leaving_stops_draft_target_and_what_warms_it() -> None:
+@pytest.mark.parametrize("options", [{"start_early": 0.0}, {"verify": True, "threshold": 1.1}])
+async def test_leaving_stops_draft_target_and_what_warms_it(options: dict[str, Any]) -> None:
     runtime = make_runtime(draft=["a longer step of many letters, to be read along\n\n"] * 50, seconds_per_token=0.001)
-    events = runtime.solve(Request.ask("?", "rsd", options={"start_early": 0.0}))
+    events = runtime.solve(Request.ask("?", "rsd", options=options | {"warm_target": True}))
     await anext(events)
     await anext(events)
 
