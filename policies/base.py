@@ -84,7 +84,7 @@ async def write_steps(
     Yields each step as soon as its boundary is there and, last, the reason for the end. What stands after the last
     boundary is a step too, marked as incomplete when the token limit cut it off.
     """
-    written = StepWriter(engine)
+    written = StepWriter(engine, transcript)
     async with aclosing(engine.generate(transcript.token_ids(engine), sampling)) as stream:
         async for delta in stream:
             for step in written.take(delta):
@@ -104,7 +104,7 @@ async def write_step(
     ends the text.
     """
     boundaries = boundaries_of(engine.tokenizer)
-    written = StepWriter(engine)
+    written = StepWriter(engine, transcript)
     ids, left = list(transcript.token_ids(engine)), sampling.max_tokens
     while True:
         # a stop token may turn out to be no boundary, inside a formula for instance: the engine goes on behind it
@@ -124,11 +124,16 @@ async def write_step(
 
 
 class StepWriter:
-    """What one engine writes, on its way from deltas to steps."""
+    """What one engine writes after `transcript`, on its way from deltas to steps.
 
-    def __init__(self, engine: Engine) -> None:
+    Where a step has been begun there, the first one is its rest: what closes it depends on all of it.
+    """
+
+    def __init__(self, engine: Engine, transcript: Transcript) -> None:
         self._author = engine.name
         self._splitter = StepSplitter(boundaries_of(engine.tokenizer))
+        self._splitter.feed(transcript.begun(engine))
+        self._begun = self._splitter.peek()  # not this writer's
         self._logprobs: list[float] = []
         self._top_logprobs: list[tuple[float, ...]] = []
 
@@ -140,7 +145,7 @@ class StepWriter:
 
     def unfinished(self) -> Step:
         """What stands after the last boundary so far; it may still be nothing."""
-        segment = self._splitter.peek()
+        segment = self._rest_of(self._splitter.peek())
         length = len(segment.token_ids)
         tops = tuple(self._top_logprobs[:length])
         return Step(segment.text, segment.token_ids, self._author, False, tuple(self._logprobs[:length]), tops)
@@ -148,9 +153,16 @@ class StepWriter:
     def rest(self, *, is_complete: bool) -> Step | None:
         """What stands after the last boundary, at the end; None for nothing, or the end token alone."""
         segment = self._splitter.flush()
-        return self._step(segment, is_complete) if segment and segment.text.strip() else None
+        if segment is None or not self._rest_of(segment).text.strip():
+            return None
+        return self._step(segment, is_complete)
+
+    def _rest_of(self, segment: Segment) -> Segment:
+        begun = self._begun
+        return Segment(segment.token_ids[len(begun.token_ids) :], segment.text[len(begun.text) :])
 
     def _step(self, segment: Segment, is_complete: bool) -> Step:
+        segment, self._begun = self._rest_of(segment), Segment((), "")
         length = len(segment.token_ids)
         logprobs, self._logprobs = tuple(self._logprobs[:length]), self._logprobs[length:]
         top_logprobs, self._top_logprobs = tuple(self._top_logprobs[:length]), self._top_logprobs[length:]

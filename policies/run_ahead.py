@@ -39,7 +39,7 @@ async def run_ahead(
             yield reason
         return
     pump = _Pump(look_ahead, watch)
-    task = asyncio.create_task(pump.run(engine, list(transcript.token_ids(engine)), sampling))
+    task = asyncio.create_task(pump.run(engine, transcript, sampling))
     try:
         while True:
             event = await pump.take()
@@ -66,10 +66,10 @@ class _Pump:
             self._ahead -= 1
         return event
 
-    async def run(self, engine: Engine, prompt: list[int], sampling: Sampling) -> None:
+    async def run(self, engine: Engine, transcript: Transcript, sampling: Sampling) -> None:
         try:
-            async with aclosing(engine.generate(prompt, sampling)) as stream:
-                written = StepWriter(engine)
+            written = StepWriter(engine, transcript)
+            async with aclosing(engine.generate(list(transcript.token_ids(engine)), sampling)) as stream:
                 async for delta in stream:
                     for step in written.take(delta):
                         self._put(step)

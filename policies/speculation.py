@@ -15,20 +15,18 @@ Source of the decision: Arbitrage (arXiv 2512.05033), algorithm 1. The loop is o
 and their target writes every escalated step anew.
 """
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reasonrt.errors import RequestError
 from reasonrt.policies.answers import holds_answer
 from reasonrt.policies.base import PacedEngine, PolicyOptions
-from reasonrt.policies.speculation_loop import SpeculationLoop
 from reasonrt.routers.base import Router
-from reasonrt.types import PolicyEvent, Request, Step
+from reasonrt.types import Request, Step
 
 
 @dataclass
-class Speculation(PolicyOptions):
+class SpeculationOptions(PolicyOptions):
     """Options of every policy here.
 
     Attributes:
@@ -83,12 +81,6 @@ class Speculation(PolicyOptions):
     def bar(self) -> float:
         """The advantage above which a step is escalated."""
         return self.threshold
-
-    async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
-        asked = {**engines, "target": engines[self.target]}
-        async with aclosing(SpeculationLoop(self, request, asked).events()) as events:
-            async for event in events:
-                yield event
 
     def is_worth(self, advantage: float, step: Step, target_s: float | None) -> bool:
         """Whether a step of this predicted advantage goes to the target, which would take `target_s` for it."""

@@ -8,20 +8,17 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 from reasonrt.engines.base import Capability
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.policies.base import PacedEngine, drop, sampling_for, write_step, write_steps
 from reasonrt.policies.run_ahead import Drafted, run_ahead
+from reasonrt.policies.speculation import SpeculationOptions
 from reasonrt.policies.verification import Verdict, can_verify, verify_step
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
-
-if TYPE_CHECKING:
-    from reasonrt.policies.speculation import Speculation
 
 _log = logging.getLogger(__name__)
 WARM_TOKENS = 32
@@ -44,6 +41,17 @@ class Tally:
     fallback: str = ""  # why the target wrote alone from some step on
 
 
+@dataclass
+class Speculation(SpeculationOptions):
+    """The policy but for its router."""
+
+    async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
+        asked = {**engines, "target": engines[self.target]}
+        async with aclosing(_Run(self, request, asked).events()) as events:
+            async for event in events:
+                yield event
+
+
 class _TargetAloneError(Exception):
     """The draft or the router is not there; says why."""
 
@@ -53,10 +61,10 @@ def _warn_once(message: str) -> None:
     _log.warning("%s; the target writes alone", message)
 
 
-class SpeculationLoop:
+class _Run:
     """One request on its way."""
 
-    def __init__(self, options: "Speculation", request: Request, engines: Mapping[str, PacedEngine]) -> None:
+    def __init__(self, options: SpeculationOptions, request: Request, engines: Mapping[str, PacedEngine]) -> None:
         self._options, self._request, self._engines = options, request, engines
         self._draft, self._target = engines["draft"], engines["target"]
         self._transcript = Transcript(request.messages, request.committed)

@@ -43,6 +43,6 @@ async def verify_step(target: Engine, transcript: Transcript, step: Step) -> Ver
     kept_step = Step(kept_text, kept, step.author, is_end, step.logprobs[: len(kept)]) if kept else None
     if is_end:
         return Verdict(is_agreed=False, kept=kept_step, is_end=True)
-    closes = bool(StepWriter(target).take(TokenDelta(tuple(written))))
+    closes = bool(StepWriter(target, transcript).take(TokenDelta(tuple(written))))
     correction = Step(text[len(kept_text) :], (instead,), target.name, closes)
     return Verdict(is_agreed=False, kept=kept_step, correction=correction)

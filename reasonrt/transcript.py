@@ -26,6 +26,7 @@ class Transcript:
         self._ids: dict[str, list[int]] = {}  # tokenizer fingerprint -> prompt and committed steps
         self._prompt_tokens: dict[str, int] = {}
         self._known_steps: dict[str, int] = {}
+        self._closed: dict[str, int] = {}  # how many of the ids stand before what the last steps have begun
         self._authors: dict[str, str] = {}  # engine name -> tokenizer fingerprint
 
     def token_ids(self, engine: Engine) -> list[int]:
@@ -40,10 +41,13 @@ class Transcript:
             self._ids[fingerprint] = engine.tokenizer.chat(self.messages)
             self._prompt_tokens[fingerprint] = len(self._ids[fingerprint])
             self._known_steps[fingerprint] = 0
+            self._closed[fingerprint] = len(self._ids[fingerprint])
         ids = self._ids[fingerprint]
         for step in self.steps[self._known_steps[fingerprint] :]:
             same = self._authors.get(step.author) == fingerprint
             ids.extend(step.token_ids if same else engine.tokenizer.encode(step.text))
+            if step.is_complete:
+                self._closed[fingerprint] = len(ids)
         self._known_steps[fingerprint] = len(self.steps)
         if (prompt_tokens := self._prompt_tokens[fingerprint]) >= engine.max_model_len:
             raise RequestError(
@@ -51,6 +55,11 @@ class Transcript:
                 f"{engine.max_model_len - 1}; shorten it or raise max_model_len"
             )
         return ids
+
+    def begun(self, engine: Engine) -> list[int]:
+        """What is committed of a step that is not complete yet, in `engine`'s vocabulary."""
+        ids = self.token_ids(engine)
+        return ids[self._closed[engine.tokenizer.fingerprint] :]
 
     def room(self, engine: Engine) -> int:
         """How many tokens `engine` can still write before its context is full; 0 when committed steps fill it."""

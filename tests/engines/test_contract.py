@@ -276,45 +276,6 @@ async def test_what_does_not_fit_is_refused(engine: Engine, prompt_tokens: int, 
         await collect(engine, prompt, Sampling(max_tokens))
 
 
-async def test_verify_says_what_would_have_been_written(engine: Engine) -> None:
-    """At every place of the draft's slip, asked again and again: what is cached is not left out."""
-    if Capability.VERIFY not in engine.capabilities:
-        with pytest.raises(CapabilityError, match="verifies nothing"):
-            await engine.verify(ask(engine), [2])
-        return
-    own = ids_of(await collect(engine, ask(engine), Sampling(20)))
-
-    assert await engine.verify(ask(engine), own) == own
-    for at in (0, 1, len(own) // 2, len(own) - 1):
-        slipped = [*own[:at], own[at] + 1, *own[at + 1 :]]
-        # beginning in the middle of what is written, as speculation does; this script knows no middle
-        for begin in {0} if isinstance(engine, ScriptedEngine) else {0, at // 2, at}:
-            assert await engine.verify([*ask(engine), *own[:begin]], slipped[begin:]) == own[begin : at + 1]
-
-
-async def test_verifications_side_by_side_with_all_else(engine: Engine) -> None:
-    if Capability.VERIFY not in engine.capabilities:
-        pytest.skip("verifies nothing")
-    owns = [ids_of(await collect(engine, ask(engine, number), Sampling(12))) for number in NUMBERS]
-    candidates = sorted(engine.tokenizer.vocabulary())[:4]
-
-    *verified, deltas, _ = await asyncio.gather(
-        *(engine.verify(ask(engine, number), own) for number, own in zip(NUMBERS, owns, strict=True)),
-        collect(engine, ask(engine), Sampling(12, logprobs=True, top_logprobs=5)),
-        engine.read(ask(engine), candidates),
-    )
-
-    assert verified == owns
-    assert ids_of(deltas) == owns[0]
-
-
-async def test_what_does_not_fit_is_not_verified_either(engine: Engine) -> None:
-    if Capability.VERIFY not in engine.capabilities:
-        pytest.skip("verifies nothing")
-    with pytest.raises(RequestError, match="max_model_len 1024"):
-        await engine.verify((ask(engine) * 100)[:1000], [2] * 24)
-
-
 async def test_what_does_not_fit_is_not_read_either(engine: Engine) -> None:
     with pytest.raises(RequestError, match="max_model_len 1024"):
         await engine.read((ask(engine) * 100)[:1024], [2])

@@ -14,7 +14,6 @@ from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.policies import speculation_loop
 from reasonrt.policies.registry import build_policy
-from reasonrt.types import Sampling
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
 BAD = ["<think>\none\n\n", "2wo!\n\n", "three\n\n", "4our\n\n", "</think>\n\n", r"\boxed{8}"]
@@ -131,60 +130,6 @@ async def test_kept_prefix_ends_where_the_draft_was_unsure(monkeypatch: pytest.M
     kept, rest = completion.steps[1:3]
     assert (kept.text, kept.author, kept.is_complete) == ("tw", "draft", False)
     assert (rest.text, rest.author) == ("o\n\n", "target")
-
-
-@pytest.mark.parametrize("look_ahead", [0, 1, 4])
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-async def test_verified_steps_are_the_targets_text_for_a_token_of_its_own(look_ahead: int, chunk: int) -> None:
-    """The draft slips once, at a character; corrected there, it goes on as the target would."""
-
-    def draft(prompt: str, sampling: Sampling) -> str:
-        own = continuing("".join(GOOD))(prompt, sampling)
-        return own.replace("two", "txo").replace("four", "fxur").replace("{7", "{8")
-
-    runtime = make_runtime(scores=lambda text: 0.0, chunk_tokens=chunk)
-    engine(runtime, "draft").script = draft
-
-    completion = await solve(runtime, verify=True, look_ahead=look_ahead)
-
-    assert completion.text == "".join(GOOD)
-    by_target = [(step.text, step.is_complete) for step in completion.steps if step.author == "target"]
-    assert by_target == [("w", False), ("o", False), ("7", False)]
-    assert completion.details["escalations"] == len(GOOD)
-    assert completion.details["useless_escalations"] == 3  # the steps without a slip
-    assert completion.details["verifications"] == len(GOOD) + 3
-    assert completion.usage["target"].generated == completion.details["verifications"]
-
-
-async def test_draft_that_has_lost_a_step_leaves_it_to_the_target() -> None:
-    runtime = make_runtime(draft=["<think>\none\n\n", "zzzzzzz\n\n", *GOOD[2:]], scores=lambda text: 0.0)
-
-    completion = await solve(runtime, verify=True)
-
-    assert completion.text == "".join(GOOD)
-    second = [(step.text, step.author) for step in completion.steps if step.text and step.text in "two\n\n"]
-    assert second == [("t", "target"), ("w", "target"), ("o\n\n", "target")]
-
-
-async def test_target_ends_the_text_where_the_draft_would_go_on() -> None:
-    runtime = make_runtime(draft=[*GOOD, " and more\n\n", "more"], scores=lambda text: 0.0)
-
-    completion = await solve(runtime, verify=True)
-
-    assert completion.text == "".join(GOOD)
-    assert completion.finish_reason is FinishReason.STOP
-
-
-async def test_sampled_requests_and_foreign_tokenizers_are_not_verified() -> None:
-    sampled = make_runtime()
-    request = Request.ask("?", "rsd", options={"verify": True}, temperature=0.7)
-    foreign = make_runtime()
-    foreign.engines["draft"].tokenizer.fingerprint = "others"  # type: ignore[misc]
-
-    completions = [await sampled.complete(request), await solve(foreign, verify=True)]
-
-    assert all(completion.details["verifications"] == 0 for completion in completions)
-    assert all(completion.text == "".join(GOOD) for completion in completions)
 
 
 async def test_rejecting_early_stops_the_draft_within_the_step() -> None:

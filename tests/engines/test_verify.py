@@ -1,0 +1,76 @@
+"""`Engine.verify`: what an engine would have written where a draft has written something."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from reasonrt.engines.base import Capability, Engine
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.errors import CapabilityError, RequestError
+from reasonrt.types import Message, Sampling, TokenDelta
+
+NUMBERS = (23, 47, 58, 91)
+
+
+@pytest.fixture(
+    params=["scripted", pytest.param("vllm", marks=pytest.mark.vllm), pytest.param("remote", marks=pytest.mark.vllm)]
+)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "scripted":
+        return ScriptedEngine("scripted", lambda prompt, sampling: f"It is{prompt[-40:]}.", max_model_len=1024)
+    engine: Engine = request.getfixturevalue({"vllm": "target_engine", "remote": "remote_engine"}[request.param])
+    return engine
+
+
+def ask(engine: Engine, number: int = NUMBERS[0]) -> list[int]:
+    question = f"Solve the following multiplication: {number} * 73. Give only the result as your final answer."
+    return engine.tokenizer.chat((Message("user", question),))
+
+
+async def collect(engine: Engine, prompt: list[int], sampling: Sampling) -> list[TokenDelta]:
+    async with aclosing(engine.generate(prompt, sampling)) as stream:
+        return [delta async for delta in stream]
+
+
+def ids_of(deltas: list[TokenDelta]) -> list[int]:
+    return [token_id for delta in deltas for token_id in delta.token_ids]
+
+
+async def test_verify_says_what_would_have_been_written(engine: Engine) -> None:
+    """At every place of the draft's slip, asked again and again: what is cached is not left out."""
+    if Capability.VERIFY not in engine.capabilities:
+        with pytest.raises(CapabilityError, match="verifies nothing"):
+            await engine.verify(ask(engine), [2])
+        return
+    own = ids_of(await collect(engine, ask(engine), Sampling(20)))
+
+    assert await engine.verify(ask(engine), own) == own
+    for at in (0, 1, len(own) // 2, len(own) - 1):
+        slipped = [*own[:at], own[at] + 1, *own[at + 1 :]]
+        # beginning in the middle of what is written, as speculation does; this script knows no middle
+        for begin in {0} if isinstance(engine, ScriptedEngine) else {0, at // 2, at}:
+            assert await engine.verify([*ask(engine), *own[:begin]], slipped[begin:]) == own[begin : at + 1]
+
+
+async def test_verifications_side_by_side_with_all_else(engine: Engine) -> None:
+    if Capability.VERIFY not in engine.capabilities:
+        pytest.skip("verifies nothing")
+    owns = [ids_of(await collect(engine, ask(engine, number), Sampling(12))) for number in NUMBERS]
+    candidates = sorted(engine.tokenizer.vocabulary())[:4]
+
+    *verified, deltas, _ = await asyncio.gather(
+        *(engine.verify(ask(engine, number), own) for number, own in zip(NUMBERS, owns, strict=True)),
+        collect(engine, ask(engine), Sampling(12, logprobs=True, top_logprobs=5)),
+        engine.read(ask(engine), candidates),
+    )
+
+    assert verified == owns
+    assert ids_of(deltas) == owns[0]
+
+
+async def test_what_does_not_fit_is_not_verified_either(engine: Engine) -> None:
+    if Capability.VERIFY not in engine.capabilities:
+        pytest.skip("verifies nothing")
+    with pytest.raises(RequestError, match="max_model_len 1024"):
+        await engine.verify((ask(engine) * 100)[:1000], [2] * 24)
