@@ -18,7 +18,7 @@ from typing import Any, Self
 from reasonrt.engines.base import Capability
 from reasonrt.engines.fingerprint import model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
-from reasonrt.engines.vllm_settings import VllmSettings, quiet_vllm
+from reasonrt.engines.vllm_settings import VllmSettings, pooling_settings, quiet_vllm, score_task
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
@@ -103,7 +103,7 @@ class VllmEngine:
         if not self.settings.scores:
             raise CapabilityError(f"engine {self.name!r} has no scalar head; set `scores: true` for a model that has")
         self._check_fits(prompt_token_ids, 0)
-        params = PoolingParams(task="classify")
+        params = PoolingParams(task=score_task(self.model), skip_reading_prefix_cache=False)
         llm = await self._alive()
         with _translated(self):
             async for output in llm.encode({"prompt_token_ids": list(prompt_token_ids)}, params, self.next_id()):
@@ -156,7 +156,7 @@ class VllmEngine:
             use_tqdm_on_load=False,
             speculative_config=settings.speculative,
             worker_extension_cls="reasonrt.engines.vllm_worker.WorkerExtension",
-            **({"runner": "pooling", "convert": "classify"} if settings.scores else {}),
+            **(pooling_settings(self.model) if settings.scores else {}),
             **memory,
         )
         with _starting:

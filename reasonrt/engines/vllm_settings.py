@@ -1,7 +1,10 @@
 """How vLLM is to run, as plain values: known without importing it."""
 
+import json
 import os
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 
@@ -34,6 +37,21 @@ class VllmSettings:
     tensor_parallel: int = 1
     scores: bool = False
     speculative: dict[str, Any] | None = None
+
+
+@cache
+def score_task(model: Path) -> str:
+    """What vLLM calls reading the scalar of this scoring model."""
+    architectures = json.loads((model / "config.json").read_text()).get("architectures") or [""]
+    return "token_classify" if architectures[0].endswith("RewardModel") else "classify"
+
+
+def pooling_settings(model: Path) -> dict[str, Any]:
+    """vLLM's settings for a scoring model."""
+    if score_task(model) == "classify":
+        return {"runner": "pooling", "convert": "classify"}
+    # a process reward model scores every token; by default vLLM picks those of a tag, and miscounts behind a cache
+    return {"runner": "pooling", "pooler_config": {"tok_pooling_type": "ALL"}}
 
 
 def quiet_vllm() -> None:
