@@ -34,6 +34,7 @@ class VllmConfig(_Strict):
     gpu_share: float = Field(0.45, gt=0, le=1)
     block_size: int | None = Field(None, ge=1, le=4096)
     cores: str | None = Field(None, pattern=r"^\d+([-,]\d+)*$")
+    niceness: int = Field(0, ge=0, le=19, description="on CPUs, how far its threads give way to others")
     compile: bool = False
     tensor_parallel: int = Field(1, ge=1, le=1024)
     scores: bool = False

@@ -171,6 +171,8 @@ class VllmEngine:
 
     async def _warm_up(self) -> None:
         """Make each kind of call once: the first one compiles for seconds."""
+        with _translated(self):
+            await self._llm.collective_rpc("give_way", args=(self.settings.niceness,))
         prompt = self.tokenizer.chat((Message("user", "1 + 1"),))
         if self.settings.scores:
             await self.score(prompt)

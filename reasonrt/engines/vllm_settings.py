@@ -19,6 +19,8 @@ class VllmSettings:
         gpu_share: of one GPU's memory, weights included.
         block_size: prefix-cache granularity, tokens; None is 32 on CPUs and 16 on GPUs.
         cores: CPU cores of this engine's threads, such as "0" or "0-1"; None takes all.
+        niceness: 0 to 19, of this engine's threads on CPUs. Where engines share cores, the small one should give way:
+            a thread that waits for its core holds up all the others of its engine.
         compile: torch.compile and CUDA graphs: a slow start, a faster step.
         tensor_parallel: GPUs that the model is spread over.
         scores: the model has a scalar head; it answers `score` and generates nothing.
@@ -33,6 +35,7 @@ class VllmSettings:
     gpu_share: float = 0.45
     block_size: int | None = None
     cores: str | None = None
+    niceness: int = 0
     compile: bool = False
     tensor_parallel: int = 1
     scores: bool = False

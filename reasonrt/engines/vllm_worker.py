@@ -5,6 +5,8 @@ read asks for. A generation that shares a step with a read would get minus infin
 speculation nothing, or the engine's death. The V2 runner, which GPUs use, does it row by row and is left alone.
 """
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,12 @@ class WorkerExtension:
     """Method names here must not be those of vLLM's own worker."""
 
     model_runner: Any
+
+    def give_way(self, niceness: int) -> None:
+        """Lower the priority of every thread of this process; 0 leaves them as they are."""
+        if niceness and sys.platform == "linux":  # elsewhere a thread has no priority of its own
+            for thread in os.listdir("/proc/self/task"):
+                os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
     def keep_reads_apart(self) -> None:
         """Give each row of a batch its own log-probabilities, once the model is loaded."""

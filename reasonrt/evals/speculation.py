@@ -99,7 +99,7 @@ def bench_rows(
         found = next(row for row in source.rows() if row["policy"] == label)
         sums = _sums(timed.of(label))
         measured = times[label]["seconds_per_problem"]
-        predicted = _predicted(arm, sums, alone, paces)
+        predicted = _predicted(arm, sums, alone, paces, concurrency)
         steps = max(1.0, sums["steps"])
         rows.append(
             {
@@ -157,15 +157,16 @@ def _sums(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _predicted(
-    arm: Arm, sums: dict[str, float], alone: dict[str, dict[str, float]], paces: dict[str, Pace]
+    arm: Arm, sums: dict[str, float], alone: dict[str, dict[str, float]], paces: dict[str, Pace], concurrency: int
 ) -> float | None:
+    """What a request waits for beside tokens is shared by all that run at once, as its seconds are."""
     if not sums["steps"]:
         return None  # no speculation at the level of steps
     draft, target = alone["draft"], alone["target"]
 
     def start_s(role: str) -> float:
         pace = paces[role]
-        return max(0.0, (pace.first_token_s or 0.0) - (pace.seconds_per_token or 0.0))
+        return max(0.0, (pace.first_token_s or 0.0) - (pace.seconds_per_token or 0.0)) / concurrency
 
     return predicted_speedup(
         Parts(
@@ -174,11 +175,11 @@ def _predicted(
             accepted_share=sums["draft_committed"] / sums["committed"],
             step_tokens=sums["committed"] / sums["steps"],
             wasted_share=sums["draft_wasted"] / sums["committed"],
-            router_s=sums["router_s"] / sums["steps"],
+            router_s=sums["router_s"] / sums["steps"] / concurrency,
             draft_start_s=start_s("draft"),
             target_start_s=start_s("target"),
             verified_share=sums["verifications"] / sums["steps"],
-            verify_s=sums["verify_s"] / max(1.0, sums["verifications"]),
+            verify_s=sums["verify_s"] / max(1.0, sums["verifications"]) / concurrency,
             length_ratio=(sums["committed"] / sums["n"]) / (target["committed"] / target["n"]),
             is_run_ahead=arm.policy.options.get("look_ahead", 4) > 0,
         )
