@@ -37,6 +37,17 @@ def test_run_ahead_is_never_slower_than_lock_step(parts: Parts) -> None:
     assert ahead >= behind * (1 - 1e-9)
 
 
+@given(PARTS, st.floats(0, 3), st.floats(0, 1))
+def test_verifications_cost_their_passes(parts: Parts, share: float, verify_s: float) -> None:
+    """In seconds per token: their share of a step's, whatever else there is."""
+    without, with_them = (
+        parts.target_s / predicted_speedup(each)
+        for each in (parts, replace(parts, verified_share=share, verify_s=verify_s))
+    )
+
+    assert with_them - without == pytest.approx(parts.length_ratio * share * verify_s / parts.step_tokens, abs=1e-9)
+
+
 @given(PARTS)
 def test_free_target_gains_nothing_and_everything_accepted_gains_the_ratio(parts: Parts) -> None:
     free = replace(parts, accepted_share=1.0, wasted_share=0.0, router_s=0.0, draft_start_s=0.0, is_run_ahead=True)
