@@ -231,9 +231,9 @@ def plot_bench(rows: Sequence[dict[str, Any]], sweep: Report, title: str, file: 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5))
     lowest = min(row["concurrency"] for row in rows)
     for row in (row for row in rows if row["concurrency"] == lowest):
-        left.plot(row["seconds_per_problem"], 100 * row["accuracy"], "o")
-        left.annotate(row["policy"], (row["seconds_per_problem"], 100 * row["accuracy"]), fontsize=7)
-    left.set(xlabel="seconds per problem", ylabel="accuracy, %", title=f"{title}, {lowest} at a time")
+        left.plot(row["seconds_per_problem"], 100 * row["accuracy"], "o", alpha=0.7, label=row["policy"])
+    left.set(xlabel="seconds per problem", ylabel="accuracy, %", title=f"{lowest} at a time")
+    left.legend(fontsize=7)
     swept = {row["policy"]: row for row in sweep.rows()}
     for family, specs in SWEEPS.items():
         points = sorted(
@@ -253,6 +253,7 @@ def plot_bench(rows: Sequence[dict[str, Any]], sweep: Report, title: str, file: 
             right.annotate(name, (row["engine_tokens"].get("target", 0) / row["n"], 100 * row["accuracy"]))
     right.set(xlabel="target tokens per problem", ylabel="accuracy, %", title="Settings swept")
     right.legend(fontsize=7)
+    figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     plt.close(figure)
