@@ -11,7 +11,7 @@ demo: setup
 	$(BIN)/reasonrt demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
 """What step-level speculation can gain, from the speeds of its parts.
 
 Per committed token, in units of the target's time for one: the draft writes every token, and those that are thrown
-away; the target writes the share that was not accepted and reads the steps that it verifies; routers and hand-overs cost what they cost. Lock-step:
-S = 1 / (c + rho + (1 - a)); with run-ahead the router is off the path of what it accepts.
+away; the target writes the share that was not accepted and reads the steps that it verifies; routers and hand-overs
+cost what they cost. Lock-step: S = 1 / (c + rho + (1 - a)); with run-ahead the router is off the path of what it
+accepts.
 """
 
 from dataclasses import dataclass

@@ -40,8 +40,8 @@ class SpeculationOptions(PolicyOptions):
             with engines of one tokenizer and a target that has `Capability.VERIFY`; elsewhere the target writes
             the step.
         warm_target: let the target read along while the draft writes, in passes of its own.
-        keep_prefix: probability in [0, 1]; where it does not verify, the target keeps a rejected step up to the first token of which the
-            draft was less sure. 0 keeps nothing.
+        keep_prefix: probability in [0, 1]; where it does not verify, the target keeps a rejected step up to the first
+            token of which the draft was less sure. 0 keeps nothing.
         reject_early: judge a step while it is being written, too; not where it is verified.
         start_early: first-token entropy, nats, above which the target begins its step beside the draft's.
         target: the role of the target.

@@ -23,6 +23,19 @@ SERVER_START_S = 120.0
 ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
 
 
+SHARED_ENGINES = {"draft_engine", "target_engine", "vllm_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name what must stay in one of two parallel processes: what shares engines, what shares Ray, each other file."""
+    for item in items:
+        if SHARED_ENGINES & set(getattr(item, "fixturenames", ())):
+            group = "engines"
+        else:
+            group = "serve" if "serve" in item.path.parts else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def core(index: int) -> str:
     """The CPU core of one of several engines, so that they do not fight for one."""
     cores = sorted(os.sched_getaffinity(0))

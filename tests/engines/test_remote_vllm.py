@@ -12,8 +12,8 @@ from reasonrt.types import Message, Sampling
 pytestmark = pytest.mark.vllm
 
 
-async def test_vllm_gives_all_but_scores_and_its_length(remote_engine: RemoteEngine) -> None:
-    assert remote_engine.capabilities == set(Capability) - {Capability.SCORE}
+async def test_vllm_gives_all_but_scores_verifications_and_its_length(remote_engine: RemoteEngine) -> None:
+    assert remote_engine.capabilities == set(Capability) - {Capability.SCORE, Capability.VERIFY}
     assert remote_engine.max_model_len == 1024
 
 
