@@ -32,10 +32,11 @@ class MeteredEngine:
         engine: the engine itself.
         calls: what the request may still ask for.
         pace: the engine's, shared by all requests; this one's own if None.
+        cache_salt: the request's; callers of this leave it out.
     """
 
-    def __init__(self, engine: Engine, calls: Calls, pace: Pace | None = None) -> None:
-        self._engine, self._calls, self.pace = engine, calls, pace or Pace()
+    def __init__(self, engine: Engine, calls: Calls, pace: Pace | None = None, cache_salt: str = "") -> None:
+        self._engine, self._calls, self.pace, self._salt = engine, calls, pace or Pace(), cache_salt
         self.name, self.max_model_len = engine.name, engine.max_model_len
         self.capabilities, self.tokenizer = engine.capabilities, engine.tokenizer
         self.calls = self.prefilled = self.cached = self.generated = self.probe = 0
@@ -50,27 +51,32 @@ class MeteredEngine:
     async def aclose(self) -> None:
         """The engine belongs to the runtime, not to the request."""
 
-    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> "_MeteredStream":
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_MeteredStream":
         self._calls.take()
         self.calls += 1
-        return _MeteredStream(self, self._engine.generate(prompt_token_ids, sampling), len(prompt_token_ids))
+        stream = self._engine.generate(prompt_token_ids, sampling, cache_salt or self._salt)
+        return _MeteredStream(self, stream, len(prompt_token_ids))
 
-    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+    async def read(
+        self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[float]:
         self._count_probe(prompt_token_ids)
         self.generated += 1
         self.probe += 1
-        return await self._engine.read(prompt_token_ids, candidate_ids)
+        return await self._engine.read(prompt_token_ids, candidate_ids, cache_salt or self._salt)
 
-    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[int]:
         self._count_probe([*prompt_token_ids, *drafted_ids])
         self.generated += 1
-        written = await self._engine.verify(prompt_token_ids, drafted_ids)
+        written = await self._engine.verify(prompt_token_ids, drafted_ids, cache_salt or self._salt)
         self.probe += written == list(drafted_ids)  # else its own token is part of the text
         return written
 
-    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         self._count_probe(prompt_token_ids)
-        return await self._engine.score(prompt_token_ids)
+        return await self._engine.score(prompt_token_ids, cache_salt or self._salt)
 
     def _count_probe(self, prompt_token_ids: Sequence[int]) -> None:
         self._calls.take()

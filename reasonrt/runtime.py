@@ -95,7 +95,10 @@ class Runtime:
         calls = Calls(request.limits.max_engine_calls)
         roles = {role: self._engine(role) for role in policy.engines}
         roles |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
-        meters = {engine.name: MeteredEngine(engine, calls, self.paces[engine.name]) for engine in roles.values()}
+        meters = {
+            engine.name: MeteredEngine(engine, calls, self.paces[engine.name], request.cache_salt)
+            for engine in roles.values()
+        }
         engines = {role: meters[engine.name] for role, engine in roles.items()}
         steps: list[Step] = []
         stop = Stop(FinishReason.STOP)

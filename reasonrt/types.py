@@ -111,6 +111,7 @@ class Request:
         policy: its name.
         options: the policy's own settings; unknown ones are refused.
         committed: steps of the answer that are there already; the policy goes on behind them.
+        cache_salt: requests with different ones share nothing of the engines' prefix caches.
     """
 
     messages: tuple[Message, ...]
@@ -121,6 +122,7 @@ class Request:
     top_p: float = 1.0
     seed: int | None = None
     committed: tuple[Step, ...] = ()
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.messages or not self.messages[-1].content.strip():

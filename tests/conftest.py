@@ -23,16 +23,13 @@ SERVER_START_S = 120.0
 ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
 
 
-SHARED_ENGINES = {"draft_engine", "target_engine", "vllm_server"}
-
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name what must stay in one of two parallel processes: what shares engines, what shares Ray, each other file."""
     for item in items:
-        if SHARED_ENGINES & set(getattr(item, "fixturenames", ())):
-            group = "engines"
-        else:
-            group = "serve" if "serve" in item.path.parts else item.path.name
+        folder = item.path.parent.name
+        shares_engines = folder in {"engines", "policies"} and item.get_closest_marker("vllm")
+        group = "engines" if shares_engines else "serve" if folder == "serve" else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
 
 

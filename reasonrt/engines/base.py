@@ -7,6 +7,7 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 * Closing the stream aborts the work in the engine within one step; `generated_tokens` is exact after it.
 * `read` costs one forward pass and is normalized over the whole vocabulary.
 * `verify` costs one forward pass, and says what a greedy `generate` would have written.
+* Calls with different values of `cache_salt` share nothing of the prefix cache.
 * A dead engine raises `EngineError` and comes back by itself; what it can never do raises `CapabilityError`.
 """
 
@@ -70,7 +71,7 @@ class Engine(Protocol):
     async def aclose(self) -> None:
         """Free everything. Idempotent."""
 
-    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> TokenStream:
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> TokenStream:
         """Start to write after the prompt.
 
         Raises (from the stream):
@@ -78,10 +79,14 @@ class Engine(Protocol):
             EngineError: the engine died.
         """
 
-    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+    async def read(
+        self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[float]:
         """Log-probabilities of each candidate as the next token, in the candidates' order."""
 
-    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[int]:
         """What the engine itself would write, greedily, where a draft has written `drafted_ids`.
 
         Returns:
@@ -89,5 +94,5 @@ class Engine(Protocol):
             all of them, at least one, where it agrees with all.
         """
 
-    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         """The scalar head of a reward or router model, read at the last token."""

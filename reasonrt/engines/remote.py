@@ -16,7 +16,16 @@ from typing import Any, Self
 import httpx
 
 from reasonrt.engines.base import Capability
-from reasonrt.engines.remote_wire import events, garbage, is_http_url, logprobs_of, refusal, top_logprobs, translated
+from reasonrt.engines.remote_wire import (
+    completion_body,
+    events,
+    garbage,
+    is_http_url,
+    logprobs_of,
+    refusal,
+    top_logprobs,
+    translated,
+)
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.types import FinishReason, Sampling, TokenDelta
@@ -104,10 +113,12 @@ class RemoteEngine:
         if client is not None:
             await client.aclose()
 
-    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> "_Stream":
-        return _Stream(self, list(prompt_token_ids), sampling)
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
+        return _Stream(self, list(prompt_token_ids), sampling, cache_salt)
 
-    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+    async def read(
+        self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[float]:
         """See the port.
 
         Raises:
@@ -120,7 +131,8 @@ class RemoteEngine:
         if not candidate_ids:
             return []
         by_id = {"logprobs": 1, "logprob_token_ids": list(dict.fromkeys(candidate_ids))}
-        choice = await self._ask(prompt_token_ids, by_id if self._reads_by_id else {"logprobs": _TOP_LOGPROBS})
+        asked = by_id if self._reads_by_id else {"logprobs": _TOP_LOGPROBS}
+        choice = await self._ask(prompt_token_ids, asked, cache_salt)
         top = top_logprobs(choice)
         logprobs = []
         for candidate in candidate_ids:
@@ -135,10 +147,12 @@ class RemoteEngine:
             logprobs.append(min(float(logprob), 0.0))
         return logprobs
 
-    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[int]:
         raise CapabilityError(f"engine {self.name!r} is remote and verifies nothing; run it in process")
 
-    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         raise CapabilityError(f"engine {self.name!r} is remote and scores nothing; run the scoring model in process")
 
     def check_fits(self, prompt_token_ids: Sequence[int], new_tokens: int) -> None:
@@ -177,9 +191,11 @@ class RemoteEngine:
                 found.add(Capability.LOGPROBS)  # of text that is tokenized again, they would belong to other tokens
         self.capabilities = frozenset(found)
 
-    async def _ask(self, prompt_token_ids: Sequence[int], fields: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(
+        self, prompt_token_ids: Sequence[int], fields: dict[str, Any], cache_salt: str = ""
+    ) -> dict[str, Any]:
         """The choice of a completion of one token."""
-        body = self.body(prompt_token_ids, Sampling(max_tokens=1)) | fields
+        body = self.body(prompt_token_ids, Sampling(max_tokens=1), cache_salt) | fields
         with translated(self.base_url, self.timeout_s):
             response = await self.client().post(f"{self.base_url}/completions", json=body)
         if response.status_code != httpx.codes.OK:
@@ -192,31 +208,15 @@ class RemoteEngine:
             raise garbage(self.base_url, response.content)
         return choice
 
-    def body(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
-        fields: dict[str, Any] = {
-            "model": self.model,
-            "prompt": list(prompt_token_ids),
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            # what a server would else take from the model's generation_config.json
-            "top_k": -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "stop_token_ids": sorted(sampling.stop_token_ids | self.tokenizer.eos_token_ids),
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-        }
-        if sampling.seed is not None:
-            fields["seed"] = sampling.seed
-        if sampling.logprobs or sampling.top_logprobs:
-            fields["logprobs"] = max(sampling.top_logprobs, 1)
-        return fields
+    def body(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str) -> dict[str, Any]:
+        stops = sampling.stop_token_ids | self.tokenizer.eos_token_ids
+        salt = cache_salt if Capability.TOKEN_IDS in self.capabilities else ""
+        return completion_body(self.model, prompt_token_ids, sampling, stops, salt)
 
 
 class _Stream:
-    def __init__(self, engine: RemoteEngine, prompt: list[int], sampling: Sampling) -> None:
-        self._engine, self._prompt, self._sampling = engine, prompt, sampling
+    def __init__(self, engine: RemoteEngine, prompt: list[int], sampling: Sampling, cache_salt: str) -> None:
+        self._engine, self._prompt, self._sampling, self._salt = engine, prompt, sampling, cache_salt
         self._deltas = self._run()
         self._cached = 0
         self.generated_tokens = 0
@@ -237,10 +237,8 @@ class _Stream:
         engine.check_fits(self._prompt, sampling.max_tokens)
         if (sampling.logprobs or sampling.top_logprobs) and Capability.LOGPROBS not in engine.capabilities:
             raise CapabilityError(f"{url} gives no log-probabilities by token id; use a policy that needs none")
-        body = engine.body(self._prompt, sampling) | {
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": not has_ids},
-        }
+        options = {"include_usage": True, "continuous_usage_stats": not has_ids}
+        body = engine.body(self._prompt, sampling, self._salt) | {"stream": True, "stream_options": options}
         last: TokenDelta | None = None
         with translated(url, engine.timeout_s):
             async with client.stream("POST", f"{url}/completions", json=body) as response:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -97,6 +97,32 @@ def refusal(response: httpx.Response, url: str, model: str) -> ReasonRTError:
 
 def garbage(url: str, data: bytes) -> EngineError:
     return EngineError(f"{url} sent what is no completion: {_shown(data)}; is it an OpenAI-compatible API?")
+
+
+def completion_body(
+    model: str, prompt_token_ids: Sequence[int], sampling: Sampling, stop_token_ids: Iterable[int], cache_salt: str
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "model": model,
+        "prompt": list(prompt_token_ids),
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        # what a server would else take from the model's generation_config.json
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "stop_token_ids": sorted(stop_token_ids),
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+    if sampling.seed is not None:
+        fields["seed"] = sampling.seed
+    if sampling.logprobs or sampling.top_logprobs:
+        fields["logprobs"] = max(sampling.top_logprobs, 1)
+    if cache_salt:
+        fields["cache_salt"] = cache_salt
+    return fields
 
 
 def top_logprobs(choice: dict[str, Any]) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def continuing(text: str) -> Script:
 class _Stream:
     """Plays a list of ids, a chunk at a time."""
 
-    def __init__(self, engine: "ScriptedEngine", prompt: list[int], sampling: Sampling) -> None:
-        self._engine, self._prompt, self._sampling = engine, prompt, sampling
+    def __init__(self, engine: "ScriptedEngine", prompt: list[int], sampling: Sampling, cache_salt: str) -> None:
+        self._engine, self._prompt, self._sampling, self._salt = engine, prompt, sampling, cache_salt
         self._stops = sampling.stop_token_ids | engine.tokenizer.eos_token_ids
         self._ids: list[int] | None = None
         self._life = self._cached = 0
@@ -83,7 +83,7 @@ class _Stream:
             raise StopAsyncIteration
         engine = self._engine
         if self._ids is None:
-            self._cached = engine.admit(self._prompt, self._sampling.max_tokens)
+            self._cached = engine.admit(self._prompt, self._sampling.max_tokens, self._salt)
             self._life = engine.life
             self._ids = [*engine.tokenizer.encode(engine.reply(self._prompt, self._sampling)), _EOS]
             engine.running += 1
@@ -105,7 +105,7 @@ class _Stream:
         elif self.generated_tokens >= self._sampling.max_tokens:
             reason = FinishReason.LENGTH
         if reason:
-            engine.remember([*self._prompt, *self._ids[: self.generated_tokens]])
+            engine.remember([*self._prompt, *self._ids[: self.generated_tokens]], self._salt)
             await self.aclose()
         logprobs = tuple(engine.logprob(token_id) for token_id in chunk) if self._sampling.logprobs else ()
         highest = self._sampling.top_logprobs
@@ -150,7 +150,7 @@ class ScriptedEngine:
         self.life = 0  # goes up with each death
         self.running = 0  # generations that the engine works on
         self.generated_tokens = 0  # ever, over all requests
-        self._cache: deque[bytes] = deque(maxlen=16)
+        self._cache: deque[tuple[str, bytes]] = deque(maxlen=16)  # salt and text
 
     async def start(self) -> Self:
         return self
@@ -163,10 +163,12 @@ class ScriptedEngine:
         self.life += 1
         self._cache.clear()
 
-    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> _Stream:
-        return _Stream(self, list(prompt_token_ids), sampling)
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> _Stream:
+        return _Stream(self, list(prompt_token_ids), sampling, cache_salt)
 
-    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+    async def read(
+        self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[float]:
         """A fixed distribution per prompt, over the vocabulary, in which no id is certain."""
         self.admit(prompt_token_ids, 1)
         self.generated_tokens += 1
@@ -174,7 +176,9 @@ class ScriptedEngine:
         seed = hashlib.blake2b(_as_bytes(prompt_token_ids), digest_size=1).digest()[0]
         return [_LOGPROBS[(seed + candidate) % _PERIOD] - _log_mass(seed) for candidate in candidate_ids]
 
-    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[int]:
         self.admit([*prompt_token_ids, *drafted_ids], 1)
         self.generated_tokens += 1
         await self.work(1, self.life)
@@ -182,12 +186,12 @@ class ScriptedEngine:
         agreed = next((i for i, pair in enumerate(zip(own, drafted_ids, strict=False)) if pair[0] != pair[1]), None)
         return own[: len(drafted_ids) if agreed is None else agreed + 1]
 
-    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         self.admit(prompt_token_ids, 0)
         await self.work(1, self.life)
         return self.scores(self.tokenizer.decode(prompt_token_ids))
 
-    def admit(self, prompt: Sequence[int], max_tokens: int) -> int:
+    def admit(self, prompt: Sequence[int], max_tokens: int, cache_salt: str = "") -> int:
         """Refuse what does not fit; return how many prompt tokens the cache knows."""
         if len(prompt) + max_tokens > self.max_model_len:
             raise RequestError(
@@ -195,7 +199,7 @@ class ScriptedEngine:
                 "shorten the prompt or lower max_tokens"
             )
         ours = _as_bytes(prompt)
-        known = max((_common_prefix(ours, cached) for cached in self._cache), default=0)
+        known = max((_common_prefix(ours, cached) for salt, cached in self._cache if salt == cache_salt), default=0)
         return min(known, max(0, len(prompt) - 1))
 
     async def work(self, num_tokens: int, life: int) -> None:
@@ -207,8 +211,8 @@ class ScriptedEngine:
     def reply(self, prompt: Sequence[int], sampling: Sampling) -> str:
         return self.script if isinstance(self.script, str) else self.script(self.tokenizer.decode(prompt), sampling)
 
-    def remember(self, token_ids: Sequence[int]) -> None:
-        self._cache.append(_as_bytes(token_ids))
+    def remember(self, token_ids: Sequence[int], cache_salt: str) -> None:
+        self._cache.append((cache_salt, _as_bytes(token_ids)))
 
     @staticmethod
     def logprob(token_id: int) -> float:

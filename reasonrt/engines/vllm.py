@@ -61,22 +61,26 @@ class VllmEngine:
         if llm is not None:
             await _shut_down(llm)
 
-    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> "_Stream":
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
         if self.settings.scores:
             raise CapabilityError(f"engine {self.name!r} is a scoring model and generates nothing")
-        return _Stream(self, list(prompt_token_ids), sampling)
+        return _Stream(self, _prompt(prompt_token_ids, cache_salt), sampling)
 
-    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
+    async def read(
+        self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[float]:
         candidates = list(candidate_ids)
-        output = await self._one_pass(prompt_token_ids, logprob_token_ids=candidates)
+        output = await self._one_pass(prompt_token_ids, cache_salt, logprob_token_ids=candidates)
         logprobs = output.outputs[0].logprobs[0]
         return [float(logprobs[candidate].logprob) for candidate in candidates]
 
-    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[int]:
         token_ids = [*prompt_token_ids, *drafted_ids]
-        output = await self._one_pass(token_ids, prompt_logprobs=1, skip_reading_prefix_cache=False)
+        output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=False)
         if (output.num_cached_tokens or 0) >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
-            output = await self._one_pass(token_ids, prompt_logprobs=1, skip_reading_prefix_cache=True)
+            output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=True)
         written = []
         for drafted, place in zip(drafted_ids, output.prompt_logprobs[-len(drafted_ids) :], strict=True):
             written.append(min(place, key=lambda token_id: place[token_id].rank))
@@ -84,7 +88,7 @@ class VllmEngine:
                 break
         return written
 
-    async def _one_pass(self, token_ids: Sequence[int], **asked: Any) -> Any:
+    async def _one_pass(self, token_ids: Sequence[int], cache_salt: str, **asked: Any) -> Any:
         """vLLM's output for a text that it reads and does not go on with."""
         from vllm import SamplingParams
 
@@ -94,10 +98,10 @@ class VllmEngine:
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **asked)
         llm = await self._alive()
         with _translated(self):
-            outputs = [out async for out in llm.generate({"prompt_token_ids": list(token_ids)}, params, self.next_id())]
+            outputs = [out async for out in llm.generate(_prompt(token_ids, cache_salt), params, self.next_id())]
         return outputs[-1]
 
-    async def score(self, prompt_token_ids: Sequence[int]) -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         from vllm import PoolingParams
 
         if not self.settings.scores:
@@ -106,7 +110,7 @@ class VllmEngine:
         params = PoolingParams(task=score_task(self.model), skip_reading_prefix_cache=False)
         llm = await self._alive()
         with _translated(self):
-            async for output in llm.encode({"prompt_token_ids": list(prompt_token_ids)}, params, self.next_id()):
+            async for output in llm.encode(_prompt(prompt_token_ids, cache_salt), params, self.next_id()):
                 value = float(output.outputs.data.flatten()[-1])
         return value
 
@@ -195,7 +199,7 @@ class VllmEngine:
 class _Stream:
     """One generation. It drains vLLM's queue itself, so that an abort still counts every token that was made."""
 
-    def __init__(self, engine: VllmEngine, prompt: list[int], sampling: Sampling) -> None:
+    def __init__(self, engine: VllmEngine, prompt: dict[str, Any], sampling: Sampling) -> None:
         self._engine, self._prompt, self._sampling = engine, prompt, sampling
         self._llm: Any = None
         self._queue: Any = None
@@ -215,11 +219,9 @@ class _Stream:
         return self._delta(output)
 
     async def _submit(self) -> None:
-        self._engine._check_fits(self._prompt, self._sampling.max_tokens)
+        self._engine._check_fits(self._prompt["prompt_token_ids"], self._sampling.max_tokens)
         self._llm = await self._engine._alive()
-        self._queue = await self._llm.add_request(
-            self._engine.next_id(), {"prompt_token_ids": self._prompt}, self._params()
-        )
+        self._queue = await self._llm.add_request(self._engine.next_id(), self._prompt, self._params())
 
     def _params(self) -> Any:
         from vllm import SamplingParams
@@ -270,6 +272,10 @@ class _Stream:
         left = queue.get_nowait()
         if left is not None:
             self.generated_tokens += len(left.outputs[0].token_ids)
+
+
+def _prompt(token_ids: Sequence[int], cache_salt: str) -> dict[str, Any]:
+    return {"prompt_token_ids": list(token_ids)} | ({"cache_salt": cache_salt} if cache_salt else {})
 
 
 @contextmanager

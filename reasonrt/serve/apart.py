@@ -43,9 +43,9 @@ class EngineServer:
         await self._engine.start()
 
     async def generate(
-        self, stream_id: str, token_ids: Sequence[int], sampling: Sampling
+        self, stream_id: str, token_ids: Sequence[int], sampling: Sampling, cache_salt: str
     ) -> AsyncGenerator[TokenDelta, None]:
-        stream = self._engine.generate(token_ids, sampling)
+        stream = self._engine.generate(token_ids, sampling, cache_salt)
         try:
             async for delta in stream:
                 yield delta
@@ -59,14 +59,14 @@ class EngineServer:
         """How many tokens that stream had generated in the end; 0 when it is not known."""
         return self._counts.get(stream_id, 0)
 
-    async def read(self, token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
-        return await self._engine.read(token_ids, candidate_ids)
+    async def read(self, token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str) -> list[float]:
+        return await self._engine.read(token_ids, candidate_ids, cache_salt)
 
-    async def verify(self, token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
-        return await self._engine.verify(token_ids, drafted_ids)
+    async def verify(self, token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str) -> list[int]:
+        return await self._engine.verify(token_ids, drafted_ids, cache_salt)
 
-    async def score(self, token_ids: Sequence[int]) -> float:
-        return await self._engine.score(token_ids)
+    async def score(self, token_ids: Sequence[int], cache_salt: str) -> float:
+        return await self._engine.score(token_ids, cache_salt)
 
 
 class DistantEngine:
@@ -90,27 +90,31 @@ class DistantEngine:
     async def aclose(self) -> None:
         """The far end stays for others."""
 
-    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> "_DistantStream":
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_DistantStream":
         stream_id = f"{os.getpid()}-{id(self)}-{next(self._ids)}"
-        return _DistantStream(self._link, stream_id, list(prompt_token_ids), sampling)
+        return _DistantStream(self._link, stream_id, list(prompt_token_ids), sampling, cache_salt)
 
-    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int]) -> list[float]:
-        logprobs: list[float] = await self._link.call("read", list(prompt_token_ids), list(candidate_ids))
+    async def read(
+        self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[float]:
+        logprobs: list[float] = await self._link.call("read", list(prompt_token_ids), list(candidate_ids), cache_salt)
         return logprobs
 
-    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int]) -> list[int]:
-        written: list[int] = await self._link.call("verify", list(prompt_token_ids), list(drafted_ids))
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+    ) -> list[int]:
+        written: list[int] = await self._link.call("verify", list(prompt_token_ids), list(drafted_ids), cache_salt)
         return written
 
-    async def score(self, prompt_token_ids: Sequence[int]) -> float:
-        score: float = await self._link.call("score", list(prompt_token_ids))
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+        score: float = await self._link.call("score", list(prompt_token_ids), cache_salt)
         return score
 
 
 class _DistantStream:
-    def __init__(self, link: Link, stream_id: str, prompt: list[int], sampling: Sampling) -> None:
+    def __init__(self, link: Link, stream_id: str, prompt: list[int], sampling: Sampling, cache_salt: str) -> None:
         self._link, self._id = link, stream_id
-        self._deltas = link.stream("generate", stream_id, prompt, sampling, session=stream_id)
+        self._deltas = link.stream("generate", stream_id, prompt, sampling, cache_salt, session=stream_id)
         self._is_begun = self._is_over = False
         self.generated_tokens = 0
 

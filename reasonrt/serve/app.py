@@ -22,7 +22,7 @@ from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.errors import ApiError, to_api_error
 from reasonrt.serve.exposure import warn_of_open_ports
 from reasonrt.serve.gateway import Gateway
-from reasonrt.serve.guards import Guard
+from reasonrt.serve.guards import ANONYMOUS, Guard
 from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.protocol import ChatRequest, CompletionRequest, parse
 from reasonrt.serve.replies import ReplyFormat
@@ -85,9 +85,11 @@ def _add_solving(app: FastAPI, catalog: Catalog, config: ServeConfig) -> None:
     async def answer(
         http: Request, kind: Literal["chat", "text"], model: type[ChatRequest] | type[CompletionRequest]
     ) -> Response:
-        job = catalog.to_job(parse(model, await _read_body(http, config.bounds.body_bytes)))
+        key = http.state.key
+        body = parse(model, await _read_body(http, config.bounds.body_bytes))
+        job = catalog.to_job(body, "" if key == ANONYMOUS else key)
         layout = ReplyFormat(kind, job, config.reasoning_fields)
-        return Reply(app.state.gateway, job, layout, http.state.key, http.state.note)
+        return Reply(app.state.gateway, job, layout, key, http.state.note)
 
     @app.post("/v1/chat/completions", **_described(ChatRequest, ChatCompletion))
     async def chat_completions(http: Request) -> Response:

@@ -66,8 +66,11 @@ class Catalog:
     def has(self, model: str) -> bool:
         return model.partition("@")[0] in self.model_ids
 
-    def to_job(self, body: ChatRequest | CompletionRequest) -> Job:
+    def to_job(self, body: ChatRequest | CompletionRequest, cache_salt: str = "") -> Job:
         """`body` in our words.
+
+        Args:
+            cache_salt: of whoever asks; their prefix cache is theirs alone.
 
         Raises:
             ApiError: a value over a bound of this server, or a model that it does not have.
@@ -89,7 +92,9 @@ class Catalog:
         )
         limits = replace(limits, deadline_s=min(limits.deadline_s or bounds.deadline_s, bounds.deadline_s))
         messages = body.to_messages()
-        first = Request(messages, policy, options, limits, body.temperature or 0.0, body.top_p, body.seed)
+        first = Request(
+            messages, policy, options, limits, body.temperature or 0.0, body.top_p, body.seed, cache_salt=cache_salt
+        )
         return Job(
             tuple(replace(first, seed=_nth_seed(body.seed, index)) for index in range(body.n)),
             body.model,

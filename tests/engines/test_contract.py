@@ -3,6 +3,7 @@
 import asyncio
 import math
 from contextlib import aclosing
+from typing import cast
 
 import pytest
 
@@ -29,8 +30,7 @@ def reply(prompt: str, sampling: Sampling) -> str:
 def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "scripted":
         return ScriptedEngine("scripted", reply, seconds_per_token=0.001, max_model_len=1024)
-    engine: Engine = request.getfixturevalue({"vllm": "target_engine", "remote": "remote_engine"}[request.param])
-    return engine
+    return cast(Engine, request.getfixturevalue({"vllm": "target_engine", "remote": "remote_engine"}[request.param]))
 
 
 def ask(engine: Engine, number: int = NUMBERS[0]) -> list[int]:
@@ -64,8 +64,7 @@ async def test_deltas_are_the_generation_in_order_and_the_last_says_why_it_ended
     assert all(delta.token_ids for delta in deltas[:-1])
     assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + [FinishReason.STOP]
     assert ids_of(deltas)[-1] in engine.tokenizer.eos_token_ids
-    text = engine.tokenizer.decode(ids_of(deltas))
-    assert str(NUMBERS[0]) in text
+    assert str(NUMBERS[0]) in (text := engine.tokenizer.decode(ids_of(deltas)))
     assert text == "".join(engine.tokenizer.decode(delta.token_ids) for delta in deltas)
 
 
@@ -150,16 +149,15 @@ async def test_reads_leave_the_log_probabilities_of_what_runs_alone(engine: Engi
         return [await engine.read(ask(engine), candidates) for _ in range(8)]
 
     deltas, reads = await asyncio.gather(collect(engine, ask(engine), sampling), read_again_and_again())
-
     together = tops_of(deltas)
+
     assert all(place == pytest.approx(lonely, abs=0.1) for place, lonely in zip(together[:8], alone, strict=False))
     assert all(math.isfinite(value) for place in together for value in place)
     assert all(read == pytest.approx(lone, abs=0.1) for read in reads)
 
 
 async def test_fingerprint_is_that_of_the_model(engine: Engine) -> None:
-    assert engine.fingerprint
-    assert engine.fingerprint == MeteredEngine(engine, Calls(1)).fingerprint
+    assert engine.fingerprint == MeteredEngine(engine, Calls(1)).fingerprint != ""
 
 
 async def test_greedy_is_deterministic(engine: Engine) -> None:
@@ -176,6 +174,13 @@ async def test_seed_makes_a_draw_reproducible(engine: Engine) -> None:
 
     assert drawn[:3] == drawn[3:]
     assert len({tuple(ids) for ids in drawn}) == 3
+
+
+@pytest.mark.parametrize("salt", ["ours", "theirs"])
+async def test_salts_keep_prefix_caches_apart(engine: Engine, salt: str) -> None:
+    streams = [engine.generate(ask(engine, 4096) * 3, Sampling(2), salt) for _ in range(2)]
+    cached = [max([delta.cached_tokens async for delta in stream]) for stream in streams]
+    assert cached[1] > cached[0] == 0
 
 
 async def test_closing_a_stream_aborts_its_work(engine: Engine) -> None:

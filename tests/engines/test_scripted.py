@@ -32,7 +32,7 @@ def test_tokenizer_gives_text_back(text: str) -> None:
 def test_cache_knows_the_longest_common_prefix(stored: list[list[int]], prompt: list[int]) -> None:
     engine = ScriptedEngine("fake", "")
     for ids in stored:
-        engine.remember(ids)
+        engine.remember(ids, "")
 
     def common(ids: list[int]) -> int:
         return next(

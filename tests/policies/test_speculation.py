@@ -213,7 +213,7 @@ async def test_router_that_dies_leaves_the_request_to_the_target(caplog: pytest.
     runtime = make_runtime()
 
     class Lost(ScriptedEngine):
-        async def score(self, prompt_token_ids: Any) -> float:
+        async def score(self, prompt_token_ids: Any, cache_salt: str = "") -> float:
             raise EngineError("the reward model died")
 
     runtime.engines["reward"] = Lost("reward", "")

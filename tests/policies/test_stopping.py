@@ -144,8 +144,8 @@ async def test_stop_does_not_depend_on_how_long_a_probe_takes() -> None:
     class Slow(ScriptedEngine):
         """Answers probes when the request itself has long come to its end."""
 
-        def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> Any:
-            stream = super().generate(prompt_token_ids, sampling)
+        def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> Any:
+            stream = super().generate(prompt_token_ids, sampling, cache_salt)
             if SUFFIX in self.tokenizer.decode(prompt_token_ids):
                 return _Late(stream)
             return stream
@@ -214,10 +214,10 @@ async def test_giving_up_returns_what_was_thought_and_no_answer() -> None:
 
 async def test_engine_that_loses_a_probe_goes_on() -> None:
     class Forgetful(ScriptedEngine):
-        def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> Any:
+        def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> Any:
             if self.tokenizer.decode(prompt_token_ids).endswith(SUFFIX):
                 raise RequestError("not now")
-            return super().generate(prompt_token_ids, sampling)
+            return super().generate(prompt_token_ids, sampling, cache_salt)
 
     runtime = Runtime({"target": Forgetful("target", thinking(8, ["7"]))})
 

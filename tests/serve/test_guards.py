@@ -45,6 +45,18 @@ def test_each_key_opens(locked: Any, key: str) -> None:
     assert httpx.post(locked.url + "/v1/chat/completions", headers=headers, json=BODY).status_code == 200
 
 
+def test_keys_do_not_share_a_prefix_cache(locked: Any) -> None:
+    def cached(key: str, question: str) -> int:
+        asked = BODY | {"messages": [{"role": "user", "content": question}]}
+        answer = httpx.post(
+            locked.url + "/v1/chat/completions", headers={"authorization": f"bearer {KEYS[key]}"}, json=asked
+        )
+        return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert cached("ada", "a question of hers") < cached("ada", "a question of hers")
+    assert cached("bob", "a question of hers") <= cached("bob", "b")  # what all his requests begin with, no more
+
+
 def test_health_needs_none_and_tells_nothing(locked: Any) -> None:
     assert httpx.get(locked.url + "/health").json() == {"alive": True}
 
