@@ -54,7 +54,7 @@ async def collect(backend: Any, request: Request, session: str = "s") -> list[An
 
 def replica_pids() -> list[int]:
     below = psutil.Process().children(recursive=True)
-    return [process.pid for process in below if "ServeReplica" in " ".join(process.cmdline())]
+    return [process.pid for process in below if "ServeRepl" in process.name()]  # which a zombie has, too
 
 
 async def until_ready(backend: Any, num: int) -> None:
