@@ -88,6 +88,9 @@ class Config(_Strict):
     policies: dict[str, dict[str, Any]] = Field(default_factory=dict, description="policy to its default options")
     limits: LimitsConfig = LimitsConfig()
     concurrency: int = Field(16, ge=1, le=4096, description="requests at once, in evaluations")
+    serve: dict[str, Any] = Field(
+        default_factory=dict, exclude=True, repr=False, description="as `serve.config.ServeConfig`; may hold keys"
+    )
 
 
 def load_config(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Config:
@@ -129,7 +132,7 @@ def _short(value: object) -> str:
 
 
 def dump_config(config: Config) -> str:
-    """`config` as YAML that `load_config` reads back to the same."""
+    """`config`, but for its key `serve`, as YAML that `load_config` reads back to the same."""
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 

@@ -1,9 +1,13 @@
 """`reasonrt config`: the effective configuration."""
 
+import os
+
 import typer
+import yaml
 
 from reasonrt.cli.common import ConfigOption, JsonOption, write_json
 from reasonrt.config import dump_config, load_config
+from reasonrt.serve.config import load_serve_config
 
 app = typer.Typer(no_args_is_help=True, help="The configuration in effect.")
 
@@ -17,5 +21,6 @@ def _group() -> None:
 def show(config: ConfigOption = None, json_file: JsonOption = None) -> None:
     """Print the effective configuration as YAML, defaults included."""
     settings = load_config(config)
-    typer.echo(dump_config(settings), nl=False)
-    write_json(json_file, settings.model_dump(mode="json"))
+    serving = {"serve": load_serve_config(settings.serve, os.environ).model_dump(mode="json")}  # API keys are masked
+    typer.echo(dump_config(settings) + yaml.safe_dump(serving, sort_keys=False), nl=False)
+    write_json(json_file, settings.model_dump(mode="json") | serving)

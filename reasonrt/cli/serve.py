@@ -24,7 +24,7 @@ def serve(
     settings = load_config(config)
     flags: dict[str, Any] = {"host": host, "port": port}
     serving = load_serve_config(
-        {**getattr(settings, "serve", {}), **{name: value for name, value in flags.items() if value is not None}},
+        {**settings.serve, **{name: value for name, value in flags.items() if value is not None}},
         os.environ,
     )
     log_as_json(log_level.upper())

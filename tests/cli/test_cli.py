@@ -46,13 +46,16 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
 
 
 def test_config_show_prints_what_is_in_effect(tmp_path: Path) -> None:
-    (tmp_path / "reasonrt.yaml").write_text("concurrency: 3\n")
+    served = 'serve: {api_keys: {ada: "nobody-may-see-this"}, bounds: {queued: 7}}'
+    (tmp_path / "reasonrt.yaml").write_text(f"concurrency: 3\n{served}\n")
 
     done = run("config", "show", "--json", "config.json", cwd=tmp_path)
 
     assert done.returncode == 0
     assert "concurrency: 3" in done.stdout
-    assert json.loads((tmp_path / "config.json").read_text())["concurrency"] == 3
+    assert "queued: 7" in done.stdout
+    assert "nobody-may-see-this" not in done.stdout + (written := (tmp_path / "config.json").read_text())
+    assert json.loads(written)["concurrency"] == 3
 
 
 def test_doctor_finds_this_installation_well(tmp_path: Path) -> None:

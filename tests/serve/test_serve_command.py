@@ -12,13 +12,14 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 RUN = [sys.executable, "-c", "from reasonrt.cli.main import main; main()", "serve", "--port", "0"]
 ENVIRONMENT = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
 CONFIG = """
 engines:
   target: {model: "zoo:nano-target", cores: "0"}
+serve: {bounds: {max_tokens: 700}}
 """
 QUESTION = "Calculate the answer of this chain sum: 47 + 36 - 12 + 55 - 8."
 
@@ -82,6 +83,8 @@ def test_server_outlives_its_engine_core_and_leaves_nothing(tmp_path: Path) -> N
     with serving(tmp_path, "--local") as (url, server):
         client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
         ask = {"model": "target", "messages": [{"role": "user", "content": QUESTION}]}
+        with pytest.raises(BadRequestError, match="700"):  # what the file says, holds
+            client.chat.completions.create(**ask, max_tokens=701)
         peaceful = client.chat.completions.create(**ask)
         cores = engine_cores(server.pid)
         assert len(cores) == 1
