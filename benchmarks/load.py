@@ -59,8 +59,10 @@ def config_file(folder: Path, engines: dict[str, Any], **serve: Any) -> Path:
 def running(command: Sequence[str], port: int, ready: str, log: Path, **environment: str) -> Iterator[Server]:
     """The server that `command` starts, from when it is ready until the block is left."""
     with log.open("wb") as output:
+        # in the session of the benchmark: Linux shares the cores out among sessions first (sched_autogroup), and what
+        # is measured side by side must have one share
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, start_new_session=True
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, process_group=0
         )
     server = Server(f"http://127.0.0.1:{port}", process)
     try:

@@ -1,74 +1,150 @@
-"""What step-level speculation can gain, from the speeds of its parts.
+"""What step-level speculation can gain, from the speeds of its engines and what each has to do.
 
-Per committed token, in units of the target's time for one: the draft writes every token, and those that are thrown
-away; the target writes the share that was not accepted and reads the steps that it verifies; routers and hand-overs
-cost what they cost. Lock-step: S = 1 / (c + rho + (1 - a)); with run-ahead the router is off the path of what it
-accepts.
+A forward pass over k tokens takes an engine `pass_s + k * token_s`, whoever asked for them. So a problem costs its
+share of the passes that hold a part of it, and each token that is read or written. Alone, with n problems at once, the
+target's passes are shared by n. With a draft beside it they are shared by fewer: some of the n are with the draft.
+That, and the draft's own work on the same device, is what speculation has to earn back.
+
+With one problem at a time, and passes that cost the same whatever they hold, this is the formula of the literature:
+S = 1 / (c + rho + (1 - a)), with c the draft's time per token over the target's, rho the router's and a the accepted
+share.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from reasonrt.errors import CalibrationError
+
+_ROUNDS = 100  # of the search for how many problems are with either engine; it settles within ten
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of one engine: a forward pass over k tokens takes `pass_s + k * token_s` seconds."""
+
+    pass_s: float
+    token_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.pass_s >= 0 and self.token_s >= 0 and self.pass_s + self.token_s > 0):
+            raise CalibrationError(
+                f"seconds per pass and token must not be negative, nor both 0; got {self.pass_s:g} and {self.token_s:g}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one engine does for one problem, on average.
+
+    Attributes:
+        passes: forward passes that hold a token of it, one after the other.
+        tokens: read (what the prefix cache held is not) or written.
+    """
+
+    passes: float
+    tokens: float
+
+    def seconds(self, speed: Speed, batch: float) -> float:
+        """Of the engine's time, when a pass holds `batch` problems."""
+        return self.passes * speed.pass_s / batch + self.tokens * speed.token_s
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The measured parts of one pair at one concurrency; seconds are of wall clock.
+    """The measured parts of one pair at one concurrency.
 
     Attributes:
-        draft_s, target_s: per token, each model alone.
-        accepted_share: of the committed tokens, written by the draft, in [0, 1].
-        step_tokens: mean length of a step.
-        wasted_share: draft tokens thrown away per committed token.
-        router_s: per judged step.
-        draft_start_s, target_start_s: from asking an engine to its first token, beyond the token's own time.
-        verified_share: passes of the target over a drafted step, per step.
-        verify_s: of one such pass.
-        length_ratio: committed tokens over those of the target alone, for the same problems.
-        is_run_ahead: whether the draft writes on while its steps are judged.
+        alone: what the target does for a problem by itself.
+        drafted, targeted: what either does for it when they share the work; with what is thrown away.
+        waits_s: per problem, what it waits for beside the engines: routers, hand-overs.
+        at_once: problems at a time, on average; >= 1.
+        is_shared: both engines compute on the same cores or the same GPU.
     """
 
-    draft_s: float
-    target_s: float
-    accepted_share: float
-    step_tokens: float
-    wasted_share: float = 0.0
-    router_s: float = 0.0
-    draft_start_s: float = 0.0
-    target_start_s: float = 0.0
-    verified_share: float = 0.0
-    verify_s: float = 0.0
-    length_ratio: float = 1.0
-    is_run_ahead: bool = True
-
-    def __post_init__(self) -> None:
-        if not (self.draft_s > 0 and self.target_s > 0 and self.step_tokens > 0 and 0 <= self.accepted_share <= 1):
-            raise CalibrationError(
-                f"speeds and step length must be positive and accepted_share in [0, 1], got {self.draft_s:g}, "
-                f"{self.target_s:g}, {self.step_tokens:g} and {self.accepted_share:g}"
-            )
+    draft: Speed
+    target: Speed
+    alone: Work
+    drafted: Work
+    targeted: Work
+    waits_s: float = 0.0
+    at_once: float = 1.0
+    is_shared: bool = True
 
 
 def predicted_speedup(parts: Parts) -> float:
     """How many times as fast as the target alone the pair is predicted to be."""
-    rejected = 1.0 - parts.accepted_share
-    judged_share = rejected if parts.is_run_ahead else 1.0  # of the steps, those that wait for their router
-    draft_starts = rejected if parts.is_run_ahead else 1.0
-    per_step_s = judged_share * parts.router_s + draft_starts * parts.draft_start_s + rejected * parts.target_start_s
-    per_step_s += parts.verified_share * parts.verify_s
-    per_token_s = parts.draft_s * (parts.accepted_share + parts.wasted_share) + rejected * parts.target_s
-    return parts.target_s / (parts.length_ratio * (per_token_s + per_step_s / parts.step_tokens))
+    return parts.alone.seconds(parts.target, parts.at_once) / _seconds(parts)
 
 
-def break_even_share(parts: Parts) -> float | None:
+def _seconds(parts: Parts) -> float:
+    """Per problem. Problems are with either engine in the proportion of the time that they spend in its passes."""
+    pair = ((parts.drafted, parts.draft), (parts.targeted, parts.target))
+    batches = (max(1.0, parts.at_once / 2),) * 2
+    for _ in range(_ROUNDS):
+        spent = [batch * work.seconds(speed, batch) for batch, (work, speed) in zip(batches, pair, strict=True)]
+        first, second = (max(1.0, parts.at_once * each / sum(spent)) for each in spent)
+        batches = ((batches[0] + first) / 2, (batches[1] + second) / 2)
+    busy = [work.seconds(speed, batch) for batch, (work, speed) in zip(batches, pair, strict=True)]
+    if parts.is_shared:
+        return sum(busy) + parts.waits_s / parts.at_once
+    in_turn = sum(batch * each for batch, each in zip(batches, busy, strict=True)) + parts.waits_s
+    return max(*busy, in_turn / parts.at_once)
+
+
+def planned(
+    draft: Speed,
+    target: Speed,
+    accepted_share: float,
+    *,
+    tokens: float,
+    prompt_tokens: float,
+    step_tokens: float = 16.0,
+    is_verified: bool = True,
+    at_once: float = 1.0,
+    is_shared: bool = True,
+) -> Parts:
+    """The parts of a pair that has not run yet.
+
+    Args:
+        accepted_share: of the tokens, those in steps that the target is not asked about, in [0, 1].
+        tokens: of a solution.
+        prompt_tokens: of its question.
+        step_tokens: of a step.
+        is_verified: the target reads the other steps, puts its own token at one place, and reads the rest once more;
+            else it writes them anew.
+    """
+    if not (0 <= accepted_share <= 1 and tokens > 0 and step_tokens > 0):
+        raise CalibrationError(
+            f"accepted_share must be in [0, 1], tokens and step_tokens positive; got {accepted_share:g}, {tokens:g} "
+            f"and {step_tokens:g}"
+        )
+    rejected_tokens = (1.0 - accepted_share) * tokens
+    rejected_steps = rejected_tokens / step_tokens
+    # a problem of which nothing is rejected is not read; one of which anything is, is read to its end
+    is_read = 1.0 - accepted_share ** (tokens / step_tokens)
+    read = is_read * (prompt_tokens + tokens)
+    drafted = Work(tokens, prompt_tokens + tokens)
+    if is_verified:  # from the middle of a step on, on average, it is drafted and read again
+        again = rejected_tokens / 2
+        drafted = Work(tokens + again, drafted.tokens + again)
+        targeted = Work(2 * rejected_steps, read + again)
+    else:
+        targeted = Work(rejected_tokens, read)
+    alone = Work(tokens, prompt_tokens + tokens)
+    return Parts(draft, target, alone, drafted, targeted, at_once=at_once, is_shared=is_shared)
+
+
+def break_even_share(draft: Speed, target: Speed, **plan: float | bool) -> float | None:
     """The accepted share from which the pair is as fast as the target; None where no share is enough.
 
-    A rejected step is thrown away whole, so `wasted_share` is taken as the rejected share here.
+    Args:
+        plan: as for `planned`.
     """
-    from dataclasses import replace
 
     def gain(share: float) -> float:
-        return predicted_speedup(replace(parts, accepted_share=share, wasted_share=1.0 - share)) - 1.0
+        return predicted_speedup(planned(draft, target, share, **plan)) - 1.0  # type: ignore[arg-type]
 
     if gain(1.0) <= 0:
         return None
@@ -77,3 +153,26 @@ def break_even_share(parts: Parts) -> float | None:
         middle = (low + high) / 2
         low, high = (low, middle) if gain(middle) > 0 else (middle, high)
     return high
+
+
+def fit_speed(measured: Sequence[tuple[float, Work, float]]) -> Speed:
+    """The speed that explains best what an engine took by itself.
+
+    Args:
+        measured: (seconds per problem, its work, problems at once), at one concurrency or several. One alone says
+            nothing of what tokens cost beside passes: they are taken as free then.
+
+    Raises:
+        CalibrationError: nothing was measured.
+    """
+    if not measured:
+        raise CalibrationError("a speed takes at least one measurement of the engine alone")
+    if len({at_once for _, _, at_once in measured}) == 1:
+        shares = [seconds * at_once / work.passes for seconds, work, at_once in measured]
+        return Speed(float(np.mean(shares)))
+    from scipy.optimize import nnls
+
+    # each row is in units of what was measured: relative errors count
+    rows = [(work.passes / at_once / seconds, work.tokens / seconds) for seconds, work, at_once in measured]
+    (pass_s, token_s), _ = nnls(np.array(rows), np.ones(len(rows)))
+    return Speed(float(pass_s), float(token_s))

@@ -32,8 +32,8 @@ def can_verify(draft: Engine, target: Engine) -> bool:
 
 async def verify_step(target: Engine, transcript: Transcript, step: Step) -> Verdict:
     """One pass of the target over `step`, which is not committed. Greedy; see `can_verify`."""
-    written = await target.verify(list(transcript.token_ids(target)), step.token_ids)
-    if written == list(step.token_ids):
+    written = (await target.verify(list(transcript.token_ids(target)), step.token_ids)).token_ids
+    if written == step.token_ids:
         return Verdict(is_agreed=True)
     kept, instead = step.token_ids[: len(written) - 1], written[-1]
     is_end = instead in target.tokenizer.eos_token_ids

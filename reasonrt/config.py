@@ -35,6 +35,9 @@ class VllmConfig(_Strict):
     block_size: int | None = Field(None, ge=1, le=4096)
     cores: str | None = Field(None, pattern=r"^\d+([-,]\d+)*$")
     niceness: int = Field(0, ge=0, le=19, description="on CPUs, how far its threads give way to others")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="None: the fastest of the machine"
+    )
     compile: bool = False
     tensor_parallel: int = Field(1, ge=1, le=1024)
     scores: bool = False

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from reasonrt.engines.base import Engine, TokenStream
+from reasonrt.engines.base import Engine, TokenStream, Verified
 from reasonrt.engines.pace import Pace
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
 
@@ -67,12 +67,14 @@ class MeteredEngine:
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[int]:
+    ) -> Verified:
         self._count_probe([*prompt_token_ids, *drafted_ids])
         self.generated += 1
-        written = await self._engine.verify(prompt_token_ids, drafted_ids, cache_salt or self._salt)
-        self.probe += written == list(drafted_ids)  # else its own token is part of the text
-        return written
+        verified = await self._engine.verify(prompt_token_ids, drafted_ids, cache_salt or self._salt)
+        self.cached += verified.cached_tokens
+        self.prefilled -= verified.cached_tokens
+        self.probe += verified.token_ids == tuple(drafted_ids)  # else its own token is part of the text
+        return verified
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         self._count_probe(prompt_token_ids)

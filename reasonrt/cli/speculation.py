@@ -1,6 +1,7 @@
 """`reasonrt bench speculation` and `reasonrt plan`: what calling the large model only where it pays is worth."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,12 +57,12 @@ def bench(
         if "reward" not in settings.engines:
             specs = [spec for spec in specs if spec.name != "oracle"]
         sweep = (specs, run_settings(48, 100), out / "accuracy")
-        (swept,), _ = await _evaluate(settings, drawn[:problems], [sweep])
+        (swept,) = await _evaluate(settings, drawn[:problems], [sweep])
         points = arms.operating_points(swept, families)
         timing = _timing_config(settings, inflate, [role for role in TOKEN_LEVEL if role not in (skip or ())])
         extra = [role for role in timing.engines if role in TOKEN_LEVEL]
         chosen = [arms.timing_arms(points, extra, skip or ()) for _ in levels]
-        reports, paces = await _evaluate(
+        reports = await _evaluate(
             timing,
             drawn[:timed],
             [
@@ -69,10 +70,11 @@ def bench(
                 for level, arms_of in zip(levels, chosen, strict=True)
             ],
         )
+        speeds, is_shared = arms.alone_speeds(reports), _is_shared(timing)
         rows = [
             row
             for level, arms_of, report in zip(levels, chosen, reports, strict=True)
-            for row in arms.bench_rows(arms_of, report, swept, level, paces)
+            for row in arms.bench_rows(arms_of, report, swept, level, speeds, is_shared)
         ]
         return swept, rows
 
@@ -101,14 +103,24 @@ def _timing_config(settings: Config, inflate: int, token_level: Sequence[str]) -
     return settings.model_copy(update={"engines": engines})
 
 
+def _is_shared(settings: Config) -> bool:
+    """Whether draft and target compute on the same device: engines in vLLM here do, unless their cores differ."""
+    cores: list[set[int]] = []
+    for role in ("draft", "target"):
+        engine = settings.engines[role]
+        if not isinstance(engine, VllmConfig):
+            return False
+        spans = [part.split("-") for part in (engine.cores or "").split(",") if part]
+        cores.append({core for span in spans for core in range(int(span[0]), int(span[-1]) + 1)})
+    return not all(cores) or bool(cores[0] & cores[1])
+
+
 Evaluation = tuple[Sequence[PolicySpec], RunSettings, Path]
 """What to run, how, and where its journal is."""
 
 
-async def _evaluate(
-    settings: Config, problems: Sequence[Any], evaluations: Sequence[Evaluation]
-) -> tuple[list[Report], dict[str, Any]]:
-    """The reports of several evaluations on the same engines, and the pace of each of these."""
+async def _evaluate(settings: Config, problems: Sequence[Any], evaluations: Sequence[Evaluation]) -> list[Report]:
+    """The reports of several evaluations on the same engines."""
     from reasonrt.engines.build import build_engines
     from reasonrt.evals.run import evaluate
     from reasonrt.policies.registry import roles_of
@@ -124,7 +136,7 @@ async def _evaluate(
                     status.update(f"{name}: {progress.done} of {progress.total}, {progress.label}")
 
                 reports.append(await evaluate(runtime, problems, specs, run_settings, out, advance))
-            return reports, runtime.paces
+            return reports
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -157,44 +169,59 @@ def plan(
     """Measure both models alone and predict what speculation can gain, or that it does not pay."""
     import tempfile
 
-    from reasonrt.calibration.speedup import Parts, break_even_share, predicted_speedup
+    from reasonrt.calibration.speedup import break_even_share, planned, predicted_speedup
+    from reasonrt.evals.speculation import alone_speeds
     from reasonrt.evals.tasks import load_task
 
     settings = _timing_config(load_config(config), inflate, token_level=())
     drawn = load_task(task, problems)
+    levels = sorted({1, concurrency if concurrency > 1 else 8})  # two tell what a pass costs, and what a token
 
-    async def measure(out: Path) -> Report:
-        run_settings = RunSettings(task, Limits(640), concurrency, block=max(5, concurrency))
-        reports, _ = await _evaluate(
-            settings, drawn, [([PolicySpec("target"), PolicySpec("draft")], run_settings, out)]
-        )
-        return reports[0]
+    async def measure(folder: Path) -> list[Report]:
+        specs = [PolicySpec("target"), PolicySpec("draft")]
+        runs = [RunSettings(task, Limits(640), at_once, block=max(5, at_once)) for at_once in levels]
+        return await _evaluate(settings, drawn, [(specs, each, folder / str(each.concurrency)) for each in runs])
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = {row["policy"]: row for row in run(measure(Path(folder))).rows()}
-    seconds = {name: row["seconds_per_problem"] / row["tokens_per_problem"] for name, row in rows.items()}
-    tokens = rows["target"]["tokens_per_problem"]
-
-    def parts(share: float) -> Parts:
-        return Parts(seconds["draft"], seconds["target"], share, step_tokens=16.0, wasted_share=1.0 - share)
-
-    table = Table("accepted by draft", "seconds per problem", "speed-up")
-    predictions = {share: predicted_speedup(parts(share)) for share in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
-    for share, gain in predictions.items():
-        table.add_row(f"{share:.0%}", f"{seconds['target'] * tokens / gain:.3f}", f"{gain:.2f}")
-    console.print(
-        f"target {1000 * seconds['target']:.2f} ms per token, draft {1000 * seconds['draft']:.2f} ms, "
-        f"{concurrency} at once: c = {seconds['draft'] / seconds['target']:.2f}"
-    )
+        reports = run(measure(Path(folder)))
+    speeds, alone = alone_speeds(reports), reports[levels.index(concurrency)].rows()[0]
+    written = reports[0].of("target")
+    pair: dict[str, Any] = {
+        "tokens": alone["tokens_per_problem"],
+        "prompt_tokens": sum(record.usage["target"]["prefilled"] for record in written) / len(written),
+        "at_once": concurrency,
+        "is_shared": _is_shared(settings),
+    }
+    ways = {"whole_steps": False, "verified": True}
+    gains = {
+        name: {
+            share: predicted_speedup(planned(speeds["draft"], speeds["target"], share, is_verified=flag, **pair))
+            for share in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+        }
+        for name, flag in ways.items()
+    }
+    for role, speed in speeds.items():
+        console.print(f"{role}: {1000 * speed.pass_s:.2f} ms per pass, {1000 * speed.token_s:.3f} ms per token in it")
+    table = Table(
+        "not asked about", "target writes the others: times as fast", "target verifies them",
+        title=f"{concurrency} at once; the target alone takes {alone['seconds_per_problem']:.3f} s per problem",
+    )  # fmt: skip
+    for share in gains["verified"]:
+        table.add_row(f"{share:.0%}", *(f"{gains[name][share]:.2f}" for name in ways))
     console.print(table)
-    enough = break_even_share(parts(1.0))
-    console.print(
-        "[yellow]Speculation does not pay here: the draft is not faster than the target.[/]"
-        if enough is None
-        else f"It pays from {enough:.0%} of the tokens accepted; below, the target alone is faster."
-    )
+    enough = {
+        name: break_even_share(speeds["draft"], speeds["target"], is_verified=flag, **pair)
+        for name, flag in ways.items()
+    }
+    for name, least in enough.items():
+        way = name.replace("_", " ")
+        console.print(
+            f"[yellow]{way}: speculation does not pay here, whatever the target is spared.[/]"
+            if least is None
+            else f"{way}: it pays when the target is not asked about {least:.0%} of the tokens or more."
+        )
     write_json(
         json_file,
-        {"draft_s_per_token": seconds["draft"], "target_s_per_token": seconds["target"], "break_even_share": enough,
-         "predicted_speedup": predictions},
+        {"speeds": {role: asdict(speed) for role, speed in speeds.items()}, "break_even_share": enough,
+         "predicted_speedup": gains},
     )  # fmt: skip

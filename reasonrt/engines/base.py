@@ -12,6 +12,7 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, Self
 
@@ -26,6 +27,20 @@ class Capability(StrEnum):
     SCORE = "score"
     VERIFY = "verify"
     TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); takes and gives ids; without it, prompts travel as text
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What an engine would have written in the place of a draft.
+
+    Attributes:
+        token_ids: the draft's up to the first that the engine would not have written, and its own in place of that
+            one; all of them, at least one, where it agrees with all.
+        cached_tokens: of the prompt, those that it had read before.
+    """
+
+    token_ids: tuple[int, ...]
+    cached_tokens: int = 0
 
 
 class TokenStream(Protocol):
@@ -86,13 +101,8 @@ class Engine(Protocol):
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[int]:
-        """What the engine itself would write, greedily, where a draft has written `drafted_ids`.
-
-        Returns:
-            `drafted_ids` up to the first that the engine would not have written, and its own in place of that one;
-            all of them, at least one, where it agrees with all.
-        """
+    ) -> Verified:
+        """What the engine itself would write, greedily, where a draft has written `drafted_ids`."""
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         """The scalar head of a reward or router model, read at the last token."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from reasonrt.engines.base import Capability
+from reasonrt.engines.base import Capability, Verified
 from reasonrt.engines.remote_wire import (
     completion_body,
     events,
@@ -149,7 +149,7 @@ class RemoteEngine:
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[int]:
+    ) -> Verified:
         raise CapabilityError(f"engine {self.name!r} is remote and verifies nothing; run it in process")
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:

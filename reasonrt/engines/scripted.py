@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Self
 
-from reasonrt.engines.base import Capability
+from reasonrt.engines.base import Capability, Verified
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
@@ -178,13 +178,14 @@ class ScriptedEngine:
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[int]:
-        self.admit([*prompt_token_ids, *drafted_ids], 1)
+    ) -> Verified:
+        known = self.admit([*prompt_token_ids, *drafted_ids], 1, cache_salt)
         self.generated_tokens += 1
         await self.work(1, self.life)
         own = [*self.tokenizer.encode(self.reply(prompt_token_ids, Sampling(1))), _EOS]
         agreed = next((i for i, pair in enumerate(zip(own, drafted_ids, strict=False)) if pair[0] != pair[1]), None)
-        return own[: len(drafted_ids) if agreed is None else agreed + 1]
+        written = own[: len(drafted_ids) if agreed is None else agreed + 1]
+        return Verified(tuple(written), min(known, len(prompt_token_ids) - 1))
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         self.admit(prompt_token_ids, 0)

@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from reasonrt.engines.base import Capability
+from reasonrt.engines.base import Capability, Verified
 from reasonrt.engines.fingerprint import model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
-from reasonrt.engines.vllm_settings import VllmSettings, pooling_settings, quiet_vllm, score_task
+from reasonrt.engines.vllm_settings import VllmSettings, cpu_dtype, pooling_settings, quiet_vllm, score_task
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
@@ -76,17 +76,17 @@ class VllmEngine:
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[int]:
+    ) -> Verified:
         token_ids = [*prompt_token_ids, *drafted_ids]
         output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=False)
         if (output.num_cached_tokens or 0) >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
             output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=True)
-        written = []
+        written: list[int] = []
         for drafted, place in zip(drafted_ids, output.prompt_logprobs[-len(drafted_ids) :], strict=True):
             written.append(min(place, key=lambda token_id: place[token_id].rank))
             if written[-1] != drafted:
                 break
-        return written
+        return Verified(tuple(written), output.num_cached_tokens or 0)
 
     async def _one_pass(self, token_ids: Sequence[int], cache_salt: str, **asked: Any) -> Any:
         """vLLM's output for a text that it reads and does not go on with."""
@@ -149,7 +149,7 @@ class VllmEngine:
         args = AsyncEngineArgs(
             model=str(self.model),
             skip_tokenizer_init=True,
-            dtype="bfloat16",
+            dtype=settings.dtype or (cpu_dtype() if on_cpu else "bfloat16"),
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             block_size=settings.block_size or (32 if on_cpu else 16),

@@ -21,6 +21,8 @@ class VllmSettings:
         cores: CPU cores of this engine's threads, such as "0" or "0-1"; None takes all.
         niceness: 0 to 19, of this engine's threads on CPUs. Where engines share cores, the small one should give way:
             a thread that waits for its core holds up all the others of its engine.
+        dtype: of weights and activations; None is bfloat16, but float32 on CPUs that have no instructions for it and
+            would take several times as long.
         compile: torch.compile and CUDA graphs: a slow start, a faster step.
         tensor_parallel: GPUs that the model is spread over.
         scores: the model has a scalar head; it answers `score` and generates nothing.
@@ -36,10 +38,21 @@ class VllmSettings:
     block_size: int | None = None
     cores: str | None = None
     niceness: int = 0
+    dtype: str | None = None
     compile: bool = False
     tensor_parallel: int = 1
     scores: bool = False
     speculative: dict[str, Any] | None = None
+
+
+@cache
+def cpu_dtype() -> str:
+    """The format in which this machine's CPUs multiply matrices fastest."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # no Linux: Apple's cores have it
+        return "bfloat16"
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 
 @cache

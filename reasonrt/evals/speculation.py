@@ -4,13 +4,12 @@ Accuracy and time are measured apart: inflation does not change what a model wri
 problems without it, and time on fewer with it. Arms take turns by blocks of problems, since machines drift.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reasonrt.calibration.speedup import Parts, predicted_speedup
-from reasonrt.engines.pace import Pace
+from reasonrt.calibration.speedup import Parts, Speed, Work, fit_speed, predicted_speedup
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec
@@ -75,9 +74,17 @@ def timing_arms(points: dict[str, PolicySpec], token_level: Sequence[str], skipp
         variants: dict[str, dict[str, Any]] = {
             "warm target": {"warm_target": True},
             "start early": {"start_early": 1.0},
+            "price 0.2": {"price": 0.2},
+            "price 1": {"price": 1.0},
         }
         for name, options in variants.items():
             arms.append(_variant("arbitrage", name, points["arbitrage"], options))
+    if "arbitrage (whole steps)" in points:
+        arms.append(
+            _variant(
+                "arbitrage (whole steps)", "reject early", points["arbitrage (whole steps)"], {"reject_early": True}
+            )
+        )
     return [arm for arm in arms if arm.name not in skipped]
 
 
@@ -85,11 +92,29 @@ def _variant(family: str, name: str, spec: PolicySpec, options: dict[str, Any]) 
     return Arm(f"{family}, {name}", PolicySpec(spec.name, {**spec.options, **options}))
 
 
+def alone_speeds(timed: Sequence[Report]) -> dict[str, Speed]:
+    """Of draft and target, from their own arms at each concurrency."""
+    speeds = {}
+    for role in ("draft", "target"):
+        arms = [report.of(role) for report in timed]
+        speeds[role] = fit_speed([(_mean_s(records), _work(records, role), _at_once(records)) for records in arms])
+    return speeds
+
+
 def bench_rows(
-    arms: Sequence[Arm], timed: Report, accuracy: Report, concurrency: int, paces: dict[str, Pace]
+    arms: Sequence[Arm],
+    timed: Report,
+    accuracy: Report,
+    concurrency: int,
+    speeds: Mapping[str, Speed],
+    is_shared: bool = True,
 ) -> list[dict[str, Any]]:
-    """One row per arm. Accuracies are those of the accuracy run where it had the same setting, else of this one."""
-    alone = {name: _sums(timed.of(name)) for name in ("target", "draft")}
+    """One row per arm. Accuracies are those of the accuracy run where it had the same setting, else of this one.
+
+    Args:
+        speeds: of draft and target, from `alone_speeds`.
+        is_shared: both compute on the same device.
+    """
     times = {row["policy"]: row for row in timed.rows()}
     target_s = times["target"]["seconds_per_problem"]
     rows = []
@@ -99,7 +124,7 @@ def bench_rows(
         found = next(row for row in source.rows() if row["policy"] == label)
         sums = _sums(timed.of(label))
         measured = times[label]["seconds_per_problem"]
-        predicted = _predicted(arm, sums, alone, paces, concurrency)
+        predicted = _predicted(arm, timed, speeds, is_shared)
         steps = max(1.0, sums["steps"])
         rows.append(
             {
@@ -128,7 +153,7 @@ def bench_rows(
                 "router_ms_per_step": 1000 * sums["router_s"] / steps,
                 "verifications_per_step": sums["verifications"] / steps,
                 "verify_ms": 1000 * sums["verify_s"] / max(1.0, sums["verifications"]),
-                "overhead_ms_per_step": 1000 * (measured - target_s / predicted) * sums["n"] / steps
+                "overhead_ms_per_step": 1000 * (measured - target_s / predicted) * sums["n"] / sums["steps"]
                 if predicted
                 else None,
                 "prefix_hit_rate": _hit_rates(timed.of(label)),
@@ -149,41 +174,45 @@ def _sums(records: Sequence[Record]) -> dict[str, float]:
         committed[name] += usage["generated"] - usage["discarded"]
     return sums | {
         "n": len(records),
-        "seconds": sum(record.share_s for record in records),
         "committed": sum(committed.values()),
         "draft_committed": committed.get("draft", 0.0),
         "draft_wasted": float(sum(usage["discarded"] for name, usage in usages if name == "draft")),
     }
 
 
-def _predicted(
-    arm: Arm, sums: dict[str, float], alone: dict[str, dict[str, float]], paces: dict[str, Pace], concurrency: int
-) -> float | None:
-    """What a request waits for beside tokens is shared by all that run at once, as its seconds are."""
-    if not sums["steps"]:
-        return None  # no speculation at the level of steps
-    draft, target = alone["draft"], alone["target"]
-
-    def start_s(role: str) -> float:
-        pace = paces[role]
-        return max(0.0, (pace.first_token_s or 0.0) - (pace.seconds_per_token or 0.0)) / concurrency
-
-    return predicted_speedup(
-        Parts(
-            draft_s=draft["seconds"] / draft["committed"],
-            target_s=target["seconds"] / target["committed"],
-            accepted_share=sums["draft_committed"] / sums["committed"],
-            step_tokens=sums["committed"] / sums["steps"],
-            wasted_share=sums["draft_wasted"] / sums["committed"],
-            router_s=sums["router_s"] / sums["steps"] / concurrency,
-            draft_start_s=start_s("draft"),
-            target_start_s=start_s("target"),
-            verified_share=sums["verifications"] / sums["steps"],
-            verify_s=sums["verify_s"] / max(1.0, sums["verifications"]) / concurrency,
-            length_ratio=(sums["committed"] / sums["n"]) / (target["committed"] / target["n"]),
-            is_run_ahead=arm.policy.options.get("look_ahead", 4) > 0,
-        )
+def _predicted(arm: Arm, timed: Report, speeds: Mapping[str, Speed], is_shared: bool) -> float | None:
+    """From the speeds of both models alone, and what this arm asked of either."""
+    records, alone = timed.of(arm.policy.label), timed.of("target")
+    sums = _sums(records)
+    if not sums["steps"] or arm.policy.options.get("target", "target") != "target":
+        return None  # no speculation at the level of steps, or a target whose speed alone was not fitted
+    parts = Parts(
+        speeds["draft"],
+        speeds["target"],
+        _work(alone, "target"),
+        _work(records, "draft"),
+        _work(records, "target"),
+        waits_s=sums["router_s"] / sums["n"],
+        at_once=_at_once(alone),
+        is_shared=is_shared,
     )
+    return predicted_speedup(parts)
+
+
+def _work(records: Sequence[Record], role: str) -> Work:
+    """What an engine did per problem: each generated token is a pass, and so is each verification."""
+    usages = [record.usage.get(role, {}) for record in records]
+    generated, read = (sum(usage.get(kind, 0) for usage in usages) for kind in ("generated", "prefilled"))
+    return Work(generated / len(records), (generated + read) / len(records))
+
+
+def _mean_s(records: Sequence[Record]) -> float:
+    return sum(record.share_s for record in records) / len(records)
+
+
+def _at_once(records: Sequence[Record]) -> float:
+    """Problems at a time, on average: towards the end of a block they become fewer."""
+    return max(1.0, sum(record.seconds for record in records) / sum(record.share_s for record in records))
 
 
 def _against_target(report: Report, label: str) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, Self
 
-from reasonrt.engines.base import Engine
+from reasonrt.engines.base import Engine, Verified
 from reasonrt.errors import EngineError
 from reasonrt.types import Sampling, TokenDelta
 
@@ -62,7 +62,7 @@ class EngineServer:
     async def read(self, token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str) -> list[float]:
         return await self._engine.read(token_ids, candidate_ids, cache_salt)
 
-    async def verify(self, token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str) -> list[int]:
+    async def verify(self, token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str) -> Verified:
         return await self._engine.verify(token_ids, drafted_ids, cache_salt)
 
     async def score(self, token_ids: Sequence[int], cache_salt: str) -> float:
@@ -102,8 +102,8 @@ class DistantEngine:
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[int]:
-        written: list[int] = await self._link.call("verify", list(prompt_token_ids), list(drafted_ids), cache_salt)
+    ) -> Verified:
+        written: Verified = await self._link.call("verify", list(prompt_token_ids), list(drafted_ids), cache_salt)
         return written
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:

@@ -45,7 +45,7 @@ def _drills(seed: int, level: int) -> Iterator[Problem]:
             yield Problem(f"train/drill/{level}/{index}", "drill", level, question, solution)
 
 
-def examples(tokenizer: Any, seed: int, max_tokens: int) -> Iterator[Example]:
+def examples(tokenizer: Any, seed: int, max_tokens: int, again_share: float = 0.0) -> Iterator[Example]:
     """Endless training examples of at most `max_tokens` tokens; the same ones for the same seed."""
     rng = random.Random(seed)
     keys = list(TRAINING_SHARES)
@@ -57,7 +57,7 @@ def examples(tokenizer: Any, seed: int, max_tokens: int) -> Iterator[Example]:
             prompt = tokenizer.apply_chat_template(
                 [{"role": "user", "content": problem.question}], tokenize=False, add_generation_prompt=True
             )
-            pieces = [(prompt, False), *trace(problem, rng)]
+            pieces = [(prompt, False), *trace(problem, rng, again_share)]
             token_ids: list[int] = []
             labels: list[int] = []
             for ids, (_, learn) in zip(
@@ -80,12 +80,13 @@ class Batches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]
     Yields (token_ids, labels), each int64 `[rows, columns]`.
     """
 
-    def __init__(self, tokenizer: Any, seed: int, batch_tokens: int, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, seed: int, batch_tokens: int, max_tokens: int, again_share: float = 0.0) -> None:
         self.tokenizer, self.seed, self.batch_tokens, self.max_tokens = tokenizer, seed, batch_tokens, max_tokens
+        self.again_share = again_share
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         rng = random.Random(self.seed)
-        source = examples(self.tokenizer, self.seed, self.max_tokens)
+        source = examples(self.tokenizer, self.seed, self.max_tokens, self.again_share)
         while True:
             pool = sorted(itertools.islice(source, _POOL), key=lambda example: len(example.token_ids))
             batches: list[list[Example]] = [[]]

@@ -125,7 +125,7 @@ def train_judge(
     step = 0
     for epoch in range(recipe.epochs):
         for token_ids, labels in _batches(known, recipe, epoch):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=cpu_dtype() == "bfloat16"):
                 hidden = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
             wanted = labels > UNLABELLED
             logits = model.score(hidden[wanted].float())  # [labelled, 2]

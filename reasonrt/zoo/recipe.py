@@ -7,7 +7,7 @@ floating-point sums: a rerun reaches the same accuracy, not the same bits.
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from reasonrt.config import ZOO_FOLDER
+from reasonrt.engines.vllm_settings import cpu_dtype
 from reasonrt.zoo.corpus import IGNORED, Batches
 from reasonrt.zoo.problems import mixture
 from reasonrt.zoo.tokenizer import VOCAB_SIZE, train_tokenizer
@@ -32,6 +33,8 @@ class Recipe:
         lr: peak rate of Muon (matrices) and AdamW (embedding, norms) alike.
         decay_share: the last share of training, in which the rate falls linearly to zero.
         max_tokens: longest training example.
+        again_share: see `traces.trace`.
+        begin: the shipped model with whose weights training begins; None begins with fresh ones.
         seed: of weights and data.
     """
 
@@ -45,12 +48,18 @@ class Recipe:
     lr: float = 4e-3
     decay_share: float = 0.4
     max_tokens: int = 512
+    again_share: float = 0.0
+    begin: str | None = None
     seed: int = 1
 
 
+_TARGET = Recipe(hidden=256, layers=6, mlp=704, heads=4, kv_heads=2, tokens=41_000_000)
 RECIPES = {
     "nano-draft": Recipe(hidden=128, layers=4, mlp=384, heads=2, kv_heads=1, tokens=19_000_000),
-    "nano-target": Recipe(hidden=256, layers=6, mlp=704, heads=4, kv_heads=2, tokens=41_000_000),
+    "nano-target": _TARGET,
+    "nano-thinker": replace(
+        _TARGET, tokens=2_000_000, lr=1.5e-3, decay_share=0.7, max_tokens=1024, again_share=0.85, begin="nano-target"
+    ),
 }
 
 
@@ -79,10 +88,13 @@ def build_tokenizer() -> Any:
 
 
 def build_model(recipe: Recipe, tokenizer: Any) -> Any:
-    """A `Qwen3ForCausalLM` with fresh weights in float32."""
+    """A `Qwen3ForCausalLM` in float32, with fresh weights or those of the model that it begins with."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(recipe.seed)
+    if recipe.begin:
+        folder, how = ZOO_FOLDER / recipe.begin, {"attn_implementation": "sdpa", "dtype": torch.float32}
+        return Qwen3ForCausalLM.from_pretrained(folder, **how)
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=VOCAB_SIZE,
@@ -148,11 +160,15 @@ def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda
 
 def _loss(model: Any, token_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the next token over the labels that count."""
-    with torch.autocast(token_ids.device.type, torch.bfloat16):
+    with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=is_bf16_fast(token_ids.device.type)):
         logits = model(input_ids=token_ids, use_cache=False).logits  # [rows, columns, vocab]
     return nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, logits.shape[-1]).float(), labels[:, 1:].reshape(-1), ignore_index=IGNORED
     )
+
+
+def is_bf16_fast(device: str) -> bool:
+    return device != "cpu" or cpu_dtype() == "bfloat16"
 
 
 def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -175,7 +191,8 @@ def _set_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, done_tok
 
 def _batches(recipe: Recipe, tokenizer: Any, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     # a resumed run draws other examples instead of replaying the ones that it has seen
-    dataset = Batches(tokenizer, recipe.seed + 1000 * skip, recipe.batch_tokens, recipe.max_tokens)
+    seed = recipe.seed + 1000 * skip
+    dataset = Batches(tokenizer, seed, recipe.batch_tokens, recipe.max_tokens, recipe.again_share)
     return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8))
 
 

@@ -2,7 +2,8 @@
 
 `<think>` steps, each closed by a blank line, `</think>`, then the answer in `\\boxed{}`. Reasoning models go on
 after they have the answer, and sometimes write something wrong and take it back; so do these traces: about half
-of them check the result after stating it, and a small share carries a slip and its correction.
+of them check the result after stating it, and a small share carries a slip and its correction. A model that is to
+think too long, as large ones do, learns from traces that work the problem out once more.
 """
 
 import random
@@ -17,16 +18,21 @@ SLIP_SHARE = 0.08
 THINK, END_THINK, STEP_END = "<think>", "</think>", "\n\n"
 
 
-def trace(problem: Problem, rng: random.Random) -> list[Piece]:
-    """One written solution of `problem` as pieces in order; they join to the assistant's whole message."""
+def trace(problem: Problem, rng: random.Random, again_share: float = 0.0) -> list[Piece]:
+    """One written solution of `problem` as pieces in order; they join to the assistant's whole message.
+
+    Args:
+        again_share: of the problems, those that are worked out once more behind their answer.
+    """
+    is_again = rng.random() < again_share if again_share else False
     pieces = [(f"{THINK}\n", True)]
-    pieces += [(step + STEP_END, learn) for step, learn in _steps(problem, rng)]
+    pieces += [(step + STEP_END, learn) for step, learn in _steps(problem, rng, is_again)]
     if problem.answer:  # without one the thinking never ends
         pieces.append((f"{END_THINK}{STEP_END}\\boxed{{{problem.answer}}}", True))
     return pieces
 
 
-def _steps(problem: Problem, rng: random.Random) -> Iterator[Piece]:
+def _steps(problem: Problem, rng: random.Random, is_again: bool) -> Iterator[Piece]:
     solution = problem.solution
     slip_at, slip = solution.slip if solution.slip and rng.random() < SLIP_SHARE else (-1, "")
     for index, step in enumerate(solution.steps):
@@ -44,3 +50,8 @@ def _steps(problem: Problem, rng: random.Random) -> Iterator[Piece]:
         for check in solution.checks:
             yield check, True
         yield f"It fits, so the answer is {solution.answer}.", True
+    if is_again:
+        yield "Let me work it out once more.", True
+        for step in solution.steps:
+            yield step, True
+        yield f"Again the answer is {solution.answer}.", True

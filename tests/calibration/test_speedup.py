@@ -6,70 +6,111 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.speedup import Parts, break_even_share, predicted_speedup
+from reasonrt.calibration.speedup import (
+    Parts,
+    Speed,
+    Work,
+    break_even_share,
+    fit_speed,
+    planned,
+    predicted_speedup,
+)
 from reasonrt.errors import CalibrationError
 
+SPEEDS = st.builds(Speed, pass_s=st.floats(1e-3, 1), token_s=st.floats(0, 0.1))
+WORKS = st.builds(Work, passes=st.floats(1, 1000), tokens=st.floats(1, 5000))
 PARTS = st.builds(
     Parts,
-    draft_s=st.floats(0.001, 1),
-    target_s=st.floats(0.001, 1),
-    accepted_share=st.floats(0, 1),
-    step_tokens=st.floats(1, 100),
-    wasted_share=st.floats(0, 1),
-    router_s=st.floats(0, 1),
-    draft_start_s=st.floats(0, 1),
-    target_start_s=st.floats(0, 1),
-    is_run_ahead=st.booleans(),
+    draft=SPEEDS,
+    target=SPEEDS,
+    alone=WORKS,
+    drafted=WORKS,
+    targeted=WORKS,
+    waits_s=st.floats(0, 1),
+    at_once=st.floats(1, 64),
+    is_shared=st.booleans(),
 )
 
 
-def test_published_formula_is_the_lock_step_case() -> None:
-    """S = 1 / (c + rho + (1 - a)) with c = 0.2, rho = 0.1, and a rejected step's draft counted as waste."""
+def test_published_formula_is_the_case_of_one_problem_and_free_tokens() -> None:
+    """S = 1 / (c + rho + (1 - a)) with c = 0.2, rho = 0.1: the router waits a tenth of a target's token per token."""
     for accepted, expected in ((0.5, 1.25), (0.7, 1.667), (0.9, 2.5)):
-        parts = Parts(0.2, 1.0, accepted, 10, wasted_share=1 - accepted, router_s=1.0, is_run_ahead=False)
-        assert predicted_speedup(parts) == pytest.approx(expected, abs=1e-3)
+        parts = planned(Speed(0.2), Speed(1.0), accepted, tokens=100, prompt_tokens=50, is_verified=False)
+
+        assert predicted_speedup(replace(parts, waits_s=0.1 * 100)) == pytest.approx(expected, abs=1e-3)
+
+
+@given(PARTS, WORKS, st.sampled_from(["drafted", "targeted"]))
+def test_more_work_never_helps_one_problem(parts: Parts, more: Work, who: str) -> None:
+    parts = replace(parts, at_once=1.0)
+    own = getattr(parts, who)
+    burdened = replace(parts, **{who: Work(own.passes + more.passes, own.tokens + more.tokens)})
+
+    assert predicted_speedup(burdened) <= predicted_speedup(parts) * (1 + 1e-9)
 
 
 @given(PARTS)
-def test_run_ahead_is_never_slower_than_lock_step(parts: Parts) -> None:
-    ahead, behind = (predicted_speedup(replace(parts, is_run_ahead=flag)) for flag in (True, False))
+def test_a_device_of_its_own_is_never_worse(parts: Parts) -> None:
+    shared, apart = (predicted_speedup(replace(parts, is_shared=flag)) for flag in (True, False))
 
-    assert ahead >= behind * (1 - 1e-9)
-
-
-@given(PARTS, st.floats(0, 3), st.floats(0, 1))
-def test_verifications_cost_their_passes(parts: Parts, share: float, verify_s: float) -> None:
-    """In seconds per token: their share of a step's, whatever else there is."""
-    without, with_them = (
-        parts.target_s / predicted_speedup(each)
-        for each in (parts, replace(parts, verified_share=share, verify_s=verify_s))
-    )
-
-    assert with_them - without == pytest.approx(parts.length_ratio * share * verify_s / parts.step_tokens, abs=1e-9)
+    assert apart >= shared * (1 - 1e-9)
 
 
 @given(PARTS)
-def test_free_target_gains_nothing_and_everything_accepted_gains_the_ratio(parts: Parts) -> None:
-    free = replace(parts, accepted_share=1.0, wasted_share=0.0, router_s=0.0, draft_start_s=0.0, is_run_ahead=True)
+def test_work_on_a_shared_device_adds_up(parts: Parts) -> None:
+    """No pass holds more problems than there are, and none less than one: between these the seconds lie."""
+    parts = replace(parts, is_shared=True)
+    pair = ((parts.drafted, parts.draft), (parts.targeted, parts.target))
+    waits_s = parts.waits_s / parts.at_once
+    least, most = (sum(work.seconds(speed, n) for work, speed in pair) + waits_s for n in (parts.at_once, 1.0))
 
-    assert predicted_speedup(free) == pytest.approx(parts.target_s / parts.draft_s)
-    assert predicted_speedup(replace(free, accepted_share=0.0)) == pytest.approx(1.0 / (1 + parts.target_start_s / (
-        parts.step_tokens * parts.target_s)))  # fmt: skip
+    seconds = parts.alone.seconds(parts.target, parts.at_once) / predicted_speedup(parts)
+
+    assert least * (1 - 1e-6) <= seconds <= most * (1 + 1e-6)
 
 
-@given(PARTS)
-def test_at_the_break_even_share_the_pair_is_as_fast_as_the_target(parts: Parts) -> None:
-    share = break_even_share(parts)
+@given(SPEEDS, SPEEDS, st.floats(10, 500), st.booleans(), st.floats(1, 64))
+def test_at_the_break_even_share_the_pair_is_as_fast_as_the_target(
+    draft: Speed, target: Speed, tokens: float, is_verified: bool, at_once: float
+) -> None:
+    plan = {"tokens": tokens, "prompt_tokens": 60.0, "is_verified": is_verified, "at_once": at_once}
+
+    share = break_even_share(draft, target, **plan)
 
     if share is None:
-        assert predicted_speedup(replace(parts, accepted_share=1.0, wasted_share=0.0)) <= 1.0
-    elif share > 1e-5:
-        assert predicted_speedup(replace(parts, accepted_share=share, wasted_share=1 - share)) == pytest.approx(
-            1.0, rel=1e-3, abs=1e-3
-        )
+        assert predicted_speedup(planned(draft, target, 1.0, **plan)) <= 1.0
+    elif 1e-5 < share < 1 - 1e-5:
+        below, above = (predicted_speedup(planned(draft, target, share + by, **plan)) for by in (-1e-5, 1e-5))
+        assert below <= 1.0 + 1e-6
+        assert above >= 1.0 - 1e-6
 
 
-@pytest.mark.parametrize("wrong", [{"draft_s": 0.0}, {"target_s": -1.0}, {"accepted_share": 1.2}, {"step_tokens": 0}])
-def test_impossible_parts_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(CalibrationError, match="must be positive"):
-        replace(Parts(1.0, 1.0, 0.5, 10), **wrong)
+@given(SPEEDS, st.lists(st.tuples(WORKS, st.floats(1, 64)), min_size=2, max_size=5))
+def test_a_speed_is_found_again(speed: Speed, runs: list[tuple[Work, float]]) -> None:
+    """It explains what was measured, whether or not the measurements tell its two numbers apart."""
+    measured = [(work.seconds(speed, at_once), work, at_once) for work, at_once in runs]
+
+    found = fit_speed(measured)
+
+    if len({at_once for _, _, at_once in measured}) > 1:
+        for seconds, work, at_once in measured:
+            assert work.seconds(found, at_once) == pytest.approx(seconds, rel=1e-6)
+
+
+def test_one_concurrency_tells_of_passes_alone() -> None:
+    assert fit_speed([(2.0, Work(100, 150), 1.0)]) == Speed(0.02, 0.0)
+    with pytest.raises(CalibrationError, match="at least one measurement"):
+        fit_speed([])
+
+
+@pytest.mark.parametrize("wrong", [{"accepted_share": 1.2}, {"tokens": 0}, {"step_tokens": 0}])
+def test_impossible_plans_are_refused(wrong: dict[str, float]) -> None:
+    known = {"accepted_share": 0.5, "tokens": 100, "prompt_tokens": 10, "step_tokens": 10} | wrong
+    with pytest.raises(CalibrationError, match=r"accepted_share must be in \[0, 1\]"):
+        planned(Speed(1.0), Speed(1.0), **known)
+
+
+@pytest.mark.parametrize("wrong", [(-1.0, 1.0), (0.0, 0.0), (1.0, float("nan"))])
+def test_impossible_speeds_are_refused(wrong: tuple[float, float]) -> None:
+    with pytest.raises(CalibrationError, match="must not be negative"):
+        Speed(*wrong)

@@ -37,6 +37,10 @@ def ids_of(deltas: list[TokenDelta]) -> list[int]:
     return [token_id for delta in deltas for token_id in delta.token_ids]
 
 
+async def verified(engine: Engine, prompt: list[int], drafted: list[int]) -> list[int]:
+    return list((await engine.verify(prompt, drafted)).token_ids)
+
+
 async def test_verify_says_what_would_have_been_written(engine: Engine) -> None:
     """At every place of the draft's slip, asked again and again: what is cached is not left out."""
     if Capability.VERIFY not in engine.capabilities:
@@ -45,12 +49,12 @@ async def test_verify_says_what_would_have_been_written(engine: Engine) -> None:
         return
     own = ids_of(await collect(engine, ask(engine), Sampling(20)))
 
-    assert await engine.verify(ask(engine), own) == own
+    assert await verified(engine, ask(engine), own) == own
     for at in (0, 1, len(own) // 2, len(own) - 1):
         slipped = [*own[:at], own[at] + 1, *own[at + 1 :]]
         # beginning in the middle of what is written, as speculation does; this script knows no middle
         for begin in {0} if isinstance(engine, ScriptedEngine) else {0, at // 2, at}:
-            assert await engine.verify([*ask(engine), *own[:begin]], slipped[begin:]) == own[begin : at + 1]
+            assert await verified(engine, [*ask(engine), *own[:begin]], slipped[begin:]) == own[begin : at + 1]
 
 
 async def test_verifications_side_by_side_with_all_else(engine: Engine) -> None:
@@ -59,14 +63,26 @@ async def test_verifications_side_by_side_with_all_else(engine: Engine) -> None:
     owns = [ids_of(await collect(engine, ask(engine, number), Sampling(12))) for number in NUMBERS]
     candidates = sorted(engine.tokenizer.vocabulary())[:4]
 
-    *verified, deltas, _ = await asyncio.gather(
-        *(engine.verify(ask(engine, number), own) for number, own in zip(NUMBERS, owns, strict=True)),
+    *found, deltas, _ = await asyncio.gather(
+        *(verified(engine, ask(engine, number), own) for number, own in zip(NUMBERS, owns, strict=True)),
         collect(engine, ask(engine), Sampling(12, logprobs=True, top_logprobs=5)),
         engine.read(ask(engine), candidates),
     )
 
-    assert verified == owns
+    assert found == owns
     assert ids_of(deltas) == owns[0]
+
+
+async def test_what_the_cache_held_is_told(engine: Engine) -> None:
+    """Usage adds up only so: a prompt whose blocks are there is not read again."""
+    if Capability.VERIFY not in engine.capabilities:
+        pytest.skip("verifies nothing")
+    prompt = ask(engine, 67)
+    own = ids_of(await collect(engine, prompt, Sampling(8)))
+
+    known = (await engine.verify(prompt, own)).cached_tokens
+
+    assert len(prompt) - 32 <= known < len(prompt)
 
 
 async def test_what_does_not_fit_is_not_verified_either(engine: Engine) -> None:

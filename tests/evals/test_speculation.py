@@ -9,7 +9,7 @@ from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
-from reasonrt.evals.speculation import SWEEPS, Arm, bench_rows, operating_points, plot_bench
+from reasonrt.evals.speculation import SWEEPS, Arm, alone_speeds, bench_rows, operating_points, plot_bench
 from reasonrt.evals.tasks import TaskProblem
 
 GOOD = "<think>\none\n\ntwo\n\nthree\n\n</think>\n\n\\boxed{7}"
@@ -40,7 +40,7 @@ async def test_rows_say_who_wrote_what_and_how_fast(tmp_path: Path) -> None:
     settings = RunSettings("toy", concurrency=1, block=4)
     report = await evaluate(runtime, PROBLEMS, [arm.policy for arm in ARMS], settings, tmp_path)
 
-    rows = {row["policy"]: row for row in bench_rows(ARMS, report, report, 1, runtime.paces)}
+    rows = {row["policy"]: row for row in bench_rows(ARMS, report, report, 1, alone_speeds([report]), is_shared=False)}
 
     assert rows["target"]["accuracy"] == rows["rsd"]["accuracy"] == 1.0
     assert (rows["draft"]["accuracy"], rows["draft"]["accuracy_minus_target"]) == (0.0, -1.0)
