@@ -35,7 +35,7 @@ def certify(
     risk: str | Sequence[str],
     alpha: float | Sequence[float],
     delta: float,
-    order: Order | None = None,
+    order: Order | Sequence[StoppingRule] | None = None,
     train: Iterable[Trace] = (),
     test: str = "fixed_sequence",
 ) -> Certificate:
@@ -45,12 +45,14 @@ def certify(
     alpha, so that choosing among them costs nothing.
 
     Args:
-        traces: of independent problems; used for nothing else before. A `TraceSet` hands its fingerprints on.
+        traces: of independent problems; used for nothing else before. A `TraceSet` hands its fingerprints on, and holds
+            no problem twice; other iterables may, as draws with replacement do.
         rules: a family in the order in which to test it, the most careful first.
         risk: a name in `risks.RISKS`, or several that must all hold.
         alpha: the limit of the risk, in (0, 1); one for each of several.
         delta: the probability that the promise is wrong, in (0, 1).
-        order: from `order_rules` on other problems; without it `rules` are tested as they stand.
+        order: from `order_rules` on other problems, or rules of the family as they are to be tested; without it they
+            are tested as they stand.
         train: what the rules themselves were made from: a grid of thresholds, a learned signal.
         test: a name in `testing.TESTS`.
 
@@ -61,12 +63,13 @@ def certify(
     check_level("delta", delta)
     limits = _limits(risk, alpha)
     recorded = TraceSet.of(traces)
-    splits = _disjoint(recorded.split, order, tuple(train))
+    splits = _disjoint(recorded.split, order if isinstance(order, Order) else None, tuple(train))
     if test not in TESTS:
         raise CalibrationError(f"unknown test {test!r}; there are {', '.join(TESTS)}")
-    if order and not set(order.rules) <= set(rules):
+    ordered = list(rules if order is None else order.rules if isinstance(order, Order) else order)
+    if not set(ordered) <= set(rules):
         raise CalibrationError("the order holds rules that are not in the family; order the same rules")
-    trials = try_rules(recorded, order.rules if order else rules, limits)
+    trials = try_rules(recorded, ordered, limits)
     p_values = [p_value(trial, limits) for trial in trials]
     certified = TESTS[test](p_values, delta)
     if not certified:

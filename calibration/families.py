@@ -101,7 +101,7 @@ def boosted_end_rules(probabilities: Iterable[float]) -> list[UpperThreshold]:
 
 
 def published_rules() -> dict[str, StoppingRule]:
-    """Rules with the settings of their papers, which promise nothing.
+    """Rules with the settings of their papers, which promise nothing. DEER and EAT look behind every step.
 
     The third strategy of Answer Convergence is learned: an upper threshold on a `Logistic` signal.
     """

@@ -1,6 +1,6 @@
 """Traces that others recorded, in their formats.
 
-Where answers may be spelled in several ways, `unify_answers` (reasonrt.calibration.spelling) comes next.
+Answers of one value get one spelling, by `same`: `reasonrt.policies.answers.same_answer` compares numbers by value.
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.calibration.files import parse, parse_text, read_lines, read_text
-from reasonrt.calibration.traces import TRACE, Trace, TraceSet, problem_hash
+from reasonrt.calibration.spelling import Same, unify_answers
+from reasonrt.calibration.traces import TRACE, Trace, TraceSet, problem_hash, same_answer
 from reasonrt.errors import CalibrationError
 
 _CONFORMAL_THINKING_SIGNALS = (
@@ -22,12 +23,15 @@ _CONFORMAL_THINKING_SIGNALS = (
 _TEXTS = ("problem_id", "answer", "full_answer", "gold")
 
 
-def read_conformal_thinking(path: Path) -> TraceSet:
+def read_conformal_thinking(path: Path, same: Same = same_answer) -> TraceSet:
     """A log of github.com/xidulu/reasoning_risk_control (`signal_util.load_log`): a JSON list, or mapping, of items.
 
     Its own grades stand: an answer that it calls correct becomes the gold answer. It says neither how many tokens the
     whole trace took nor what probes cost: the last checkpoint stands for the whole, and probes are free. A saving
     from such traces is no measurement.
+
+    Args:
+        same: whether two answers are; spelling alone is not enough where 1/2 may stand for 0.5.
 
     Raises:
         CalibrationError: the file or an item cannot be read.
@@ -36,7 +40,8 @@ def read_conformal_thinking(path: Path) -> TraceSet:
     items = list(items.values()) if isinstance(items, dict) else items
     if not isinstance(items, list):
         raise CalibrationError(f"{path} holds no list of items; give a log of Conformal Thinking")
-    return TraceSet(tuple(_conformal_thinking(item, f"{path}, item {index}") for index, item in enumerate(items)))
+    traces = (_conformal_thinking(item, f"{path}, item {index}") for index, item in enumerate(items))
+    return TraceSet(tuple(unify_answers(trace, same) for trace in traces))
 
 
 def read_generic(
@@ -45,6 +50,7 @@ def read_generic(
     fields: Mapping[str, str],
     checkpoint_fields: Mapping[str, str],
     signals: Iterable[str],
+    same: Same = same_answer,
 ) -> TraceSet:
     """JSON Lines with one trace per line, under other names than ours.
 
@@ -52,6 +58,7 @@ def read_generic(
         fields: names of `Trace`'s fields to theirs; "checkpoints" names a list of objects.
         checkpoint_fields: names of `Checkpoint`'s fields to theirs.
         signals: those of their fields of a checkpoint that are signals; null or missing where not measured.
+        same: as in `read_conformal_thinking`.
 
     Raises:
         CalibrationError: the file or a line cannot be read, or lacks a field.
@@ -65,7 +72,7 @@ def read_generic(
             _renamed(point, checkpoint_fields, where) | {"signals": _measured(point, names)}
             for point in values.get("checkpoints", [])
         ]
-        traces.append(parse(TRACE, values, where))
+        traces.append(unify_answers(parse(TRACE, values, where), same))
     return TraceSet(tuple(traces))
 
 

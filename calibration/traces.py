@@ -113,6 +113,7 @@ class Fingerprints:
         schedule: where the checkpoints lie.
         probes: the token ids that each probe appends, by the probe's name.
         policy: what generates, with its options.
+        max_tokens: the limit at which some of the traces were cut off; None where each came to its end.
     """
 
     model: str = ""
@@ -123,11 +124,15 @@ class Fingerprints:
     schedule: str = ""
     probes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     policy: str = ""
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TraceSet:
     """Traces of different problems, recorded with the same things.
+
+    Attributes:
+        is_drawn: with replacement, as in a simulation: the very same trace may be there again.
 
     Raises:
         CalibrationError: it is empty, or a problem is in it twice.
@@ -135,21 +140,23 @@ class TraceSet:
 
     traces: tuple[Trace, ...]
     fingerprints: Fingerprints = Fingerprints()
+    is_drawn: bool = False
 
     def __post_init__(self) -> None:
         _require(bool(self.traces), "there are no traces; record some first")
-        owner: dict[str, str] = {}
+        owner: dict[str, Trace] = {}
         for trace in self.traces:
-            for name in trace.names:
-                _require(
-                    name not in owner,
-                    f"problem {trace.problem_id!r} is in the traces twice (also as {owner.get(name)!r}); keep one",
+            known = next((owner[name] for name in trace.names if name in owner), None)
+            if known is not None and not (self.is_drawn and known == trace):
+                raise CalibrationError(
+                    f"problem {trace.problem_id!r} is in the traces twice (also as {known.problem_id!r}); keep one"
                 )
-                owner[name] = trace.problem_id
+            owner.update(dict.fromkeys(trace.names, trace))
 
     @classmethod
     def of(cls, traces: "Iterable[Trace] | TraceSet") -> "TraceSet":
-        return traces if isinstance(traces, TraceSet) else cls(tuple(traces))
+        """A set as it is; anything else counts as drawn."""
+        return traces if isinstance(traces, TraceSet) else cls(tuple(traces), is_drawn=True)
 
     def __iter__(self) -> Iterator[Trace]:
         return iter(self.traces)

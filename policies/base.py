@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from reasonrt.boundaries import Segment, StepSplitter, boundaries_of
 from reasonrt.engines.base import Engine
@@ -45,7 +45,13 @@ class Policy(Protocol):
 
 @dataclass
 class PolicyOptions:
-    """Base of policies that are dataclasses of their options."""
+    """Base of policies that are dataclasses of their options.
+
+    Attributes:
+        commits_as_it_goes: what it commits it has just written, so that stopping it saves the rest.
+    """
+
+    commits_as_it_goes: ClassVar[bool] = True
 
     @property
     def optional_engines(self) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ class Guard:
 
     def __init__(self, certificate: Certificate) -> None:
         self.certificate, self.sha256 = certificate, certificate.sha256
-        limit = max(certificate.alpha, certificate.unlabelled.upper_bound)
+        alphas = {finding.risk: finding.alpha for finding in certificate.findings}
+        limit = max(alphas.get("lost_correct", certificate.alpha), certificate.unlabelled.upper_bound)
         self.monitor = DriftMonitor(min(limit, 0.99), certificate.delta)
         self.counts = Counter[str]()
 

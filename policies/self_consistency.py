@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from reasonrt.engines.base import Engine
 from reasonrt.errors import RequestError
@@ -33,6 +34,8 @@ class _Sample:
 @dataclass
 class SelfConsistency(PolicyOptions):
     """Options: `k` samples (1-64) at `temperature` (0-2), from the engine in the role `engine`."""
+
+    commits_as_it_goes: ClassVar[bool] = False
 
     k: int = 5
     temperature: float = 0.7

@@ -130,6 +130,7 @@ class Stopping(PolicyOptions):
             schedule=(schedule or self.options.schedule).to_json(),
             probes={PROBE: tuple(suffix or tokenizer.encode(self.options.suffix))},
             policy=canonical({"name": self.name, "options": settings}),
+            max_tokens=request.limits.max_tokens,
         )
 
     @property
@@ -145,6 +146,8 @@ class Stopping(PolicyOptions):
         suffix = tuple(engine.tokenizer.encode(options.suffix))
         if not options.certificate:
             return Terms(options.rule, options.schedule, suffix, options.max_running)
+        if request.committed:  # a rule that remembers would decide otherwise than in replay
+            raise CalibrationError("the request goes on behind committed steps, whose signals are not known")
         guard = self.guards.pick(options.certificate, options.risk)
         recorded = guard.certificate.fingerprints
         schedule = Schedule.from_json(recorded.schedule) if recorded.schedule else options.schedule
@@ -160,6 +163,8 @@ def around(policy: Policy, name: str, options: Mapping[str, Any], guards: Guards
     Raises:
         RequestError: an option that is not known, or a value out of range.
     """
+    if not getattr(policy, "commits_as_it_goes", True):
+        raise RequestError(f"{name} commits nothing before all of it is written: there is nothing to stop")
     known = options.get("stopping") or {}
     if not isinstance(known, Mapping):
         raise RequestError(f"stopping takes options, as in {{certificate: FILE}}, got {known!r}")

@@ -48,6 +48,7 @@ def traces(
     first_tokens: Annotated[int, typer.Option(min=1, help="The first checkpoint.")] = 32,
     growth: Annotated[float, typer.Option(min=1.0, help="From one checkpoint to the next.")] = 1.25,
     block_tokens: Annotated[int, typer.Option(min=1, help="The engine's cache block.")] = 32,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Most of a probe's answer.")] = 24,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens per problem.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Problems at once.")] = None,
@@ -66,7 +67,7 @@ def traces(
     recording = TraceSettings(
         policy,
         options,
-        Schedule(first_tokens, growth, block_tokens),
+        Schedule(first_tokens, growth, block_tokens, answer_tokens),
         limits=change_limits(settings.limits.to_limits(), max_tokens, None),
         temperature=temperature,
         concurrency=concurrency or settings.concurrency,

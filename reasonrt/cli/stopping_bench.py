@@ -36,6 +36,7 @@ def bench(
     split: Annotated[str, typer.Option(help="Live: of the zoo's tasks; not that of the traces.")] = "test",
     problems: Annotated[int, typer.Option(min=10, help="Live: for risk and tokens.")] = 500,
     timed: Annotated[int, typer.Option(min=10, help="Live: for time; the first ones of these.")] = 100,
+    time: Annotated[list[str] | None, typer.Option(help="Live: an arm to time, as in the table; default: all.")] = None,
     replayed: Annotated[int, typer.Option(min=1, help="Live: recorded and served, to compare the stops.")] = 200,
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Live: at once; may be repeated.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Live: most tokens per problem.")] = None,
@@ -57,7 +58,7 @@ def bench(
         if recorded is None:
             raise CalibrationError("the live part certifies on traces; record some with `calibrate traces`")
         limits = Limits(max_tokens or load_config(config).limits.max_tokens)
-        settings = LiveSettings(out, task, limits, problems, timed, replayed, concurrency or (1, 16))
+        settings = LiveSettings(out, task, limits, problems, timed, replayed, concurrency or (1, 16), time)
         results["live"] = _measure(recorded, split, settings, config)
         write_json(json_file, results)
     failed = [row for row in rows if row["part"] != "tightness" and not row["ok"]]
@@ -146,7 +147,8 @@ def _print_live(live: Mapping[str, Any]) -> None:
     rows = live["rows"]
     times = [key for key in rows[0] if key.startswith("time_saving")]
     columns = [key.replace("time_saving_at_", "time saved at ") for key in times]
-    table = Table("arm", "lost", "accuracy", "tokens saved", "probes", "stopped", *columns, title=f"n {rows[0]['n']}")
+    names = ("arm", "lost", "accuracy", "tokens saved", "probes", "stopped", "not served", *columns)
+    table = Table(*names, title=f"n {rows[0]['n']}")
     for row in rows:
         table.add_row(
             row["arm"],
@@ -155,7 +157,8 @@ def _print_live(live: Mapping[str, Any]) -> None:
             f"{row['net_saving']:.1%}",
             f"{row['probe_overhead']:.1%}",
             f"{row['stopped']:.0%}",
-            *(f"{row[key]:.1%}" for key in times),
+            str(row["fallbacks"]),
+            *(f"{row[key]:.1%}" if key in row else "" for key in times),
         )
     console.print(table)
     for family, reason in live["infeasible"].items():

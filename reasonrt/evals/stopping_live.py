@@ -5,7 +5,7 @@ Each arm is a policy of `reasonrt eval`, compared problem by problem with the sa
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class LiveSettings:
         out: the run's folder; what its journals hold is not done again.
         problems: for risk and tokens.
         timed: for seconds, at each of `levels` problems at once; the first ones of these problems.
+        timed_arms: names of the arms that are timed beside thinking to the end; None times all.
         replayed: recorded and served one at a time, to compare where they stop.
     """
 
@@ -58,6 +59,7 @@ class LiveSettings:
     timed: int = 100
     replayed: int = 200
     levels: Sequence[int] = (1, 16)
+    timed_arms: Sequence[str] | None = None
 
 
 async def measure_live(
@@ -77,7 +79,7 @@ async def measure_live(
     arms = live_arms(certificates, traces, settings.out / "certificates")
     temperature = parse_text(traces.fingerprints.sampling, "the sampling of the traces")["temperature"]
 
-    async def solved(name: str, num: int, at_once: int) -> Report:
+    async def solved(name: str, num: int, at_once: int, arms: Sequence[Arm]) -> Report:
         block = 10 if at_once == 1 else 50
         how = RunSettings(settings.task, settings.limits, at_once, temperature, block=block)
         return await evaluate(
@@ -85,13 +87,19 @@ async def measure_live(
             lambda progress: on_progress(name, progress),
         )  # fmt: skip
 
-    report = await solved("risk", settings.problems, max(settings.levels))
-    timed = {level: await solved(f"timed-{level}", settings.timed, level) for level in settings.levels}
+    names = [arm.name for arm in arms]
+    if unknown := sorted(set(settings.timed_arms or ()) - set(names)):
+        raise EvalError(f"there is no arm {unknown[0]!r} to time; there are {', '.join(names)}")
+    to_time = [arm for arm in arms if settings.timed_arms is None or arm.name in (names[0], *settings.timed_arms)]
+    report = await solved("risk", settings.problems, max(settings.levels), arms)
+    timed = {level: await solved(f"timed-{level}", settings.timed, level, to_time) for level in settings.levels}
     found: dict[str, Any] = {"rows": live_rows(arms, report, timed)}
     if certified := next((arm for arm in arms if arm.certificate), None):
         schedule = Schedule.from_json(traces.fingerprints.schedule)
         full = arms[0].policy
-        recording = TraceSettings(full.name, full.options, schedule, limits=settings.limits, concurrency=1)
+        recording = TraceSettings(
+            full.name, full.options, schedule, limits=settings.limits, temperature=temperature, concurrency=1
+        )
         found["replay"] = await replay_row(runtime, problems[: settings.replayed], recording, certified)
     return found
 
@@ -134,7 +142,8 @@ def live_arms(certificates: Mapping[str, Certificate | str], traces: TraceSet, f
             certificate.write(file)
             options = {**own, "stopping": {"certificate": str(file), "shadow": 0}}
             arms.append(Arm(f"{family}, certified", PolicySpec(name, options), certificate))
-    schedule = asdict(Schedule.from_json(traces.fingerprints.schedule))
+    recorded = Schedule.from_json(traces.fingerprints.schedule)
+    schedule = asdict(replace(recorded, first_tokens=1, growth=1.0, block_tokens=1))  # every step
     for paper, rule in published_rules().items():
         stopping = {"rule": asdict(rule), "schedule": schedule}
         arms.append(Arm(f"{paper}, as published", PolicySpec(name, {**own, "stopping": stopping})))
@@ -202,7 +211,14 @@ async def replay_row(
     recorded = await _completed(runtime, [settings.request(problem.question) for problem in problems], settings)
     served_by = arm.policy
     requests = [
-        Request.ask(problem.question, served_by.name, options=served_by.options, limits=settings.limits)
+        Request.ask(
+            problem.question,
+            served_by.name,
+            options=served_by.options,
+            limits=settings.limits,
+            temperature=settings.temperature,
+            seed=settings.seed,
+        )
         for problem in problems
     ]
     live = await _completed(runtime, requests, settings)
@@ -211,7 +227,7 @@ async def replay_row(
         trace = trace_of(problem, full)
         outcome = replay(arm.certificate.rule, trace)
         expected = None if outcome.index is None else trace.checkpoints[outcome.index].tokens
-        is_stop = served.details["stopping"].get("tokens") == expected
+        is_stop = served.details.get("stopping", {}).get("tokens") == expected
         is_text = _begins_alike(full, served)
         same_stop, same_text, same_both = same_stop + is_stop, same_text + is_text, same_both + (is_stop and is_text)
     return {"n": len(problems), "same_stop": same_stop, "same_text": same_text, "same_stop_of_same_text": same_both}
@@ -229,6 +245,6 @@ async def _completed(runtime: Runtime, requests: Sequence[Request], settings: Tr
 
 def _begins_alike(full: Completion, served: Completion) -> bool:
     steps = [step.text for step in served.steps if step.author != AUTHOR]
-    stopped = served.details["stopping"].get("action") == "answer"
+    stopped = served.details.get("stopping", {}).get("action") == "answer"
     steps = steps[:-1] if stopped else steps
     return [step.text for step in full.steps[: len(steps)]] == steps

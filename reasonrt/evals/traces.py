@@ -6,7 +6,7 @@ them in serving.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class TraceSettings:
             question,
             self.policy,
             options={**self.options, "stopping": how},
-            limits=self.limits,
+            limits=replace(self.limits, deadline_s=None),  # how long recording takes says nothing of serving
             temperature=self.temperature,
             seed=self.seed,
         )
@@ -104,14 +104,17 @@ async def record_traces(
         order = {problem.id: place for place, problem in enumerate(problems)}
         records = sorted(journal.records, key=lambda record: order[record.problem])
     traces = tuple(parse(TRACE, record.trace, f"trace {record.problem}") for record in records)
+    if any(trace.full_answer is None for trace in traces):
+        fingerprints = replace(fingerprints, max_tokens=settings.limits.max_tokens)
     return TraceSet(traces, fingerprints)
 
 
 def trace_of(problem: TaskProblem, completion: Completion) -> Trace:
-    """What a recorded request has seen."""
+    """What a recorded request has seen; nothing, where the runtime ended it at a limit."""
+    seen = completion.details.get("stopping", {}).get("checkpoints", [])
     trace = Trace(
         problem.id,
-        [Checkpoint(**point) for point in completion.details["stopping"]["checkpoints"]],
+        [Checkpoint(**point) for point in seen],
         sum(len(step.token_ids) for step in completion.steps),
         full_answer(completion),
         problem.answer,
@@ -139,4 +142,5 @@ def _fingerprints(runtime: Runtime, settings: TraceSettings) -> Fingerprints:
         known = ", ".join(runtime.engines)
         raise EvalError(f"policy {settings.policy} needs an engine {missing[0]!r}; there are {known}")
     roles = [role for role in (*policy.engines, *policy.optional_engines) if role in runtime.engines]
-    return policy.fingerprints(request, {role: runtime.engines[role] for role in roles})
+    known = policy.fingerprints(request, {role: runtime.engines[role] for role in roles})
+    return replace(known, max_tokens=None)  # until one is cut off

@@ -18,6 +18,7 @@ from torch import nn
 from reasonrt.calibration.step_pairs import DRAFT, TARGET, RecordedProblem, StepPair
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.engines.tokenizer import HFTokenizer
+from reasonrt.engines.vllm_settings import cpu_dtype
 from reasonrt.routers.prompts import LAYOUTS, Layout
 from reasonrt.types import Message, Tokenizer
 

@@ -30,7 +30,7 @@ class Recipe:
         hidden, layers, mlp, heads, kv_heads: Qwen3 shapes; a head has 64 dimensions.
         tokens: how many tokens to train on, padding left out.
         batch_tokens: tokens per optimizer step, padding included.
-        lr: peak rate of Muon (matrices) and AdamW (embedding, norms) alike.
+        lr: peak rate of Muon (matrices) and AdamW (embedding, norms) alike; with `begin`, of AdamW for all.
         decay_share: the last share of training, in which the rate falls linearly to zero.
         max_tokens: longest training example.
         again_share: see `traces.trace`.
@@ -58,7 +58,14 @@ RECIPES = {
     "nano-draft": Recipe(hidden=128, layers=4, mlp=384, heads=2, kv_heads=1, tokens=19_000_000),
     "nano-target": _TARGET,
     "nano-thinker": replace(
-        _TARGET, tokens=2_000_000, lr=1.5e-3, decay_share=0.7, max_tokens=1024, again_share=0.85, begin="nano-target"
+        _TARGET,
+        tokens=1_300_000,
+        batch_tokens=4096,
+        lr=1e-3,
+        decay_share=0.7,
+        max_tokens=1024,
+        again_share=0.85,
+        begin="nano-target",
     ),
 }
 
@@ -174,9 +181,12 @@ def is_bf16_fast(device: str) -> bool:
 def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    adam: dict[str, Any] = {"lr": recipe.lr, "betas": (0.9, 0.98), "weight_decay": 0.0, "fused": True}
+    if recipe.begin:
+        return [torch.optim.AdamW([*matrices, *others], **adam)]
     return [
         torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(others, **adam),
     ]
 
 

@@ -86,7 +86,23 @@ def test_a_certificate_that_its_traces_do_not_give_is_refused(
         verify(replace(certificate, **{field: value}), TRACES)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Fingerprints)])
+@pytest.mark.parametrize(("recorded", "served", "is_fine"), [
+    (None, 4096, True), (None, None, True), (256, 128, True), (256, 256, True), (256, 257, False), (256, None, False),
+])  # fmt: skip
+def test_who_may_think_longer_than_cut_off_traces_is_refused(
+    certificate: Certificate, recorded: int | None, served: int | None, is_fine: bool
+) -> None:
+    """Beyond the limit the full answers, which nobody knows, may be right."""
+    certificate = replace(certificate, fingerprints=replace(PRINTS, max_tokens=recorded))
+    served_prints = replace(PRINTS, max_tokens=served)
+    if is_fine:
+        check_matches(certificate, served_prints)
+    else:
+        with pytest.raises(CalibrationError, match="for max_tokens 256"):
+            check_matches(certificate, served_prints)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Fingerprints) if field.name != "max_tokens"])
 def test_a_mismatch_names_its_field(certificate: Certificate, field: str) -> None:
     check_matches(certificate, PRINTS)
 

@@ -141,6 +141,23 @@ def test_order_holds_no_rule_that_another_beats() -> None:
     assert made(rules=family, order=order).order == order.rules
 
 
+def test_an_order_may_be_the_rules_themselves() -> None:
+    backwards = RULES[::-1]
+
+    assert made(order=RULES).rule == made().rule
+    with pytest.raises(Infeasible):
+        made(order=backwards)  # the boldest first: it fails, and nothing behind it is tested
+
+
+def test_draws_with_replacement_are_no_duplicates() -> None:
+    """A simulation draws traces anew; a recorded set holds each problem once (test_traces.py)."""
+    drawn = [TRACES.traces[index % 200] for index in range(400)]
+
+    certificate = certify(drawn, RULES, risk="early_error", alpha=0.1, delta=0.1)
+
+    assert certificate.num_problems == 400
+
+
 @pytest.mark.parametrize("test", ["bonferroni", "holm"])
 def test_other_tests_verify_too(test: str) -> None:
     certificate = made(test=test)
@@ -189,7 +206,7 @@ def test_infeasible_names_the_n_that_would_do(make_trace: Callable[..., Trace]) 
         ({"alpha": 0.0}, r"alpha must be in \(0, 1\), got 0.0"),
         ({"delta": float("nan")}, r"delta must be in \(0, 1\), got nan"),
         ({"test": "fdr"}, "unknown test 'fdr'; there are bonferroni, fixed_sequence, holm"),
-        ({"traces": [*TRACES, TRACES.traces[0]]}, "is in the traces twice"),
+        ({"traces": [*TRACES, replace(TRACES.traces[0], gold="other")]}, "is in the traces twice"),
         ({"train": TRACES.traces[-1:]}, "the splits to certify and to train share 'honest-0-399'"),
         (
             {"order": order_rules(TRACES.traces[:50], RULES, risk="lost_correct", alpha=0.05)},

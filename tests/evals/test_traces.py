@@ -116,3 +116,18 @@ async def test_missing_engine_is_named(tmp_path: Path) -> None:
 async def test_request_that_fails_twice_ends_the_recording_and_keeps_the_rest(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match=r"problem p\d failed twice: .* shorten it"):
         await record(tmp_path, make_runtime(max_model_len=20))
+
+
+async def test_what_the_limit_cuts_off_is_recorded_as_cut_off(tmp_path: Path) -> None:
+    """And the traces say at how many tokens: who may think longer may come to another answer."""
+    whole, cut = await record(tmp_path / "a"), await record(tmp_path / "b", limits=Limits(60))
+
+    assert whole.fingerprints.max_tokens is None
+    assert cut.fingerprints.max_tokens == 60
+    assert all(trace.full_answer is None and trace.full_tokens == 60 for trace in cut)
+
+
+async def test_a_deadline_of_serving_does_not_end_a_recording(tmp_path: Path) -> None:
+    traces = await record(tmp_path, make_runtime(seconds_per_token=0.001), limits=Limits(400, deadline_s=0.05))
+
+    assert all(trace.full_answer for trace in traces)

@@ -17,6 +17,7 @@ from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import RequestError
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.traces import TraceSettings, record_traces
+from reasonrt.policies.guards import Guard
 from reasonrt.policies.probes import SUFFIX
 from reasonrt.policies.registry import build_policy, roles_of
 from reasonrt.types import Sampling
@@ -272,3 +273,26 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, Any], message: s
 
 def test_roles_are_those_of_the_inner_policy() -> None:
     assert roles_of("rsd", {"stopping": {"record": True}}) == ["draft", "target", "reward"]
+
+
+async def test_a_request_that_goes_on_behind_committed_steps_thinks_to_the_end(file: str) -> None:
+    """After an engine's death, say: what the rule has seen before is gone, and it would stop elsewhere."""
+    runtime = make_runtime({"certificate": file, "shadow": 0})
+    stopped = await ask(runtime)
+
+    resumed = await ask(runtime, committed=stopped.steps[:2])
+
+    assert told(stopped)["action"] == "answer"
+    assert "behind committed steps" in told(resumed)["fallback"]
+    assert resumed.content.endswith("\\boxed{7}")
+
+
+async def test_what_commits_only_at_its_end_is_not_stopped(file: str) -> None:
+    with pytest.raises(RequestError, match="self_consistency commits nothing before"):
+        await ask(make_runtime(), policy="self_consistency", options={"stopping": {"certificate": file}})
+
+
+async def test_drift_is_held_against_the_limit_of_lost_answers(traces: TraceSet, tmp_path: Path) -> None:
+    certificate = certify(traces, RULES, risk=["early_error", "lost_correct"], alpha=[0.4, 0.1], delta=0.1)
+
+    assert Guard(certificate).monitor.alpha < 0.4
