@@ -32,7 +32,7 @@ def main() -> None:
         replicas = {"min_replicas": options.replicas, "max_replicas": options.replicas}
         replicas |= {"num_cpus": 0.5, "cluster": "local"}
         bounds = {"running": 64, "queued": 512, "queue_s": 300}
-        config = config_file(Path(folder), engines, bounds=bounds, replicas=replicas, max_resumes=10)
+        config = config_file(Path(folder), engines, bounds=bounds, replicas=replicas)
         with our_server(config, free_port(), Path(folder) / "server.log", is_local=options.local) as server:
             result: dict[str, Any] = {"local": options.local, "replicas": 1 if options.local else options.replicas}
             if "deaths" in options.parts:
@@ -86,9 +86,9 @@ async def deaths(server: Server, options: argparse.Namespace) -> dict[str, Any]:
         "kills": kills,
         "lost": sum(bool(answer.error) or answer.status != 200 for answer in war),
         "errors": sorted({answer.error for answer in war if answer.error}),
-        "unsteady_without_faults": len(unsteady),
+        "steady_share_without_faults": 1 - len(unsteady) / len(asked),
         "other_text_than_without_faults": len(wrong),
-        "repeated_or_retracted": sum(is_repeated(peace[0][i], war[i]) for i in wrong),
+        "repeated_or_retracted": sum(is_repeated(usual, answer) for *usual, answer in zip(*peace, war, strict=True)),
         "resumes": metric(server, "reasonrt_resumed_requests_total"),
         "restarts": metric(server, "reasonrt_restarts_total"),
     }
@@ -121,11 +121,12 @@ async def leavers(server: Server, options: argparse.Namespace) -> dict[str, Any]
     dice = random.Random(7)
     asked = [body | {"stream": dice.random() < 0.5} for body in bodies(options.leavers, options.policy, stream=False)]
     idle_share = await load_of(server)
-    await asyncio.gather(*(ask(server.port, body, dice.uniform(0, 1.5)) for body in asked))
+    answers = await asyncio.gather(*(ask(server.port, body, dice.uniform(0, 1.5)) for body in asked))
     await asyncio.sleep(0.2)  # a step
     running = metric(server, "reasonrt_running") + metric(server, "reasonrt_queued")
     return {
         "callers": len(asked),
+        "left": sum(answer.error == "left" for answer in answers),  # the others had their answer by then
         "running_after": running,
         "engine_cpu_share_idle": idle_share,
         "engine_cpu_share_after": await load_of(server),
@@ -181,10 +182,11 @@ def text(answer: Answer) -> tuple[str, str]:
     return answer.reasoning, answer.content
 
 
-def is_repeated(peaceful: Answer, answer: Answer) -> bool:
-    """Whether some step of the answer stands in it more often than it would have without faults."""
-    steps = [step for step in answer.reasoning.split("\n\n") if len(step) > 20]
-    return any(answer.reasoning.count(step) > max(1, peaceful.reasoning.count(step)) for step in steps)
+def is_repeated(peaceful: list[Answer], answer: Answer) -> bool:
+    """Whether some step of the answer stands in it more often than in any answer without faults."""
+    said, usual = "\n\n".join(text(answer)), ["\n\n".join(text(each)) for each in peaceful]
+    steps = [step for step in said.split("\n\n") if len(step) > 20]
+    return any(said.count(step) > max(1, *(each.count(step) for each in usual)) for step in steps)
 
 
 if __name__ == "__main__":

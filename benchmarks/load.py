@@ -22,7 +22,7 @@ START_S = 240.0
 
 @dataclass
 class Answer:
-    """One request as its caller saw it; times in seconds since it was sent."""
+    """One request as its caller saw it; times in seconds since it was sent, of steps those that show some text."""
 
     status: int = 0
     step_s: list[float] = field(default_factory=list)
@@ -155,7 +155,7 @@ def _note(event: dict[str, Any], answer: Answer, seconds: float) -> None:
         content, reasoning = delta.get("content") or "", delta.get("reasoning") or ""
         answer.content += content
         answer.reasoning += reasoning
-        if content or reasoning:
+        if (content or reasoning) and choice["finish_reason"] is None:  # the last chunk is the end, not a step
             answer.step_s.append(seconds)
     answer.tokens = (event.get("usage") or {}).get("completion_tokens", answer.tokens)
 

@@ -40,12 +40,11 @@ class VllmEngine:
         self.name, self.model, self.settings = name, model, settings or VllmSettings()
         self.max_model_len = self.settings.max_model_len
         self.tokenizer = HFTokenizer(model)
-        self.capabilities = frozenset(
-            {Capability.SCORE} if self.settings.scores else set(Capability) - {Capability.SCORE}
-        )
+        scoring = {Capability.SCORE}
+        self.capabilities = frozenset(scoring if self.settings.scores else set(Capability) - scoring)
         self.restarts = 0
         self._llm: Any = None
-        self._lock = asyncio.Lock()
+        self._startup: asyncio.Task[Any] | None = None
         self._ids = itertools.count()
 
     @cached_property
@@ -57,6 +56,8 @@ class VllmEngine:
         return self
 
     async def aclose(self) -> None:
+        if self._startup is not None and not self._startup.done():  # what is being built can only be ended afterwards
+            await asyncio.wait({self._startup})
         llm, self._llm = self._llm, None
         if llm is not None:
             await _shut_down(llm)
@@ -69,10 +70,9 @@ class VllmEngine:
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
     ) -> list[float]:
-        candidates = list(candidate_ids)
-        output = await self._one_pass(prompt_token_ids, cache_salt, logprob_token_ids=candidates)
+        output = await self._one_pass(prompt_token_ids, cache_salt, logprob_token_ids=list(candidate_ids))
         logprobs = output.outputs[0].logprobs[0]
-        return [float(logprobs[candidate].logprob) for candidate in candidates]
+        return [float(logprobs[candidate].logprob) for candidate in candidate_ids]
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
@@ -110,30 +110,32 @@ class VllmEngine:
         params = PoolingParams(task=score_task(self.model), skip_reading_prefix_cache=False)
         llm = await self._alive()
         with _translated(self):
-            async for output in llm.encode(_prompt(prompt_token_ids, cache_salt), params, self.next_id()):
-                value = float(output.outputs.data.flatten()[-1])
-        return value
+            outputs = [out async for out in llm.encode(_prompt(prompt_token_ids, cache_salt), params, self.next_id())]
+        return float(outputs[-1].outputs.data.flatten()[-1])
 
     def next_id(self) -> str:
         return f"{self.name}-{next(self._ids)}"
 
     async def _alive(self) -> Any:
         """The running engine; started, or started anew after its death."""
-        if self._llm is not None and not self._llm.errored:
+        if self._llm is not None and (not self._llm.errored or asyncio.current_task() is self._startup):
             return self._llm
-        async with self._lock:
-            if self._llm is not None and self._llm.errored:
-                _log.warning("engine %s died and is started again", self.name)
-                self.restarts += 1
-                dead, self._llm = self._llm, None
-                await _shut_down(dead)
-            if self._llm is None:
-                try:
-                    self._llm = await asyncio.to_thread(self._build)
-                except Exception as error:
-                    reason = " ".join(str(error).split())[:_MAX_REASON]
-                    raise EngineError(f"engine {self.name!r} did not start from {self.model}: {reason}") from error
-                await self._warm_up()
+        if self._startup is None or self._startup.done():
+            self._startup = asyncio.create_task(self._start_anew())
+        return await asyncio.shield(self._startup)  # the engine's own: a caller that leaves does not end it
+
+    async def _start_anew(self) -> Any:
+        if self._llm is not None:
+            _log.warning("engine %s died and is started again", self.name)
+            self.restarts += 1
+            dead, self._llm = self._llm, None
+            await _shut_down(dead)
+        try:
+            self._llm = await asyncio.to_thread(self._build)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:_MAX_REASON]
+            raise EngineError(f"engine {self.name!r} did not start from {self.model}: {reason}") from error
+        await self._warm_up()
         return self._llm
 
     def _build(self) -> Any:
@@ -286,9 +288,7 @@ def _translated(engine: VllmEngine) -> Iterator[None]:
     try:
         yield
     except (EngineDeadError, EngineGenerateError) as error:
-        raise EngineError(
-            f"engine {engine.name!r} died while it worked on this request; it is started again by the next"
-        ) from error
+        raise EngineError(f"engine {engine.name!r} died while it worked on this request; ask again") from error
 
 
 async def _shut_down(llm: Any) -> None:

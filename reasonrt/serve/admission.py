@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from reasonrt.serve.config import BoundsConfig
-from reasonrt.serve.errors import ApiError
+from reasonrt.serve.errors import OVERLOADED, ApiError
 
 _SMOOTHING = 0.1  # of the mean time that a request holds its place
 
@@ -50,7 +50,8 @@ class Admission:
         """Hold `num` places (all, if there are fewer) for a request of `key`, waiting for them if need be.
 
         Raises:
-            ApiError: 429 over a bound of the key, 503 over a bound of the server or while it shuts down.
+            ApiError: 400 for what a bound of the key can never let in, 429 over one of them now, 503 over a bound of
+                the server or while it shuts down.
         """
         num = min(num, self._bounds.running)
         self._check(key, num)
@@ -72,11 +73,13 @@ class Admission:
             raise ApiError(503, "the server is shutting down", code="draining", retry_after_s=5.0)
         if bounds.running_per_key is not None and self._held[key] + num > bounds.running_per_key:
             message = f"this API key may have {bounds.running_per_key} choices under way at once"
+            if num > bounds.running_per_key:
+                raise ApiError(400, f"{message}, and this request asks for {num}", code="concurrency_limit")
             raise ApiError(429, message, code="concurrency_limit", retry_after_s=self._mean_s)
         must_wait = self.queued > 0 or self.running + num > bounds.running
         if must_wait and self.queued + num > bounds.queued:
             wait_s = self._mean_s * (1 + self.queued / bounds.running)
-            raise ApiError(503, "the server is full", code="overloaded", retry_after_s=min(wait_s, 60.0))
+            raise ApiError(503, "the server is full", code=OVERLOADED, retry_after_s=min(wait_s, 60.0))
         self._check_rate(key)
 
     def _check_rate(self, key: str) -> None:
@@ -109,7 +112,7 @@ class Admission:
                 self._wake()
             if isinstance(error, TimeoutError):
                 message = f"no place became free within {self._bounds.queue_s:g} s"
-                raise ApiError(503, message, code="overloaded", retry_after_s=self._mean_s) from None
+                raise ApiError(503, message, code=OVERLOADED, retry_after_s=self._mean_s) from None
             raise
 
     def _give_back(self, num: int) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 from reasonrt.engines.base import Engine
-from reasonrt.errors import ReasonRTError
+from reasonrt.errors import EngineError
 from reasonrt.policies.registry import build_policy
 from reasonrt.runtime import Runtime
 from reasonrt.serve.errors import ApiError
@@ -18,6 +19,7 @@ _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 _MOST_CHARACTERS_PER_TOKEN = 32
 _PROMPT_S = 0.5  # a live engine says so faster, a dead one takes seconds to start
+_LOST_S = 600.0  # the largest models take minutes to start
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,16 @@ class Accepted:
     is_thinking: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateState:
+    """A stopping certificate in service; `counts`, `evidence` and the alarm are those of its `Guard`."""
+
+    certificate: str
+    counts: Mapping[str, int]
+    evidence: float
+    is_alarmed: bool
+
+
 class Backend(Protocol):
     """An async context manager: entering starts it and returns when it is warm, leaving ends it."""
 
@@ -43,6 +55,10 @@ class Backend(Protocol):
     @property
     def restarts(self) -> int:
         """How often an engine or a replica was replaced."""
+
+    @property
+    def certificates(self) -> Sequence[CertificateState]:
+        """Of each process that requests were stopped in."""
 
     async def is_ready(self) -> bool:
         """Whether every engine is warm; of replicas, those of one at least."""
@@ -57,7 +73,7 @@ class Worker:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.restarts = self.running = self.served = 0  # the last two: requests
-        self._absent = {engine.name for engine in runtime.engines.values()}
+        self._absent = {engine.name: time.monotonic() for engine in runtime.engines.values()}  # and since when
         self._is_started = False
         self._watches: list[asyncio.Task[None]] = []
 
@@ -77,6 +93,19 @@ class Worker:
 
     async def is_ready(self) -> bool:
         return not self._absent
+
+    def check_health(self) -> None:
+        """Raises: EngineError: an engine does not come back; only a new process might help."""
+        for name, since in self._absent.items():
+            if time.monotonic() - since > _LOST_S:
+                raise EngineError(f"engine {name!r} has been absent for more than {_LOST_S:g} s")
+
+    @property
+    def certificates(self) -> Sequence[CertificateState]:
+        return [
+            CertificateState(guard.sha256[:12], dict(guard.counts), guard.monitor.evidence, guard.monitor.alarm)
+            for guard in self.runtime.guards
+        ]
 
     async def solve(self, request: Request, session: str = "") -> AsyncGenerator[Accepted | Event, None]:
         """See the protocol; `session` means nothing to a single worker."""
@@ -116,13 +145,13 @@ class Worker:
                 await asyncio.wait({starting}, timeout=_PROMPT_S)
                 if not starting.done():
                     _log.warning("engine %s is being started again", engine.name)
-                    self._absent.add(engine.name)
+                    self._absent.setdefault(engine.name, time.monotonic())
                     self.restarts += 1
                 await starting
-                self._absent.discard(engine.name)
-            except ReasonRTError as error:
-                self._absent.add(engine.name)
-                _log.error("engine %s does not start: %s", engine.name, error)
+                self._absent.pop(engine.name, None)
+            except Exception as error:  # noqa: BLE001 (whatever it is, the engine is not there and is tried again)
+                self._absent.setdefault(engine.name, time.monotonic())
+                _log.error("engine %s does not start: %r", engine.name, error)
             finally:
                 starting.cancel()
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from reasonrt.errors import RequestError
 from reasonrt.policies.base import Policy
 from reasonrt.policies.registry import build_policy, policy_names
+from reasonrt.policies.self_consistency import SelfConsistency
+from reasonrt.policies.stopping import Stopping
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.errors import ApiError
 from reasonrt.serve.protocol import SEEDS, ChatRequest, CompletionRequest
@@ -30,11 +32,13 @@ class Job:
 
     Attributes:
         requests: one per choice; they differ by their seeds.
+        places: that it takes; self-consistency writes `k` samples for each choice.
         stop: the answer ends before the first of these; the reasoning is not searched.
         session: equal for the requests of one conversation, so that they find the same prefix cache.
     """
 
     requests: tuple[Request, ...]
+    places: int
     model: str
     stop: tuple[str, ...]
     session: str
@@ -80,23 +84,23 @@ class Catalog:
         built = self._build(policy, options)
         if missing := sorted(set(built.engines) - self._roles):
             raise ApiError(400, f"no engine has the role {missing[0]!r} on this server", "reasonrt.options")
-        if body.temperature is not None and "temperature" not in options and hasattr(built, "temperature"):
+        writer = built.inner if isinstance(built, Stopping) else built
+        if body.temperature is not None and "temperature" not in options and hasattr(writer, "temperature"):
             options["temperature"] = body.temperature  # its own, where it has one
-        bounds, own = self._config.bounds, body.reasonrt
-        _require_at_most(bounds.n, "n", body.n)
+        bounds, own, usual = self._config.bounds, body.reasonrt, self._limits
+        num_choices = _within(bounds.n, "n", body.n, 1)
         limits = Limits(
-            _require_at_most(bounds.max_tokens, "max_tokens", body.token_limit()) or self._limits.max_tokens,
-            _require_at_most(bounds.deadline_s, "reasonrt.deadline_s", own.deadline_s) or self._limits.deadline_s,
-            _require_at_most(bounds.engine_calls, "reasonrt.max_engine_calls", own.max_engine_calls)
-            or self._limits.max_engine_calls,
+            _within(bounds.max_tokens, "max_tokens", body.token_limit(), usual.max_tokens),
+            _within(bounds.deadline_s, "reasonrt.deadline_s", own.deadline_s, usual.deadline_s),
+            _within(bounds.engine_calls, "reasonrt.max_engine_calls", own.max_engine_calls, usual.max_engine_calls),
         )
-        limits = replace(limits, deadline_s=min(limits.deadline_s or bounds.deadline_s, bounds.deadline_s))
         messages = body.to_messages()
         first = Request(
             messages, policy, options, limits, body.temperature or 0.0, body.top_p, body.seed, cache_salt=cache_salt
         )
         return Job(
-            tuple(replace(first, seed=_nth_seed(body.seed, index)) for index in range(body.n)),
+            tuple(replace(first, seed=_nth_seed(body.seed, index)) for index in range(num_choices)),
+            num_choices * (writer.k if isinstance(writer, SelfConsistency) else 1),
             body.model,
             (body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
             body.prompt_cache_key or _conversation(messages),
@@ -123,7 +127,7 @@ class Catalog:
         if name not in self.policies:
             known = ", ".join(self.model_ids)
             raise ApiError(404, f"there is no model {name!r}; there are {known}", "model", "model_not_found")
-        asked = _parse_options(suffix) | own.options
+        asked = _parse_options(suffix) | own.options | ({} if own.risk is None else {"risk": own.risk})
         _require_no_files(asked)
         return name, options | asked
 
@@ -162,8 +166,11 @@ def _require_no_files(value: Any) -> None:
             _require_no_files(part)
 
 
-def _require_at_most(bound: Number, name: str, value: Number | None) -> Number | None:
-    if value is not None and value > bound:
+def _within(bound: Number, name: str, value: Number | None, usual: Number | None) -> Number:
+    """What was asked for or, if nothing was, what is `usual` as far as the bound lets it."""
+    if value is None:
+        return bound if usual is None else min(usual, bound)
+    if value > bound:
         raise ApiError(400, f"{name} must be at most {bound} on this server, got {value}", name)
     return value
 
@@ -173,6 +180,7 @@ def _nth_seed(seed: int | None, index: int) -> int | None:
 
 
 def _conversation(messages: Sequence[Message]) -> str:
-    """The beginning of a conversation stands for all of it."""
-    beginning = json.dumps([[message.role, message.content] for message in messages[:2]])
+    """What stands up to the first words of the user stands for all of it: later turns begin with that."""
+    first = next((index for index, message in enumerate(messages) if message.role == "user"), len(messages))
+    beginning = json.dumps([[message.role, message.content] for message in messages[: first + 1]])
     return hashlib.blake2b(beginning.encode(), digest_size=8).hexdigest()

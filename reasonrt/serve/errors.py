@@ -9,6 +9,9 @@ from starlette.responses import Response
 
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError
 
+OVERLOADED = "overloaded"
+"""The code of what there is no room for now."""
+
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}
 
 

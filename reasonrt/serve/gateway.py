@@ -41,6 +41,7 @@ class Gateway:
         metrics.watch("reasonrt_running", "Choices that are worked on.", lambda: self.admission.running)
         metrics.watch("reasonrt_queued", "Choices that wait for a place.", lambda: self.admission.queued)
         metrics.watch("reasonrt_restarts", "Engines and replicas replaced.", lambda: backend.restarts, is_counter=True)
+        metrics.watch_certificates(lambda: backend.certificates)
 
     async def is_ready(self) -> bool:
         return not self.admission.is_draining and await self.backend.is_ready()
@@ -55,19 +56,21 @@ class Gateway:
             RequestError: the policy cannot serve it.
             EngineError: engines died more often than a request outlives.
         """
-        arrived = time.perf_counter()
+        arrived, is_refused = time.perf_counter(), False
         try:
-            async with self.admission.places(key, len(job.requests)):
+            async with self.admission.places(key, job.places):
                 self.metrics.queue_seconds.observe(time.perf_counter() - arrived)
                 choices = [self._choice(job, index, arrived) for index in range(len(job.requests))]
                 async with aclosing(merge(choices, self.config.keep_alive_s)) as updates:
                     async for update in updates:
                         yield update
         except ApiError as error:
+            is_refused = True
             self.metrics.rejections.labels(error.code or "other").inc()
             raise
         finally:
-            self.metrics.request_seconds.labels(job.requests[0].policy).observe(time.perf_counter() - arrived)
+            if not is_refused:  # which takes no time, and says nothing about those that are served
+                self.metrics.request_seconds.labels(job.requests[0].policy).observe(time.perf_counter() - arrived)
 
     async def _choice(self, job: Job, index: int, arrived: float) -> AsyncGenerator[Update, None]:
         request = _with_less_time(job.requests[index], time.perf_counter() - arrived)

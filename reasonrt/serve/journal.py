@@ -8,6 +8,7 @@ from dataclasses import astuple, replace
 
 from reasonrt.errors import CapabilityError, EngineError
 from reasonrt.serve.backend import Accepted, Backend
+from reasonrt.serve.errors import OVERLOADED, ApiError
 from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Request, Step, Usage
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
@@ -20,9 +21,11 @@ async def outlive(
     """`backend.solve`, taken up after the last committed step whenever an engine or a replica dies.
 
     No step is yielded twice. The completion counts what the dead attempts cost as far as it was committed, and says
-    in its details how often the request was `resumed`.
+    in its details how often the request was `resumed`. A request that has begun and finds the replicas full waits for
+    them; that is no death.
 
     Raises:
+        ApiError: the replicas are full before it has begun.
         EngineError: more than `max_resumes` deaths.
     """
     began = time.perf_counter()
@@ -44,7 +47,9 @@ async def outlive(
         num_kept = len(steps)
         attempt = replace(request, limits=replace(request.limits, deadline_s=left_s), committed=tuple(steps))
         try:
-            async with aclosing(_until(backend.solve(attempt, session), left_s and left_s + _SLACK_S)) as events:
+            # another session after each death: a consistent hash would lead back to a replica that is sick
+            place = f"{session}#{deaths}" if deaths else session
+            async with aclosing(_until(backend.solve(attempt, place), left_s and left_s + _SLACK_S)) as events:
                 async for event in events:
                     if isinstance(event, Step):
                         steps.append(event)
@@ -60,6 +65,9 @@ async def outlive(
                         return
         except CapabilityError:
             raise
+        except ApiError as error:
+            if error.code != OVERLOADED or not (is_accepted or deaths):
+                raise
         except EngineError:
             deaths += 1
             if deaths > max_resumes:

@@ -1,11 +1,13 @@
 """What the server counts, for Prometheus. One registry per app: nothing is global."""
 
-from collections.abc import Callable
+from collections import Counter as Tally
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from reasonrt.serve.backend import CertificateState
 from reasonrt.types import Completion, Step
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
@@ -49,7 +51,30 @@ class Metrics:
 
     def watch(self, name: str, text: str, value: Callable[[], float], *, is_counter: bool = False) -> None:
         """Ask `value` for a number whenever somebody looks."""
-        self._registry.register(_Watched(name, text, value, is_counter))
+        self._registry.register(_Watched(name, text, (), lambda: {(): value()}, is_counter))
+
+    def watch_certificates(self, states: Callable[[], Sequence[CertificateState]]) -> None:
+        """Counts add up over processes; of evidence and alarm, the highest is shown."""
+
+        def counts() -> Mapping[tuple[str, ...], float]:
+            tally = Tally[tuple[str, ...]]()
+            for state in states():
+                tally.update({(state.certificate, kind): num for kind, num in state.counts.items()})
+            return tally
+
+        def evidence() -> Mapping[tuple[str, ...], float]:
+            ascending = sorted(states(), key=lambda state: state.evidence)
+            return {(state.certificate,): state.evidence for state in ascending}
+
+        def alarm() -> Mapping[tuple[str, ...], float]:
+            return {(state.certificate,): state.is_alarmed for state in sorted(states(), key=lambda s: s.is_alarmed)}
+
+        labels, text = ("certificate", "kind"), "Requests under a certificate, and probes, by what became of them."
+        self._registry.register(_Watched("reasonrt_stopping_requests", text, labels, counts, True))
+        text = "Against the certificate; at 1 / delta the alarm is raised."
+        self._registry.register(_Watched("reasonrt_stopping_evidence", text, labels[:1], evidence, False))
+        text = "Whether the certificate no longer holds."
+        self._registry.register(_Watched("reasonrt_stopping_alarm", text, labels[:1], alarm, False))
 
     def step(self, policy: str, step: Step, seconds: float, *, is_first: bool) -> None:
         self._steps.labels(policy, step.author).inc()
@@ -75,9 +100,19 @@ class Metrics:
 
 
 class _Watched(Collector):
-    def __init__(self, name: str, text: str, value: Callable[[], float], is_counter: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        values: Callable[[], Mapping[tuple[str, ...], float]],
+        is_counter: bool,
+    ) -> None:
         self._family = CounterMetricFamily if is_counter else GaugeMetricFamily
-        self._name, self._text, self._value = name, text, value
+        self._name, self._text, self._labels, self._values = name, text, labels, values
 
     def collect(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
-        return [self._family(self._name, self._text, value=self._value())]
+        family = self._family(self._name, self._text, labels=self._labels)
+        for labels, value in self._values().items():
+            family.add_metric(labels, value)
+        return [family]

@@ -35,11 +35,16 @@ class _Wire(BaseModel):
                 continue
             if name in cls.model_fields:
                 kept[name] = value
-            elif name in REFUSED and value not in REFUSED[name][0]:
+            elif name in REFUSED and not any(_is_same(value, neutral) for neutral in REFUSED[name][0]):
                 raise _refusal(name, f"not served: {REFUSED[name][1]}")
             elif name not in REFUSED and name not in NO_EFFECT:
                 raise _refusal(name, "unknown field")
         return kept
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    """For JSON: to Python, false is 0 and true is 1."""
+    return value == neutral and isinstance(value, bool) is isinstance(neutral, bool)
 
 
 def _refusal(name: str, reason: str) -> PydanticCustomError:
@@ -74,12 +79,13 @@ class ChatMessage(_Wire):
 
 
 class OwnFields(_Wire):
-    """The object `reasonrt` of a request: what OpenAI has no words for."""
+    """The object `reasonrt` of a request: what OpenAI has no words for. `risk` picks among our certificates."""
 
     policy: Annotated[str, Field(max_length=128)] | None = None
     options: Annotated[dict[str, JsonValue], Field(max_length=64)] = Field(default_factory=dict)
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_engine_calls: Count | None = None
+    risk: Annotated[float, Field(ge=0, le=1)] | None = None
     trace: bool = False
 
 

@@ -7,7 +7,7 @@ proxy, so none of its headers, and one process less whose death would cut a stre
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,9 +32,9 @@ from reasonrt.engines.build import build_engine
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.runtime import Runtime
 from reasonrt.serve.apart import BuildEngine, DistantEngine, EngineServer
-from reasonrt.serve.backend import Accepted, Worker
+from reasonrt.serve.backend import Accepted, CertificateState, Worker
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
-from reasonrt.serve.errors import ApiError
+from reasonrt.serve.errors import OVERLOADED, ApiError
 from reasonrt.serve.server import serve
 from reasonrt.types import Event, Request
 
@@ -86,6 +86,7 @@ class ReplicaState:
     restarts: int
     running: int
     served: int
+    certificates: tuple[CertificateState, ...]
 
 
 class Replica:
@@ -119,7 +120,12 @@ class Replica:
     async def state(self) -> ReplicaState:
         replica_id = ray_serve.get_replica_context().replica_id.unique_id
         worker = self._worker
-        return ReplicaState(replica_id, await worker.is_ready(), worker.restarts, worker.running, worker.served)
+        is_ready, certificates = await worker.is_ready(), tuple(worker.certificates)
+        return ReplicaState(replica_id, is_ready, worker.restarts, worker.running, worker.served, certificates)
+
+    async def check_health(self) -> None:
+        """Asked by Ray, which replaces a replica that raises again and again."""
+        self._worker.check_health()
 
     async def __del__(self) -> None:
         await self._worker.__aexit__()
@@ -146,7 +152,7 @@ class RayBackend:
         self._cluster = config.replicas.cluster
         self.replicas: RayLink | None = None
         self._is_ready = self._is_own = False
-        self._engine_restarts: dict[str, int] = {}  # by replica, the dead ones too
+        self._states: dict[str, ReplicaState] = {}  # the last of each replica, the dead ones too
         self._most_at_once = 0
 
     async def __aenter__(self) -> Self:
@@ -160,7 +166,11 @@ class RayBackend:
 
     @property
     def restarts(self) -> int:
-        return sum(self._engine_restarts.values()) + len(self._engine_restarts) - self._most_at_once
+        return sum(state.restarts for state in self._states.values()) + len(self._states) - self._most_at_once
+
+    @property
+    def certificates(self) -> Sequence[CertificateState]:
+        return [certificate for state in self._states.values() for certificate in state.certificates]
 
     async def is_ready(self) -> bool:
         return self._is_ready
@@ -191,13 +201,13 @@ class RayBackend:
         while True:
             try:
                 answers = await replicas.ask_all("state", timeout_s=5 * _LOOK_S)
-            except (EngineError, TimeoutError) as error:
-                _log.warning("no replica says how it is: %s", error)
+            except Exception as error:  # noqa: BLE001 (whatever it is, none is known to be ready, and all are asked again)
+                _log.warning("no replica says how it is: %r", error)
                 answers = []
             states = [answer for answer in answers if isinstance(answer, ReplicaState)]
             self._is_ready = any(state.is_ready for state in states)
             self._most_at_once = max(self._most_at_once, len(states))
-            self._engine_restarts |= {state.replica_id: state.restarts for state in states}
+            self._states |= {state.replica_id: state for state in states}
             await asyncio.sleep(_LOOK_S)
 
 
@@ -214,7 +224,8 @@ def _application(
     common = _common_options(wanted, config)
     apart: dict[str, Any] = {}
     if wanted.split:
-        server = ray_serve.deployment(**common)(EngineServer)
+        unbounded = common | {"max_queued_requests": -1}  # a request asks for much at once; replicas bound the requests
+        server = ray_serve.deployment(**unbounded)(EngineServer)
         apart = {role: server.options(name=f"engine-{role}").bind(build, folder) for role, build in engines.items()}
         common |= {"ray_actor_options": {"num_cpus": 0}}
     scaling = AutoscalingConfig(
@@ -229,7 +240,7 @@ def _application(
 def _common_options(wanted: ReplicaConfig, config: ServeConfig) -> dict[str, Any]:
     return {
         "max_ongoing_requests": wanted.max_ongoing_requests,
-        "max_queued_requests": config.bounds.queued,
+        "max_queued_requests": config.bounds.running,  # the gateway sends no more; what waits, waits there
         "graceful_shutdown_timeout_s": config.grace_s,
         "health_check_period_s": 1.0,
         "request_router_config": RequestRouterConfig(request_router_class=_ROUTER),
@@ -266,6 +277,6 @@ def _translated() -> Iterator[None]:
     except RayTaskError as error:
         raise error.cause from None
     except BackPressureError as error:
-        raise ApiError(503, "the replicas are full", code="overloaded", retry_after_s=2.0) from error
+        raise ApiError(503, "the replicas are full", code=OVERLOADED, retry_after_s=2.0) from error
     except (RayError, RayServeException, RpcError) as error:
         raise EngineError(f"a replica died while it worked on this request: {type(error).__name__}") from error

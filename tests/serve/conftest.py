@@ -52,15 +52,21 @@ Start = Callable[..., Running]
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Start]:
-    """Start a server: the script, keys of `serve`, settings of the engines (`engine=`) and their class (`kind=`)."""
+    """Start a server: the script, keys of `serve`, settings of the engines (`engine=`) and their class (`kind=`),
+    default options of policies (`policies=`)."""
     servers: list[tuple[Server, threading.Thread]] = []
 
     def begin(
-        script: Any = TEXT, *, engine: dict[str, Any] | None = None, kind: Any = ScriptedEngine, **keys: Any
+        script: Any = TEXT,
+        *,
+        engine: dict[str, Any] | None = None,
+        kind: Any = ScriptedEngine,
+        policies: dict[str, Any] | None = None,
+        **keys: Any,
     ) -> Running:
         config = ServeConfig.model_validate({"port": 0} | keys)
-        runtime = Runtime({role: kind(role, script, **(engine or {})) for role in ("draft", "target")})
-        catalog = Catalog(runtime.engines, Limits(), config, {})
+        runtime = Runtime({role: kind(role, script, **(engine or {})) for role in ("draft", "target")}, policies)
+        catalog = Catalog(runtime.engines, Limits(), config, policies or {})
         server = Server(build_app(Worker(runtime), catalog, config), config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -99,6 +99,19 @@ async def test_request_larger_than_the_server_runs_alone() -> None:
         assert admission.running == 2
 
 
+async def test_more_than_a_key_may_ever_have_is_not_to_be_tried_again() -> None:
+    admission = Admission(BoundsConfig(running=8, running_per_key=3))
+
+    async with admission.places("key", 3):  # as many as it may
+        pass
+    with pytest.raises(ApiError, match="may have 3 choices under way at once, and this request asks for 4") as raised:
+        async with admission.places("key", 4):
+            pass
+
+    assert raised.value.status == 400
+    assert raised.value.response().headers["x-should-retry"] == "false"
+
+
 def test_overload_is_answered_at_once_and_leaves_no_trace(start: Any) -> None:
     """Four times as many as there is room for; who is let in is as fast as alone."""
     server = start("a b c.\n\n" * 20, engine={"seconds_per_token": 0.002}, bounds={"running": 8, "queued": 2})

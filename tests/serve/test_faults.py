@@ -6,20 +6,20 @@ import re
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
 import openai
 import pytest
 
-from reasonrt import Completion, FinishReason, Limits, Request, Runtime, Step
+from reasonrt import Runtime
 from reasonrt.engines.scripted import ScriptedEngine
-from reasonrt.errors import EngineError, RequestError
-from reasonrt.serve.backend import Accepted, Worker
-from reasonrt.serve.journal import outlive, total_usage
-from reasonrt.types import EngineUsage, Event, Sampling
+from reasonrt.engines.vllm import VllmEngine
+from reasonrt.errors import EngineError
+from reasonrt.serve import backend
+from reasonrt.serve.backend import Worker
+from reasonrt.types import Sampling
 
 STEPS = ["<think>\nOne.\n\n", *(f"Step {index} of it.\n\n" for index in range(20)), "</think>\n\n", r"\boxed{7}"]
 TEXT = "".join(STEPS)
@@ -184,6 +184,74 @@ async def test_readiness_follows_the_engines() -> None:
     assert worker.restarts == 1
 
 
+class Sick(ScriptedEngine):
+    """Cannot start for a reason that nobody foresaw."""
+
+    is_sick = False
+
+    async def start(self) -> Self:
+        if self.is_sick:
+            raise ZeroDivisionError
+        return self
+
+
+async def test_watch_outlives_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_LOOK_S", 0.01)
+    monkeypatch.setattr(backend, "_LOST_S", 0.2)
+    engine = Sick("target", TEXT)
+    async with Worker(Runtime({"target": engine})) as worker:
+        for is_sick in (True, False, True):
+            worker.check_health()
+            engine.is_sick = is_sick
+            give_up = time.monotonic() + 5
+            while await worker.is_ready() is is_sick:
+                assert time.monotonic() < give_up
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+
+        with pytest.raises(EngineError, match="engine 'target' has been absent for more than"):
+            worker.check_health()
+
+
+class Core:
+    """Of an engine, without vLLM."""
+
+    errored = False
+    output_handler = None
+    is_ended = False
+
+    def shutdown(self) -> None:
+        self.is_ended = True
+
+
+async def test_start_of_an_engine_outlives_who_asked_for_it(nano_draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores: list[Core] = []
+
+    def build(engine: VllmEngine) -> Core:
+        cores.append(Core())
+        time.sleep(0.2)
+        return cores[-1]
+
+    async def warm_up(engine: VllmEngine) -> None:
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(VllmEngine, "_build", build)
+    monkeypatch.setattr(VllmEngine, "_warm_up", warm_up)
+    engine = VllmEngine("target", nano_draft)
+
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.start(), 0.05)
+    await engine.start()
+    cores[0].errored = True
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(engine.start(), 0.05)
+    await engine.aclose()
+
+    assert engine.restarts == 1
+    assert [core.is_ended for core in cores] == [True, True]
+
+
 def test_draining_finishes_what_runs_and_takes_nothing_new(start: Any) -> None:
     server = start(go_on, engine={"seconds_per_token": 0.003}, grace_s=20)
     stream = server.openai().chat.completions.create(**FEW, stream=True)
@@ -202,96 +270,3 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(start: Any) -> None:
     while not server.server.should_exit:
         assert time.monotonic() < give_up
         time.sleep(0.05)
-
-
-class Scenario:
-    """A backend that plays: each attempt yields some steps and then fails, hangs or ends."""
-
-    restarts = 0
-
-    def __init__(self, *attempts: tuple[int, str]) -> None:
-        self.attempts = list(attempts)
-        self.seen: list[Request] = []
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    async def is_ready(self) -> bool:
-        return True
-
-    async def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
-        self.seen.append(request)
-        num_steps, end = self.attempts.pop(0)
-        if end == "refuse":
-            raise RequestError("no")
-        yield Accepted(3, False)
-        kept = len(request.committed)
-        for index in range(kept, kept + num_steps):
-            yield Step(f"{index} ", (1, 2), "target")
-        if end == "die":
-            raise EngineError("dead")
-        if end == "hang":
-            await asyncio.sleep(60)
-        usage = {"target": EngineUsage(calls=1, generated=2 * num_steps)}
-        yield Completion((), FinishReason.STOP, usage, 0.0, {"own": 1})
-
-
-async def play(backend: Scenario, max_resumes: int = 5, **limits: Any) -> list[Accepted | Event]:
-    request = Request.ask("?", limits=Limits(**limits))
-    async with aclosing(outlive(backend, request, "", max_resumes, lambda: None)) as events:
-        return [event async for event in events]
-
-
-async def test_journal_yields_each_step_once_and_adds_up_usage() -> None:
-    backend = Scenario((2, "die"), (0, "die"), (3, "die"), (1, "end"))
-
-    accepted, *steps, completion = await play(backend)
-
-    assert accepted == Accepted(3, False)
-    assert [step.text for step in steps if isinstance(step, Step)] == [f"{index} " for index in range(6)]
-    assert isinstance(completion, Completion)
-    assert list(completion.steps) == steps
-    assert [len(request.committed) for request in backend.seen] == [0, 2, 2, 5]
-    assert completion.usage["target"].generated == 12
-    assert completion.details == {"own": 1, "resumed": 3}
-
-
-async def test_journal_gives_up_after_too_many_deaths() -> None:
-    with pytest.raises(EngineError, match="dead"):
-        await play(Scenario((1, "die"), (1, "die"), (1, "end")), max_resumes=1)
-
-
-async def test_journal_passes_on_what_is_no_death() -> None:
-    with pytest.raises(RequestError, match="no"):
-        await play(Scenario((1, "die"), (0, "refuse")))
-
-
-async def test_journal_ends_at_the_deadline_what_hangs() -> None:
-    began = time.perf_counter()
-    *_, completion = await play(Scenario((2, "hang")), deadline_s=0.2)
-
-    assert isinstance(completion, Completion)
-    assert completion.finish_reason is FinishReason.DEADLINE
-    assert len(completion.steps) == 2
-    assert time.perf_counter() - began < 4
-    assert completion.usage["target"].generated == 4
-
-
-async def test_journal_leaves_later_attempts_less_time() -> None:
-    backend = Scenario((1, "die"), (1, "end"))
-
-    await play(backend, deadline_s=5.0)
-
-    first, second = (request.limits.deadline_s for request in backend.seen)
-    assert first is not None
-    assert second is not None
-    assert second < first <= 5.0
-
-
-def test_usage_of_attempts_is_added_engine_by_engine() -> None:
-    a, b = EngineUsage(1, 2, 3, 4, 5, 6), EngineUsage(10, 20, 30, 40, 50, 60)
-
-    assert total_usage([{"x": a}, {}, {"x": b, "y": b}]) == {"x": EngineUsage(11, 22, 33, 44, 55, 66), "y": b}

@@ -9,7 +9,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from reasonrt.calibration import Certificate, certify, upper_threshold_rules
+from reasonrt.calibration.synthetic import synthetic_traces
 from reasonrt.errors import ConfigError
+from reasonrt.serve.backend import CertificateState
+from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.tracing import Span, Spans
 from reasonrt.types import Completion, EngineUsage, FinishReason, Request, Step
 
@@ -47,12 +51,62 @@ def test_counters_follow_requests(start: Any) -> None:
     assert (found["reasonrt_running",], found["reasonrt_queued",], found["reasonrt_restarts_total",]) == (0, 0, 0)
 
 
-def test_rejections_are_counted_by_their_code(start: Any) -> None:
+def test_rejections_are_counted_by_their_code_and_are_no_fast_requests(start: Any) -> None:
     server = start(bounds={"requests_per_minute_per_key": 1})
     for _ in range(3):
         server.http().post("/v1/chat/completions", json=BODY | {"model": "target"})
 
-    assert samples(server)["reasonrt_rejections_total", "rate_limit"] == 2
+    found = samples(server)
+
+    assert found["reasonrt_rejections_total", "rate_limit"] == 2
+    assert found["reasonrt_request_seconds_count", "target"] == 1
+
+
+@pytest.fixture(scope="module")
+def certificates() -> dict[float, Certificate]:
+    """Of some model, by their alpha."""
+    rules = upper_threshold_rules("confidence", [0.9, 0.99, 1.0])
+    traces = synthetic_traces("honest", 200)
+    return {alpha: certify(traces, rules, risk="lost_correct", alpha=alpha, delta=0.1) for alpha in (0.1, 0.3)}
+
+
+def test_certificates_in_service_are_watched(
+    start: Any, certificates: dict[float, Certificate], tmp_path: Path
+) -> None:
+    files = {alpha: tmp_path / f"{alpha}.json" for alpha in certificates}
+    for alpha, certificate in certificates.items():
+        certificate.write(files[alpha])
+    stopping = {"certificate": [str(file) for file in files.values()]}
+    server = start(policies={"target": {"stopping": stopping}})
+    for own in ({}, {"risk": 0.1}, {"risk": 0.35}, {"risk": 0.01}):  # none is for this engine, the last is too low
+        answer = server.http().post("/v1/chat/completions", json=BODY | {"model": "target", "reasonrt": own})
+        assert "fallback" in answer.json()["choices"][0]["reasonrt"]["details"]["stopping"]
+
+    found = samples(server)
+
+    for alpha, refused in ((0.1, 2), (0.3, 1)):
+        name = certificates[alpha].sha256[:12]
+        assert found["reasonrt_stopping_requests_total", name, "refused"] == refused
+        assert found["reasonrt_stopping_evidence", name] == 1.0
+        assert found["reasonrt_stopping_alarm", name] == 0.0
+
+
+def test_certificates_of_several_replicas_add_up() -> None:
+    metrics = Metrics()
+    states = [
+        CertificateState("a", {"answer": 2, "go_on": 1}, 3.0, True),
+        CertificateState("a", {"answer": 5}, 1.0, False),
+        CertificateState("b", {}, 1.0, False),
+    ]
+
+    metrics.watch_certificates(lambda: states)
+    lines = metrics.render().decode().splitlines()
+
+    assert 'reasonrt_stopping_requests_total{certificate="a",kind="answer"} 7.0' in lines
+    assert 'reasonrt_stopping_requests_total{certificate="a",kind="go_on"} 1.0' in lines
+    assert 'reasonrt_stopping_evidence{certificate="a"} 3.0' in lines
+    assert 'reasonrt_stopping_alarm{certificate="a"} 1.0' in lines
+    assert 'reasonrt_stopping_alarm{certificate="b"} 0.0' in lines
 
 
 def test_nothing_is_traced_unless_asked_for() -> None:

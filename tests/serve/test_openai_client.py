@@ -1,5 +1,7 @@
 """The official client, through everything that is promised to it."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -9,6 +11,16 @@ STEPS = ["<think>\nOne.\n\n", "Two.\n\n", "Three.\n\n", "</think>\n\n", r"\boxed
 REASONING, CONTENT = "One.\n\nTwo.\n\nThree.", r"\boxed{7}"
 ASK: Any = [{"role": "user", "content": "3 + 4?"}]
 POLICIES = ["draft", "target", "self_consistency", "arbitrage"]
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/serving.md"])
+def test_example_prints_an_answer(running: Any, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    text = (Path(__file__).parents[2] / file).read_text()
+    (example,) = re.findall(r"```py(?:thon)?\n(from openai .*?)```", text, re.DOTALL)
+
+    exec(example.replace("http://127.0.0.1:8000", running.url), {})  # noqa: S102
+
+    assert capsys.readouterr().out == CONTENT
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "auto"])

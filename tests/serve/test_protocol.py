@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from reasonrt import Limits, ReasonRTError
 from reasonrt.errors import RequestError
+from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig, load_serve_config
 from reasonrt.serve.errors import ApiError, to_api_error
@@ -104,6 +105,47 @@ def test_what_is_not_said_comes_from_the_server() -> None:
     assert not {"draft", "arbitrage"} & set(catalog.model_ids)
 
 
+def test_what_is_not_said_stays_within_the_bounds() -> None:
+    bounds = {"max_tokens": 50, "engine_calls": 7, "deadline_s": 3}
+    config = ServeConfig.model_validate({"bounds": bounds})
+    catalog = Catalog(["target"], Limits(max_tokens=77), config, {})
+
+    (request,) = catalog.to_job(parse(ChatRequest, json.dumps({"model": "target", "messages": ASK}).encode())).requests
+
+    assert request.limits == Limits(50, 3.0, 7)
+
+
+def test_a_temperature_is_the_policys_own_under_stopping_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SelfConsistency, "commits_as_it_goes", True)  # as a plugin with a temperature may say
+    stopping = {"stopping": {"record": True}}
+
+    job = to_job(model="self_consistency", temperature=0.25, n=2, reasonrt={"options": stopping | {"k": 3}})
+
+    assert job.requests[0].options == stopping | {"k": 3, "temperature": 0.25}
+    assert job.places == 6
+
+
+def test_risk_arrives_as_the_option_that_picks_a_certificate() -> None:
+    catalog = Catalog(["target"], Limits(), ServeConfig(), {"target": {"stopping": {"certificate": ["a", "b"]}}})
+    body: Any = {"model": "target", "messages": ASK, "reasonrt": {"risk": 0.05}}
+
+    assert catalog.to_job(parse(ChatRequest, json.dumps(body).encode())).requests[0].options == {"risk": 0.05}
+    for risk, message in ((1.5, "reasonrt.risk"), (True, "reasonrt.risk"), (0.1, "risk picks among certificates")):
+        with pytest.raises(ReasonRTError, match=message):
+            to_job(reasonrt={"risk": risk})
+
+
+@pytest.mark.parametrize(("name", "value"), [("logprobs", 0), ("top_logprobs", False), ("best_of", True)])
+def test_false_is_not_zero(name: str, value: Any) -> None:
+    with pytest.raises(ApiError, match=f"{name}: not served"):
+        to_job(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0, 0.0])
+def test_whole_numbers_may_be_written_as_fractions(value: float) -> None:
+    assert to_job(presence_penalty=value) == to_job()
+
+
 def test_options_that_ask_for_an_engine_that_is_not_there_are_refused() -> None:
     catalog = Catalog(["target"], Limits(), ServeConfig(), {})
     body = {"model": "self_consistency@engine=draft", "messages": ASK}
@@ -124,7 +166,10 @@ def test_requests_of_one_conversation_have_one_session() -> None:
     more = [*ASK, {"role": "assistant", "content": "7"}, {"role": "user", "content": "and 5?"}]
     longer = [*more, {"role": "assistant", "content": "5"}, {"role": "user", "content": "sure?"}]
 
-    assert to_job(messages=more).session == to_job(messages=longer).session
+    system = {"role": "system", "content": "Be brief."}
+    for begin in ([], [system]):
+        sessions = {to_job(messages=[*begin, *turns]).session for turns in (ASK, more, longer)}
+        assert len(sessions) == 1
     assert to_job(messages=[{"role": "user", "content": "else"}]).session != to_job().session
     assert to_job(prompt_cache_key="mine").session == "mine"
 

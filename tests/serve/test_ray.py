@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from itertools import groupby
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -40,6 +41,38 @@ def make_backend(name: str, **replicas: Any) -> Any:
     engines = {role: partial(ScriptedEngine, role, go_on, seconds_per_token=0.002) for role in ("draft", "target")}
     config = ServeConfig.model_validate({"replicas": {"num_cpus": 0.1, "cluster": "local"} | replicas, "grace_s": 5})
     return ray_app.RayBackend(engines, {}, config, name)
+
+
+@pytest.mark.parametrize("queued", [0, 1])
+def test_replicas_have_room_for_what_the_gateway_lets_in(queued: int) -> None:
+    config = ServeConfig.model_validate({"bounds": {"running": 7, "queued": queued}})
+    app = ray_app.RayBackend({}, {}, config)._app
+
+    assert app._bound_deployment.max_queued_requests == 7
+
+
+async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = ray_app.ReplicaState("r", True, 0, 0, 0, ())
+
+    class Replicas:
+        answers: ClassVar[list[Any]] = [[state], ZeroDivisionError(), ApiError(503, "full"), [state]]
+
+        async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
+            answer = self.answers.pop(0) if self.answers else [state]
+            if isinstance(answer, Exception):
+                raise answer
+            return list(answer)
+
+    monkeypatch.setattr(ray_app, "_LOOK_S", 0.05)
+    monkeypatch.setattr(ray_app.RayBackend, "_deploy", lambda backend: Replicas())
+    monkeypatch.setattr(ray_app.RayBackend, "_end", lambda backend: None)
+    seen = []
+    async with ray_app.RayBackend({}, {}, ServeConfig()) as backend:
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+            seen.append(await backend.is_ready())
+
+    assert [is_ready for is_ready, _ in groupby(seen)][-3:] == [True, False, True]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,141 @@
+"""The journal: what is committed is kept through deaths, crowds and deadlines, and said once."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Self
+
+import pytest
+
+from reasonrt import Completion, FinishReason, Limits, Request, Step
+from reasonrt.errors import EngineError, RequestError
+from reasonrt.serve.backend import Accepted
+from reasonrt.serve.errors import ApiError
+from reasonrt.serve.journal import outlive, total_usage
+from reasonrt.types import EngineUsage, Event
+
+
+class Scenario:
+    """A backend that plays: each attempt yields some steps and then fails, hangs or ends."""
+
+    restarts = 0
+    certificates = ()
+
+    def __init__(self, *attempts: tuple[int, str]) -> None:
+        self.attempts = list(attempts)
+        self.seen: list[Request] = []
+        self.sessions: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def is_ready(self) -> bool:
+        return True
+
+    async def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
+        self.seen.append(request)
+        self.sessions.append(session)
+        num_steps, end = self.attempts.pop(0)
+        if end == "refuse":
+            raise RequestError("no")
+        if end == "full":
+            raise ApiError(503, "the replicas are full", code="overloaded", retry_after_s=1.0)
+        yield Accepted(3, False)
+        kept = len(request.committed)
+        for index in range(kept, kept + num_steps):
+            yield Step(f"{index} ", (1, 2), "target")
+        if end == "die":
+            raise EngineError("dead")
+        if end == "hang":
+            await asyncio.sleep(60)
+        usage = {"target": EngineUsage(calls=1, generated=2 * num_steps)}
+        yield Completion((), FinishReason.STOP, usage, 0.0, {"own": 1})
+
+
+async def play(backend: Scenario, max_resumes: int = 5, **limits: Any) -> list[Accepted | Event]:
+    request = Request.ask("?", limits=Limits(**limits))
+    async with aclosing(outlive(backend, request, "s", max_resumes, lambda: None)) as events:
+        return [event async for event in events]
+
+
+async def test_journal_yields_each_step_once_and_adds_up_usage() -> None:
+    backend = Scenario((2, "die"), (0, "die"), (3, "die"), (1, "end"))
+
+    accepted, *steps, completion = await play(backend)
+
+    assert accepted == Accepted(3, False)
+    assert [step.text for step in steps if isinstance(step, Step)] == [f"{index} " for index in range(6)]
+    assert isinstance(completion, Completion)
+    assert list(completion.steps) == steps
+    assert [len(request.committed) for request in backend.seen] == [0, 2, 2, 5]
+    assert completion.usage["target"].generated == 12
+    assert completion.details == {"own": 1, "resumed": 3}
+
+
+async def test_journal_gives_up_after_too_many_deaths() -> None:
+    with pytest.raises(EngineError, match="dead"):
+        await play(Scenario((1, "die"), (1, "die"), (1, "end")), max_resumes=1)
+
+
+async def test_journal_leads_away_from_what_died() -> None:
+    backend = Scenario((1, "die"), (0, "die"), (0, "full"), (1, "end"))
+
+    await play(backend)
+
+    first, second, third, fourth = backend.sessions
+    assert first == "s"
+    assert len({first, second, third}) == 3
+    assert fourth == third
+
+
+@pytest.mark.parametrize("before", [(1, "die"), (0, "die")])
+async def test_request_that_has_begun_waits_for_full_replicas(before: tuple[int, str]) -> None:
+    backend = Scenario(before, *[(0, "full")] * 3, (2, "end"))
+
+    *_, completion = await play(backend, max_resumes=1)
+
+    assert isinstance(completion, Completion)
+    assert len(completion.steps) == before[0] + 2
+    assert completion.details["resumed"] == 1
+
+
+async def test_request_that_has_not_begun_is_told_that_replicas_are_full() -> None:
+    with pytest.raises(ApiError, match="the replicas are full"):
+        await play(Scenario((0, "full"), (1, "end")))
+
+
+async def test_journal_passes_on_what_is_no_death() -> None:
+    with pytest.raises(RequestError, match="no"):
+        await play(Scenario((1, "die"), (0, "refuse")))
+
+
+async def test_journal_ends_at_the_deadline_what_hangs() -> None:
+    began = time.perf_counter()
+    *_, completion = await play(Scenario((2, "hang")), deadline_s=0.2)
+
+    assert isinstance(completion, Completion)
+    assert completion.finish_reason is FinishReason.DEADLINE
+    assert len(completion.steps) == 2
+    assert time.perf_counter() - began < 4
+    assert completion.usage["target"].generated == 4
+
+
+async def test_journal_leaves_later_attempts_less_time() -> None:
+    backend = Scenario((1, "die"), (1, "end"))
+
+    await play(backend, deadline_s=5.0)
+
+    first, second = (request.limits.deadline_s for request in backend.seen)
+    assert first is not None
+    assert second is not None
+    assert second < first <= 5.0
+
+
+def test_usage_of_attempts_is_added_engine_by_engine() -> None:
+    a, b = EngineUsage(1, 2, 3, 4, 5, 6), EngineUsage(10, 20, 30, 40, 50, 60)
+
+    assert total_usage([{"x": a}, {}, {"x": b, "y": b}]) == {"x": EngineUsage(11, 22, 33, 44, 55, 66), "y": b}
