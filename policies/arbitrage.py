@@ -69,8 +69,8 @@ class RSD(Speculation):
     def optional_engines(self) -> tuple[str, ...]:
         return ("reward",)
 
-    def bar(self) -> float:
-        return 1.0 - self.threshold
+    def advantage_at(self, threshold: float) -> float:
+        return 1.0 - threshold
 
     def router(self, request: Request, engines: Mapping[str, PacedEngine]) -> Router:
         if "reward" not in engines:
@@ -87,8 +87,8 @@ class SpecReason(Speculation):
 
     threshold: float = 7.0
 
-    def bar(self) -> float:
-        return 9.0 - self.threshold
+    def advantage_at(self, threshold: float) -> float:
+        return 9.0 - threshold
 
     def router(self, request: Request, engines: Mapping[str, PacedEngine]) -> Router:
         return JudgeRouter(engines["target"])

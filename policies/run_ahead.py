@@ -13,16 +13,19 @@ from reasonrt.types import FinishReason, Sampling, Step
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A step of the draft's, or its beginning so far (`is_partial`)."""
+    """A step of the draft's, or its beginning so far (`is_partial`), or its end token alone (`is_end`)."""
 
     step: Step
     is_partial: bool = False
+    is_end: bool = False
 
 
 async def run_ahead(
     engine: Engine, transcript: Transcript, sampling: Sampling, look_ahead: int, watch: bool = False
 ) -> AsyncGenerator[Drafted | FinishReason, None]:
     """Steps after `transcript` while the engine writes on; the reason where the text ends.
+
+    An end that stands in no step comes as one of its own before the reason: it wants to be judged as well.
 
     Args:
         look_ahead: so many steps may be written and not taken yet; with one more the engine is stopped, and the
@@ -35,6 +38,8 @@ async def run_ahead(
         step, reason = await write_step(engine, transcript, sampling)
         if step is not None:
             yield Drafted(step)
+        elif reason is FinishReason.STOP:
+            yield _end_of(engine)
         if reason is not None:
             yield reason
         return
@@ -50,6 +55,10 @@ async def run_ahead(
         await drop(task)
 
 
+def _end_of(engine: Engine) -> Drafted:
+    return Drafted(Step("", (min(engine.tokenizer.eos_token_ids),), engine.name), is_end=True)
+
+
 class _Pump:
     """Takes what an engine streams, so that it never waits for the reader; stops it when it is too far ahead."""
 
@@ -62,7 +71,7 @@ class _Pump:
         event = await self._queue.get()
         if isinstance(event, Exception):
             raise event
-        if isinstance(event, Drafted) and not event.is_partial:
+        if isinstance(event, Drafted) and not event.is_partial and not event.is_end:
             self._ahead -= 1
         return event
 
@@ -74,8 +83,11 @@ class _Pump:
                     for step in written.take(delta):
                         self._put(step)
                     if delta.finish_reason:
-                        if rest := written.rest(is_complete=delta.finish_reason is FinishReason.STOP):
+                        is_stop = delta.finish_reason is FinishReason.STOP
+                        if rest := written.rest(is_complete=is_stop):
                             self._put(rest)
+                        elif is_stop:
+                            self._queue.put_nowait(_end_of(engine))
                         self._queue.put_nowait(delta.finish_reason)
                     elif self._ahead > self._look_ahead:
                         break

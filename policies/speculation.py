@@ -33,7 +33,8 @@ class SpeculationOptions(PolicyOptions):
         threshold: escalate above this predicted advantage, in the router's unit (each policy says which).
         price: instead of `threshold`: advantage that a second of the target must bring; needs a router whose
             advantage is a probability.
-        answer_threshold: for the steps that hold the answer; None is half of the threshold.
+        answer_threshold: for the steps that hold the answer, in the unit of `threshold`; None is half of the
+            advantage. The stricter of the two holds.
         max_target_share: of the committed tokens, in [0, 1]; the target is not asked beyond it.
         look_ahead: steps that the draft may be ahead of the router; 0 is lock-step.
         verify: let the target read a rejected step and keep what it would have written itself. At temperature 0,
@@ -78,15 +79,16 @@ class SpeculationOptions(PolicyOptions):
         """
         raise NotImplementedError
 
-    def bar(self) -> float:
-        """The advantage above which a step is escalated."""
-        return self.threshold
+    def advantage_at(self, threshold: float) -> float:
+        """The advantage above which this threshold escalates."""
+        return threshold
 
     def is_worth(self, advantage: float, step: Step, target_s: float | None) -> bool:
         """Whether a step of this predicted advantage goes to the target, which would take `target_s` for it."""
-        bar = self.bar()
+        bar = self.advantage_at(self.threshold)
         if self.price is not None:
             bar = self.price * (target_s or 0.0)  # unmeasured: free, and so measured
         if holds_answer(step.text):
-            bar = min(bar, bar / 2 if self.answer_threshold is None else self.answer_threshold)
+            stricter = self.answer_threshold
+            bar = min(bar, bar / 2 if stricter is None else self.advantage_at(stricter))
         return advantage > bar

@@ -11,6 +11,7 @@ from functools import cache
 
 from reasonrt.engines.base import Capability
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
+from reasonrt.policies.answers import find_answer, holds_answer
 from reasonrt.policies.base import PacedEngine, drop, sampling_for, write_step, write_steps
 from reasonrt.policies.run_ahead import Drafted, run_ahead
 from reasonrt.policies.speculation import SpeculationOptions
@@ -18,7 +19,7 @@ from reasonrt.policies.verification import Verdict, can_verify, verify_step
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
 from reasonrt.transcript import Transcript
-from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
+from reasonrt.types import END_THINK, THINK, FinishReason, PolicyEvent, Request, Step, Stop
 
 _log = logging.getLogger(__name__)
 WARM_TOKENS = 32
@@ -53,12 +54,17 @@ class Speculation(SpeculationOptions):
 
 
 class _TargetAloneError(Exception):
-    """The draft or the router is not there; says why."""
+    """The draft or the router is not there, or has no room; says why."""
 
 
 @cache
 def _warn_once(message: str) -> None:
     _log.warning("%s; the target writes alone", message)
+
+
+def _is_answered(text: str) -> bool:
+    said = text.rpartition(END_THINK)[2]
+    return THINK not in said and holds_answer(said) and find_answer(said) is not None
 
 
 class _Run:
@@ -72,6 +78,7 @@ class _Run:
         by_target = [step for step in request.committed if step.author == self._target.name]
         self._can_verify = options.verify and request.temperature == 0 and can_verify(self._draft, self._target)
         self._is_corrected = False  # the step that is being written has a token of the target's: it is verified on
+        self._was_asked = False  # the target, about the last step
         self._target_tokens = sum(len(step.token_ids) for step in by_target)  # committed
         self._read_tokens = 0  # of the target's ids, how many it has read or written
         self._can_warm = options.warm_target and options.max_target_share > 0
@@ -94,8 +101,8 @@ class _Run:
                                 reason = event
             except _TargetAloneError as error:
                 self._tally.fallback = str(error)
-                sampling = sampling_for(self._request, self._transcript, self._target)
-                async with aclosing(write_steps(self._target, self._transcript, sampling)) as written:
+                await drop(self._warming, self._early)
+                async with aclosing(self._written_alone()) as written:
                     async for event in written:
                         if isinstance(event, Step):
                             yield self._count(event)  # the stream itself goes on: nothing to commit to
@@ -112,14 +119,20 @@ class _Run:
             _warn_once(str(error))
             raise _TargetAloneError(str(error)) from error
 
+    async def _written_alone(self) -> AsyncGenerator[Step | FinishReason, None]:
+        if not self._transcript.room(self._target):
+            yield FinishReason.LENGTH
+            return
+        sampling = sampling_for(self._request, self._transcript, self._target)
+        async with aclosing(write_steps(self._target, self._transcript, sampling)) as events:
+            async for event in events:
+                yield event
+
     async def _next_steps(self, router: Router) -> AsyncGenerator[Step | FinishReason, None]:
         """The draft's steps up to one that the target should write, and that one from the target.
 
         Whoever takes a step commits it before asking for the next one.
         """
-        if not self._transcript.room(self._draft) or not self._transcript.room(self._target):
-            yield FinishReason.LENGTH
-            return
         async with aclosing(self._drafted()) as drafted:
             async for event in drafted:
                 if isinstance(event, FinishReason):
@@ -128,14 +141,15 @@ class _Run:
                 self._start_early(event.step)
                 if event.is_partial and (self._can_verify or not self._options.reject_early):
                     continue
-                step, is_rejected = await self._judged(router, event.step)
+                step, is_rejected = await self._judged(router, event)
                 verdict = await self._verified(step) if is_rejected else None
                 if is_rejected and not (verdict and verdict.is_agreed):
                     break
                 if not event.is_partial:
                     await drop(self._early)
-                    self._early, self._is_corrected = None, False
-                    yield step
+                    self._early, self._is_corrected, self._was_asked = None, False, is_rejected
+                    if not event.is_end:
+                        yield step
             else:
                 return  # it was too far ahead: it begins again behind what is committed
         async with aclosing(self._escalated(step, verdict)) as events:
@@ -143,34 +157,43 @@ class _Run:
                 yield written
 
     async def _drafted(self) -> AsyncGenerator[Drafted | FinishReason, None]:
-        options = self._options
-        sampling = sampling_for(self._request, self._transcript, self._draft, logprobs=True, top_logprobs=TOP_LOGPROBS)
+        options, transcript = self._options, self._transcript
         watch = options.reject_early or options.start_early is not None
-        drafted = run_ahead(self._draft, self._transcript, sampling, options.look_ahead, watch)
-        async with aclosing(drafted):
-            try:
+        try:
+            if not transcript.room(self._draft):
+                raise _TargetAloneError("the draft's context is full")
+            sampling = sampling_for(self._request, transcript, self._draft, logprobs=True, top_logprobs=TOP_LOGPROBS)
+            async with aclosing(run_ahead(self._draft, transcript, sampling, options.look_ahead, watch)) as drafted:
                 async for event in drafted:
+                    if event is FinishReason.LENGTH and transcript.num_tokens < self._request.limits.max_tokens:
+                        raise _TargetAloneError("the draft's context is full")
                     yield event
-            except EngineError as error:
-                raise _TargetAloneError(str(error)) from error
+        except (EngineError, RequestError) as error:
+            raise _TargetAloneError(str(error)) from error
 
-    async def _judged(self, router: Router, step: Step) -> tuple[Step, bool]:
-        """The step with its advantage, and whether the target should write it."""
-        if self._is_corrected:
-            return step, True
-        options, length = self._options, len(step.token_ids)
+    def _may_ask(self, step: Step) -> bool:
+        """Whether the target may write as much as this without more than its share."""
+        length = max(1, len(step.token_ids))
         share = (self._target_tokens + length) / (self._transcript.num_tokens + length)
-        if share > options.max_target_share:
-            return step, False
+        return share <= self._options.max_target_share
+
+    async def _judged(self, router: Router, drafted: Drafted) -> tuple[Step, bool]:
+        """The step with its advantage, and whether the target should write it."""
+        options, step = self._options, drafted.step
+        if self._is_corrected or not self._may_ask(step):
+            return step, self._is_corrected
+        if drafted.is_end:  # nothing that a router knows: it goes with the step before, if the answer is there
+            is_rejected = self._was_asked or not _is_answered(self._transcript.text)
+            self._tally.escalations += is_rejected
+            return step, is_rejected
         started = time.perf_counter()
         try:
             advantage = await router.advantage(self._transcript, step)
-        except EngineError as error:
+        except (EngineError, RequestError) as error:  # it died, or the transcript has outgrown its context
             raise _TargetAloneError(f"the router is lost: {error}") from error
-        except RequestError:  # the transcript has outgrown the router's context
-            return step, False
         self._tally.router_s += time.perf_counter() - started
         missing = len(self._transcript.token_ids(self._target)) - self._read_tokens
+        length = len(step.token_ids)
         work = (1, missing + length) if self._can_verify else (length, missing)
         target_s = self._target.pace.seconds(*work) if options.price is not None else None
         step = replace(step, scores={**step.scores, "advantage": advantage})
@@ -188,12 +211,14 @@ class _Run:
         verdict = await verify_step(self._target, self._transcript, step)
         self._tally.verify_s += time.perf_counter() - started
         self._tally.verifications += 1
-        self._read_tokens = len(self._transcript.token_ids(self._target)) + len(step.token_ids)
+        stays = step if verdict.is_agreed else verdict.kept
+        self._read_tokens = len(self._transcript.token_ids(self._target)) + (len(stays.token_ids) if stays else 0)
         self._tally.useless_escalations += verdict.is_agreed and not self._is_corrected
         return verdict
 
     async def _escalated(self, rejected: Step, verdict: Verdict | None) -> AsyncGenerator[Step | FinishReason, None]:
         """The target's step in place of `rejected`, or its first token that differs, behind the part that is kept."""
+        self._was_asked = True
         kept = verdict.kept if verdict else self._kept(rejected)
         if kept is not None:
             yield replace(kept, scores=rejected.scores)
@@ -206,14 +231,18 @@ class _Run:
             self._is_corrected = not verdict.correction.is_complete
             if not is_lost or not self._is_corrected:
                 return
+        if not self._transcript.room(self._target):
+            yield FinishReason.LENGTH
+            return
         if self._early is None:
             self._early = asyncio.create_task(self._target_step())
         await drop(self._warming)
         self._warming = None
         step, reason = await self._early
         self._early, self._is_corrected = None, False
+        written = (kept.text if kept else "") + (step.text if step else "")
+        self._tally.useless_escalations += written == rejected.text
         if step is not None:
-            self._tally.useless_escalations += (kept.text if kept else "") + step.text == rejected.text
             yield replace(step, scores=rejected.scores)
             self._read_tokens = len(self._transcript.token_ids(self._target))
         if reason is not None:
@@ -237,7 +266,9 @@ class _Run:
 
     def _start_early(self, step: Step) -> None:
         limit = self._options.start_early
-        if limit is not None and self._early is None and step.top_logprobs and entropy(step.top_logprobs[0]) > limit:
+        if limit is None or self._early or not step.top_logprobs or not self._may_ask(step):
+            return
+        if entropy(step.top_logprobs[0]) > limit:
             self._early = asyncio.create_task(self._target_step())
 
     def _commit(self, step: Step) -> Step:

@@ -70,7 +70,13 @@ class MeteredEngine:
     ) -> Verified:
         self._count_probe([*prompt_token_ids, *drafted_ids])
         self.generated += 1
-        verified = await self._engine.verify(prompt_token_ids, drafted_ids, cache_salt or self._salt)
+        watch = self.pace.watch(len(prompt_token_ids) + len(drafted_ids))
+        watch.asked()
+        try:
+            verified = await self._engine.verify(prompt_token_ids, drafted_ids, cache_salt or self._salt)
+        finally:
+            watch.ended()
+        watch.came(TokenDelta(verified.token_ids, cached_tokens=verified.cached_tokens))
         self.cached += verified.cached_tokens
         self.prefilled -= verified.cached_tokens
         self.probe += verified.token_ids == tuple(drafted_ids)  # else its own token is part of the text

@@ -64,10 +64,10 @@ class EntropyRouter:
 
 
 class RandomRouter:
-    """A number from [0, 1), drawn for each step; the same ones for the same request."""
+    """A number from [0, 1), drawn once for each step, however often it is asked; the same for the same request."""
 
     def __init__(self, request: Request) -> None:
-        self._rng = random.Random(f"{request.seed}/{request.messages[-1].content}")
+        self._seed = f"{request.seed}/{request.messages[-1].content}"
 
     async def advantage(self, transcript: Transcript, step: Step) -> float:
-        return self._rng.random()
+        return random.Random(f"{self._seed}/{len(transcript.steps)}").random()

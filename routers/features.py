@@ -7,6 +7,7 @@ knows the task, and nothing asks a model.
 import math
 from collections.abc import Sequence
 
+from reasonrt.routers.history import whole_steps
 from reasonrt.transcript import Transcript
 from reasonrt.types import Step
 
@@ -52,7 +53,7 @@ def features(transcript: Transcript, step: Step) -> list[float]:
     lowest = sorted(logprobs)[:2]
     entropies = [entropy(top) for top in step.top_logprobs] or [0.0]
     margins = [top[0] - top[1] for top in step.top_logprobs if len(top) > 1] or [0.0]
-    before = transcript.steps
+    before = whole_steps(transcript.steps, step.author)
     by_draft = [earlier.author == step.author for earlier in before]
     doubts = [min(earlier.logprobs, default=_CERTAIN) for earlier in before]
     return [

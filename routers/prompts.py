@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reasonrt.engines.base import Engine
+from reasonrt.routers.history import whole_steps
 from reasonrt.transcript import Transcript
 from reasonrt.types import Message, Step, Tokenizer
 
@@ -79,7 +80,7 @@ class StepPrompt:
         if self._num_steps < 0:
             self._ids = list(self._layout.opening(tokenizer, transcript.messages))
             self._num_steps = 0
-        for committed in transcript.steps[self._num_steps :]:
+        for committed in whole_steps(transcript.steps[self._num_steps :], step.author):
             self._ids += self._encoded(committed, by_target=committed.author != step.author)
         self._num_steps = len(transcript.steps)
         return [*self._ids, *self._encoded(step, by_target=False)]

@@ -62,6 +62,16 @@ async def test_a_call_over_the_limit_does_not_reach_the_engine() -> None:
     assert meter.usage(0).calls == 1
 
 
+async def test_the_pace_knows_what_verifying_takes() -> None:
+    engine = ScriptedEngine("fake", "text", seconds_per_token=0.01)
+    meter = MeteredEngine(engine, Calls(1))
+
+    await meter.verify(PROMPT, [2, 3])
+
+    assert meter.pace.running == 0
+    assert meter.pace.seconds(1) == pytest.approx(0.01, rel=0.9)
+
+
 async def test_what_the_cache_held_is_not_counted_as_missing() -> None:
     engine = ScriptedEngine("fake", "text")
     meter = MeteredEngine(engine, Calls(2))

@@ -39,13 +39,15 @@ def bench(
     json_file: JsonOption = None,
 ) -> None:
     """Accuracy and time of step-level policies against the target alone, in alternation, with every setting swept."""
-    from reasonrt.evals import speculation as arms
+    from reasonrt.evals import speculation_arms as arms
+    from reasonrt.evals.speculation import alone_speeds, bench_rows, plot_bench
     from reasonrt.evals.tasks import load_task
 
     settings = load_config(config)
     families = family or list(arms.SWEEPS)
     if unknown := sorted(set(families) - set(arms.SWEEPS)):
         raise ConfigError(f"unknown family {unknown[0]!r}; there are {', '.join(arms.SWEEPS)}")
+    arms.check_skipped(families, list(TOKEN_LEVEL), skip or ())
     drawn = load_task(task, max(problems, timed), split)
     levels = concurrency or [1, 8, 32]
 
@@ -70,11 +72,11 @@ def bench(
                 for level, arms_of in zip(levels, chosen, strict=True)
             ],
         )
-        speeds, is_shared = arms.alone_speeds(reports), _is_shared(timing)
+        speeds, is_shared = alone_speeds(reports), _is_shared(timing)
         rows = [
             row
             for level, arms_of, report in zip(levels, chosen, reports, strict=True)
-            for row in arms.bench_rows(arms_of, report, swept, level, speeds, is_shared)
+            for row in bench_rows(arms_of, report, swept, level, speeds, is_shared)
         ]
         return swept, rows
 
@@ -82,7 +84,7 @@ def bench(
     label = f"target inflated {inflate} times (the same function, {inflate**2} times the work)" if inflate > 1 else ""
     _print_rows(rows, label)
     write_json(json_file or out / "speculation.json", {"rows": rows, "swept": swept.rows(), "inflate": inflate})
-    arms.plot_bench(rows, swept, label or task, out / "speculation.png")
+    plot_bench(rows, swept, label or task, out / "speculation.png")
     console.print(f"[dim]journals, speculation.json and speculation.png are in {out}[/]")
 
 
@@ -148,7 +150,7 @@ def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
             str(row["concurrency"]),
             row["policy"],
             f"{row['accuracy']:.1%}",
-            f"{100 * row['accuracy_minus_target']:+.1f}",
+            "" if row["accuracy_minus_target"] is None else f"{100 * row['accuracy_minus_target']:+.1f}",
             f"{row['seconds_per_problem']:.3f}",
             f"{row['speedup_vs_target']:.2f} ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})",
             f"{row['predicted_speedup']:.2f}" if row["predicted_speedup"] else "",

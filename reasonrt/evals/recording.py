@@ -102,21 +102,24 @@ class _Recording:
         rng = random.Random(f"{self._settings.seed}/{self._problem.id}")
         draft, transcript = self._runtime.engines["draft"], self._transcript
         pairs: list[dict[str, Any]] = []
-        # what the target would write from here, and its value: it holds for every step of it that is taken
-        ahead, value = await self._completed(())
+        ahead, value = await self._completed(())  # what the target would write from here, and its value
         while ahead and transcript.room(draft):
             targeted = ahead[0]
             sampling = sampling_for(self._request, transcript, draft, logprobs=True, top_logprobs=TOP_LOGPROBS)
             drafted, end = await write_step(draft, transcript, sampling)
             if drafted is None or end is FinishReason.LENGTH:
                 break  # there is no step to compare
-            behind, draft_value = ahead[1:], value
+            ahead = ahead[1:]
+            if self._settings.rollouts > 1:  # a greedy one goes through the target's step anyway, samples need not
+                ahead, value = await self._completed((targeted,))
+            behind, draft_value = ahead, value
             if drafted.text != targeted.text:
                 behind, draft_value = await self._completed((drafted,))
             takes_target = value > draft_value and rng.random() >= self._settings.draft_share
             pairs.append(_pair(drafted, targeted, (draft_value, value), TARGET if takes_target else DRAFT))
             transcript.commit(targeted if takes_target else drafted)
-            ahead, value = (ahead[1:], value) if takes_target else (behind, draft_value)
+            if not takes_target:
+                ahead, value = behind, draft_value
         return RecordedProblem(self._problem.id, self._problem.question, self._problem.group, pairs)
 
     async def _completed(self, steps: tuple[Step, ...]) -> tuple[list[Step], float]:

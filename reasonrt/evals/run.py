@@ -132,6 +132,7 @@ async def _solve_block(
                 limits=settings.limits,
                 temperature=settings.temperature,
                 seed=settings.seed,
+                cache_salt=f"{policy.label} at {settings.concurrency}",  # no arm reads what another has computed
             )
             for problem in problems
         ]

@@ -5,91 +5,15 @@ problems without it, and time on fewer with it. Arms take turns by blocks of pro
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reasonrt.calibration.speedup import Parts, Speed, Work, fit_speed, predicted_speedup
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
-from reasonrt.evals.run import PolicySpec
-
-MAX_LOSS = 0.015
-"""Of accuracy against the target; the operating point of a family is the cheapest setting within it."""
-
-_CLASSIFIER = {"router_file": "zoo:nano-classifier"}
-SWEEPS: dict[str, list[PolicySpec]] = {
-    "random": [PolicySpec("random", {"threshold": 0.7})],
-    "entropy": [PolicySpec("entropy", {"threshold": t}) for t in (0.2, 0.6)],
-    "specreason": [PolicySpec("specreason", {"threshold": 5.0})],
-    "rsd": [PolicySpec("rsd", {"threshold": t}) for t in (0.7, 0.85)],
-    "arbitrage": [PolicySpec("arbitrage", {"threshold": t}) for t in (0.01, 0.03, 0.06)],
-    "arbitrage (unverified)": [PolicySpec("arbitrage", {"threshold": 0.03, "verify": False})],
-    "arbitrage (whole steps)": [PolicySpec("arbitrage", {"threshold": 0.03, "verify": False, "keep_prefix": 0.0})],
-    "arbitrage (classifier)": [PolicySpec("arbitrage", {"threshold": 0.03, **_CLASSIFIER})],
-}
-"""Each family of settings, from which one is timed."""
+from reasonrt.evals.speculation_arms import SWEEPS, Arm
 
 _TALLIED = ("steps", "draft_steps", "escalations", "useless_escalations", "router_s", "verifications", "verify_s")
-BOUNDS = [PolicySpec("target"), PolicySpec("draft"), PolicySpec("oracle")]
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One row of the bench: what it is called, and what runs."""
-
-    name: str
-    policy: PolicySpec
-
-
-def accuracy_arms(families: Sequence[str]) -> list[PolicySpec]:
-    return [*BOUNDS, *(spec for family in families for spec in SWEEPS[family])]
-
-
-def operating_points(report: Report, families: Sequence[str]) -> dict[str, PolicySpec]:
-    """Per family the setting that asks the target least, of those within `MAX_LOSS` of its accuracy; without one,
-    the most accurate."""
-    rows = {row["policy"]: row for row in report.rows()}
-    target = rows["target"]["accuracy"]
-
-    def cost(spec: PolicySpec) -> tuple[bool, float]:
-        row = rows[spec.label]
-        loss = target - row["accuracy"]
-        return loss > MAX_LOSS, loss if loss > MAX_LOSS else row["engine_tokens"].get("target", 0)
-
-    return {family: min(SWEEPS[family], key=cost) for family in families}
-
-
-def timing_arms(points: dict[str, PolicySpec], token_level: Sequence[str], skipped: Sequence[str]) -> list[Arm]:
-    """The arms that are timed: bounds, vLLM's own token-level speculation, operating points, and variants of ours."""
-    arms = [Arm("target", PolicySpec("target")), Arm("draft", PolicySpec("draft"))]
-    arms += [Arm(role, PolicySpec("target", {"engine": role})) for role in token_level]
-    arms += [Arm(family, spec) for family, spec in points.items()]
-    for family in ("arbitrage", "arbitrage (classifier)"):
-        if family in points:
-            arms.append(_variant(family, "lock-step", points[family], {"look_ahead": 0}))
-    for role in token_level if "arbitrage" in points else ():
-        arms.append(_variant("arbitrage", f"on {role}", points["arbitrage"], {"target": role}))
-    if "arbitrage" in points:
-        variants: dict[str, dict[str, Any]] = {
-            "warm target": {"warm_target": True},
-            "start early": {"start_early": 1.0},
-            "price 0.2": {"price": 0.2},
-            "price 1": {"price": 1.0},
-        }
-        for name, options in variants.items():
-            arms.append(_variant("arbitrage", name, points["arbitrage"], options))
-    if "arbitrage (whole steps)" in points:
-        arms.append(
-            _variant(
-                "arbitrage (whole steps)", "reject early", points["arbitrage (whole steps)"], {"reject_early": True}
-            )
-        )
-    return [arm for arm in arms if arm.name not in skipped]
-
-
-def _variant(family: str, name: str, spec: PolicySpec, options: dict[str, Any]) -> Arm:
-    return Arm(f"{family}, {name}", PolicySpec(spec.name, {**spec.options, **options}))
 
 
 def alone_speeds(timed: Sequence[Report]) -> dict[str, Speed]:
@@ -113,10 +37,12 @@ def bench_rows(
 
     Args:
         speeds: of draft and target, from `alone_speeds`.
+        concurrency: as asked for; `at_once` in a row is what it came to on average.
         is_shared: both compute on the same device.
     """
     times = {row["policy"]: row for row in timed.rows()}
     target_s = times["target"]["seconds_per_problem"]
+    per_token = {f"{role}_s_per_token": _s_per_token(timed.of(role), role) for role in ("target", "draft")}
     rows = []
     for arm in arms:
         label = arm.policy.label
@@ -131,6 +57,9 @@ def bench_rows(
                 "policy": arm.name,
                 "options": dict(arm.policy.options),
                 "concurrency": concurrency,
+                "at_once": _at_once(timed.of(label)),
+                "errors": found["errors"],  # of the problems that the accuracy is of
+                "errors_timed": times[label]["errors"],
                 "n": found["n"],
                 "accuracy": found["accuracy"],
                 "accuracy_low": found["accuracy_low"],
@@ -142,6 +71,7 @@ def bench_rows(
                 "seconds_p95": times[label]["seconds_p95"],
                 "problems_per_second": 1.0 / measured,
                 "speedup_vs_target": target_s / measured,
+                **per_token,
                 "speedup_low": _ratio_quantile(timed, label, 0.025),
                 "speedup_high": _ratio_quantile(timed, label, 0.975),
                 "predicted_speedup": predicted,
@@ -210,6 +140,11 @@ def _mean_s(records: Sequence[Record]) -> float:
     return sum(record.share_s for record in records) / len(records)
 
 
+def _s_per_token(records: Sequence[Record], role: str) -> float:
+    """Wall clock per token of a model that writes alone, among as many problems at once."""
+    return _mean_s(records) / _work(records, role).passes
+
+
 def _at_once(records: Sequence[Record]) -> float:
     """Problems at a time, on average: towards the end of a block they become fewer."""
     return max(1.0, sum(record.seconds for record in records) / sum(record.share_s for record in records))
@@ -225,7 +160,8 @@ def _against_target(report: Report, label: str) -> dict[str, float | None]:
                 "accuracy_minus_target_low": low,
                 "accuracy_minus_target_high": high,
             }
-    return {"accuracy_minus_target": 0.0, "accuracy_minus_target_low": 0.0, "accuracy_minus_target_high": 0.0}
+    nothing = 0.0 if label == "target" else None  # the target itself, or no problem in common
+    return dict.fromkeys(("accuracy_minus_target", "accuracy_minus_target_low", "accuracy_minus_target_high"), nothing)
 
 
 def _ratio_quantile(timed: Report, label: str, share: float) -> float:

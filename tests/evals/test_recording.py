@@ -46,6 +46,25 @@ async def test_advantage_is_what_the_drafts_step_costs(tmp_path: Path, rollouts:
         assert len(pairs[1].logprobs) == len(pairs[1].top_logprobs) == pairs[1].draft_tokens
 
 
+def lucky_target(prompt: str, sampling: Sampling) -> str:
+    """Greedily it goes on well, and every sample goes astray at its second step."""
+    own = GOOD if sampling.temperature == 0.0 or "two" in prompt else [GOOD[0], "twxx\n\n", *GOOD[2:-1], r"\boxed{8}"]
+    return continuing("".join(own))(prompt, sampling)
+
+
+async def test_value_of_the_targets_step_is_sampled_behind_that_step(tmp_path: Path) -> None:
+    """Behind `two` every completion is right; from the prefix before it only the greedy one of four."""
+    runtime = make_runtime()
+    runtime.engines["target"] = ScriptedEngine("target", lucky_target)
+
+    records = await record_pairs(runtime, PROBLEMS, RecordingSettings(draft_share=0.0, rollouts=4), tmp_path)
+
+    for found in records:
+        pairs = [pair for _, pair in found.situations()]
+        assert [pair.target_value for pair in pairs] == [0.25, 1, 1, 1, 1]
+        assert [pair.draft_value for pair in pairs] == [0.25, 0.25, 1, 1, 1]
+
+
 async def test_history_of_a_pair_is_what_was_taken_before_it(tmp_path: Path) -> None:
     for found in await record(tmp_path, draft_share=0.5):
         said = ""

@@ -1,8 +1,10 @@
 """The simulated part of the stopping bench says what it should of families that are good, poor and wrong."""
 
+from dataclasses import replace
+
 import pytest
 
-from reasonrt.calibration import order_rules
+from reasonrt.calibration import Trace, TraceSet, order_rules
 from reasonrt.calibration.candidates import splits
 from reasonrt.calibration.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.trials import Limit
@@ -16,11 +18,21 @@ def deer() -> Case:
 
 
 def test_cases_are_every_population_with_every_family_that_it_has_signals_for() -> None:
-    recorded = splits(synthetic_traces("honest", 200, 5))
+    heard = synthetic_traces("honest", 200, 5)
+    recorded = splits(TraceSet(tuple(map(_with_confidence_alone, heard))))
 
     found = [(case.name, case.family) for case in cases(recorded, ["deer", "eat"])]
 
-    assert found == [(name, family) for name in (*KINDS, "recorded") for family in ("deer", "all")]
+    assert found == [
+        *((name, family) for name in KINDS for family in ("deer", "eat", "all")),
+        ("recorded", "deer"),
+        ("recorded", "all"),
+    ]
+
+
+def _with_confidence_alone(trace: Trace) -> Trace:
+    points = [replace(point, signals={"confidence": point.signals["confidence"]}) for point in trace.checkpoints]
+    return replace(trace, checkpoints=points)
 
 
 def test_validity_rows(deer: Case) -> None:

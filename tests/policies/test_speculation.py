@@ -1,8 +1,8 @@
-"""The loop of step-level speculation: who writes what, what is thrown away, and what survives which fault."""
+"""The loop of step-level speculation: who writes what, and what is thrown away."""
 
 import asyncio
-import logging
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Limits, Request, Runtime, Step
 from reasonrt.engines.scripted import ScriptedEngine, continuing
-from reasonrt.errors import EngineError, RequestError
-from reasonrt.policies import speculation_loop
+from reasonrt.errors import RequestError
 from reasonrt.policies.registry import build_policy
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
 BAD = ["<think>\none\n\n", "2wo!\n\n", "three\n\n", "4our\n\n", "</think>\n\n", r"\boxed{8}"]
-QUESTION = "[user] ?\n"
 
 
 def wrong_step(text: str) -> float:
@@ -91,13 +89,27 @@ async def test_answer_has_its_stricter_threshold() -> None:
     assert set(authors(same)) == {"draft"}
 
 
+@pytest.mark.parametrize(
+    ("policy", "strict", "stricter"), [("rsd", 0.7, 0.9), ("specreason", 5, 8), ("arbitrage", 0.06, 0.03)]
+)
+def test_answers_threshold_is_in_the_unit_of_the_other(policy: str, strict: float, stricter: float) -> None:
+    """Between both, a step is good enough and an answer is not."""
+    options: Any = build_policy(policy, {"threshold": strict, "answer_threshold": stricter})
+    between = options.advantage_at((strict + stricter) / 2)
+
+    assert not options.is_worth(between, Step("so\n\n", (1,), "draft"), None)
+    assert options.is_worth(between, Step(r"\boxed{7}", (1,), "draft"), None)
+
+
 async def test_target_share_is_kept() -> None:
     completion = await solve(make_runtime(), threshold=1.1, max_target_share=0.5)
 
     tokens = [len(step.token_ids) for step in completion.steps]
     written = sum(n for n, author in zip(tokens, authors(completion), strict=True) if author == "target")
     assert 0 < written <= 0.5 * sum(tokens) + max(tokens)
-    assert (await solve(make_runtime(), threshold=1.1, max_target_share=0)).usage["target"].generated == 0
+    for draft in (BAD, BAD[:3]):  # not even the end is asked about
+        nothing = await solve(make_runtime(draft), threshold=1.1, max_target_share=0, start_early=0.0)
+        assert nothing.usage["target"].calls == 0
 
 
 async def test_useless_escalations_are_counted() -> None:
@@ -153,12 +165,17 @@ async def test_target_that_starts_early_is_stopped_when_the_draft_is_good_enough
 
 async def test_draft_is_stopped_when_it_is_too_far_ahead() -> None:
     """The router takes as long as many steps; the draft may be one step ahead, not all of them."""
-    runtime = make_runtime(draft=["a\n\n"] * 200, scores=lambda text: 1.0)
+    runtime = make_runtime(draft=["a\n\n"] * 200)
     runtime.engines["reward"] = ScriptedEngine("reward", "", scores=lambda text: 1.0, seconds_per_token=0.01)
+    committed = 0
 
-    completion = await solve(runtime, look_ahead=1, limits=Limits(max_tokens=10, deadline_s=5))
-
-    assert completion.usage["draft"].generated < 60
+    async with aclosing(runtime.solve(Request.ask("?", "rsd", options={"look_ahead": 1}))) as events:
+        async for event in events:
+            assert isinstance(event, Step)
+            assert engine(runtime, "draft").generated_tokens - committed <= 10  # three steps and a delta
+            committed += len(event.token_ids)
+            if committed > 40:
+                break
 
 
 @given(
@@ -195,50 +212,6 @@ async def test_text_is_what_its_authors_wrote_and_tokens_add_up(
         assert engine(runtime, role).running == 0
 
 
-async def test_draft_that_dies_leaves_the_request_to_the_target() -> None:
-    runtime = make_runtime(seconds_per_token=0.002, chunk_tokens=1)
-    steps: list[Any] = []
-    async for event in runtime.solve(Request.ask("?", "rsd")):
-        steps.append(event)
-        if len(steps) == 1:
-            engine(runtime, "draft").kill()
-
-    completion = steps[-1]
-    assert completion.text == "".join(GOOD)
-    assert "died" in completion.details["fallback"]
-    assert authors(completion)[1:] == ["target"] * 5
-
-
-async def test_router_that_dies_leaves_the_request_to_the_target(caplog: pytest.LogCaptureFixture) -> None:
-    runtime = make_runtime()
-
-    class Lost(ScriptedEngine):
-        async def score(self, prompt_token_ids: Any, cache_salt: str = "") -> float:
-            raise EngineError("the reward model died")
-
-    runtime.engines["reward"] = Lost("reward", "")
-    completion = await solve(runtime)
-
-    assert completion.text == "".join(GOOD)
-    assert "reward model died" in completion.details["fallback"]
-
-
-@pytest.mark.parametrize("router_file", ["zoo:nano-features", "/no/such/router.json"])
-async def test_missing_or_mismatched_router_is_the_plain_target_and_one_warning(
-    router_file: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    speculation_loop._warn_once.cache_clear()
-    runtime = make_runtime()
-
-    with caplog.at_level(logging.WARNING):
-        completions = [await solve(runtime, "arbitrage", router_file=router_file) for _ in range(3)]
-
-    assert {completion.text for completion in completions} == {"".join(GOOD)}
-    assert all("calibrate router" in completion.details["fallback"] for completion in completions)
-    assert all(completion.usage["draft"].generated == 0 for completion in completions)
-    assert len([record for record in caplog.records if "writes alone" in record.message]) == 1
-
-
 @pytest.mark.parametrize("options", [{"start_early": 0.0}, {"verify": True, "threshold": 1.1}])
 async def test_leaving_stops_draft_target_and_what_warms_it(options: dict[str, Any]) -> None:
     runtime = make_runtime(draft=["a longer step of many letters, to be read along\n\n"] * 50, seconds_per_token=0.001)
@@ -252,13 +225,6 @@ async def test_leaving_stops_draft_target_and_what_warms_it(options: dict[str, A
 
     assert [engine(runtime, role).generated_tokens for role in ("draft", "target")] == counts
     assert all(engine(runtime, role).running == 0 for role in ("draft", "target"))
-
-
-async def test_full_context_ends_with_length() -> None:
-    completion = await solve(make_runtime(draft=["abc\n\n"] * 100, max_model_len=60, scores=lambda text: 1.0))
-
-    assert completion.finish_reason is FinishReason.LENGTH
-    assert completion.steps
 
 
 async def test_oracle_takes_the_better_step_of_both() -> None:

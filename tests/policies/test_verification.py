@@ -4,8 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Request, Runtime
+from reasonrt.engines.pace import Pace
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.types import Sampling
 
@@ -65,6 +68,52 @@ async def test_target_ends_the_text_where_the_draft_would_go_on() -> None:
 
     assert completion.text == "".join(GOOD)
     assert completion.finish_reason is FinishReason.STOP
+
+
+async def test_end_behind_a_correction_is_verified() -> None:
+    """The draft never closes the box."""
+    completion = await solve(make_runtime("".join([*GOOD[:-1], r"\boxed{8"])))
+
+    assert completion.text == "".join(GOOD)
+
+
+@given(
+    draft=st.lists(st.sampled_from([*GOOD, "two", r"\boxed{8", "\n\n", "of its own\n\n"]), max_size=8),
+    look_ahead=st.sampled_from([0, 1, 4]),
+    chunk=st.sampled_from([1, 3, 100]),
+    target=st.sampled_from([GOOD, [*GOOD, "\n\n", "Done."], GOOD[:3]]),
+)
+@settings(deadline=None)
+async def test_text_is_the_targets_own_whatever_the_draft_writes_and_wherever_it_ends(
+    draft: list[str], look_ahead: int, chunk: int, target: list[str]
+) -> None:
+    runtime = make_runtime("".join(draft), chunk)
+    runtime.engines["target"] = ScriptedEngine("target", continuing("".join(target)))
+
+    completion = await solve(runtime, look_ahead=look_ahead)
+
+    assert completion.text.rstrip() == "".join(target).rstrip()
+    assert completion.finish_reason is FinishReason.STOP
+
+
+async def test_verified_steps_have_their_price() -> None:
+    """The first one is free, and so measured; no advantage is worth a million a second."""
+    completion = await solve(make_runtime("".join(GOOD)), price=1e6)
+
+    assert completion.details["escalations"] == completion.details["verifications"] == 1
+
+
+async def test_price_counts_what_the_target_has_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has read of a step and not kept does not stand for what comes instead."""
+    asked: list[int] = []
+    monkeypatch.setattr(Pace, "seconds", lambda self, new, missing: asked.append(missing))
+    runtime = make_runtime("".join(["<think>\none" + "z" * 200 + "\n\n", *GOOD[1:]]))
+
+    completion = await solve(runtime, price=0.0)
+
+    assert len(asked) == len(GOOD)
+    assert min(asked) > 0
+    assert completion.text == "".join(GOOD)
 
 
 async def test_sampled_requests_and_foreign_tokenizers_are_not_verified() -> None:

@@ -51,6 +51,21 @@ def test_features_say_what_their_names_say() -> None:
     assert {name: round(found[name], 9) for name in expected} == {k: round(v, 9) for k, v in expected.items()}
 
 
+def test_parts_of_a_step_count_as_one() -> None:
+    """As routers learned from them: a step of the target's has no log-probabilities."""
+    step = Step("a 12\n\n", (1, 2, 3), "draft", True, (-0.1, -2.0, -0.5))
+    parts = [
+        Step("a ", (1,), "draft", False, (-3.0,)),
+        Step("1", (2,), "target", False),
+        Step("2\n\n", (3,), "draft", True, (-0.2,)),
+        Step("b", (1,), "draft", False, (-0.3,)),
+        Step("c\n\n", (2,), "draft", True, (-0.4,)),
+    ]
+    whole = [Step("a 12\n\n", (1, 2, 3), "target"), Step("bc\n\n", (1, 2), "draft", True, (-0.3, -0.4))]
+
+    assert named(parts, step) == named(whole, step)
+
+
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=5))
 def test_entropy_lies_between_certainty_and_the_uniform(weights: list[float]) -> None:
     total = sum(weights) * 1.25  # a fifth is left to other tokens

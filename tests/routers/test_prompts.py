@@ -41,6 +41,22 @@ def test_layouts_are_the_published_formats(layout: str, expected: str) -> None:
     assert read(layout, ("target", "A\n\n"), ("draft", "B\n\n")) == expected
 
 
+def test_parts_of_a_step_are_read_as_one_and_the_targets_where_any_is() -> None:
+    engine = ScriptedEngine("judge", "")
+    parts = [
+        Step("th", (1, 2), "draft", False),
+        Step("r", (3,), "target", False),
+        Step("ee\n\n", (4, 5, 6), "draft"),
+        Step("fo", (1, 2), "draft", False),
+        Step("ur\n\n", (3, 4, 5), "draft"),
+    ]
+    transcript = Transcript((Message("user", "Why?"),), parts)
+
+    ids = StepPrompt(engine, LAYOUTS["marked"]).token_ids(transcript, Step("B\n\n", (1,), "draft"))
+
+    assert engine.tokenizer.decode(ids) == "[user] Why?\n[assistant] Model 1: three\n\nModel 0: four\n\nModel 0: B\n\n"
+
+
 def test_qwens_reward_model_reads_each_step_before_its_mark() -> None:
     said = read("qwen_prm", ("target", "A\n\n"), ("draft", "B\n\n"))
 

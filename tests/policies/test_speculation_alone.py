@@ -1,0 +1,220 @@
+"""Speculation where one of the models ends, dies, is full, or has another tokenizer: who writes the rest."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonrt import Completion, FinishReason, Request, Runtime
+from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.engines.tokenizer import HFTokenizer
+from reasonrt.errors import EngineError
+from reasonrt.policies import speculation_loop
+
+GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
+BAD = ["<think>\none\n\n", "2wo!\n\n", "three\n\n", "4our\n\n", "</think>\n\n", r"\boxed{8}"]
+
+
+def wrong_step(text: str) -> float:
+    """A reward model's view of a prompt: what it thinks of the last step."""
+    last = text.rstrip("\n").rpartition("\n\n")[2]
+    return 0.0 if any(mark in last for mark in ("2wo", "4our", "{8}")) else 1.0
+
+
+def make_runtime(
+    draft: list[str] = BAD, target: list[str] = GOOD, scores: Callable[[str], float] = wrong_step, **settings: Any
+) -> Runtime:
+    return Runtime(
+        {
+            "draft": ScriptedEngine("draft", continuing("".join(draft)), **settings),
+            "target": ScriptedEngine("target", continuing("".join(target)), **settings),
+            "reward": ScriptedEngine("reward", "", scores=scores),
+        }
+    )
+
+
+async def solve(runtime: Runtime, policy: str = "rsd", **options: Any) -> Completion:
+    return await runtime.complete(Request.ask("?", policy, options=options))
+
+
+def engine(runtime: Runtime, role: str) -> ScriptedEngine:
+    found = runtime.engines[role]
+    assert isinstance(found, ScriptedEngine)
+    return found
+
+
+def authors(completion: Completion) -> list[str]:
+    return [step.author for step in completion.steps]
+
+
+@pytest.mark.parametrize("look_ahead", [0, 4])
+@pytest.mark.parametrize("length", [0, 2, 5])
+@pytest.mark.parametrize("threshold", [0.5, 1.1])
+async def test_draft_that_ends_without_an_answer_leaves_the_rest_to_the_target(
+    look_ahead: int, length: int, threshold: float
+) -> None:
+    """It ends behind a boundary; every step that it writes is accepted, or none."""
+    runtime = make_runtime(draft=GOOD[:length])
+
+    completion = await solve(runtime, look_ahead=look_ahead, threshold=threshold)
+
+    assert completion.text == "".join(GOOD)
+    assert authors(completion)[-1] == "target"
+
+
+async def test_draft_may_end_behind_an_answer_that_was_accepted() -> None:
+    accepted = await solve(make_runtime(draft=[*GOOD, "\n\n"]))
+    asked = await solve(make_runtime(draft=[*GOOD, "\n\n"], target=[*GOOD, "\n\n", "Done."]), threshold=1.1)
+
+    assert accepted.usage["target"].calls == 0
+    assert asked.text.endswith("Done.")
+
+
+async def test_early_start_is_dropped_when_the_draft_dies() -> None:
+    runtime = make_runtime(
+        draft=[GOOD[0], "y" * 500 + "\n\n"], target=[GOOD[0], "x" * 500 + "\n\n", r"</think> \boxed{7}"],
+        chunk_tokens=1, seconds_per_token=0.0005,
+    )  # fmt: skip
+    events = runtime.solve(Request.ask("?", "rsd", options={"start_early": 0.0}))
+    await anext(events)
+    asyncio.get_running_loop().call_later(0.05, engine(runtime, "draft").kill)
+
+    *_, completion = [event async for event in events]
+
+    assert isinstance(completion, Completion)
+    assert "died" in completion.details["fallback"]
+    assert 0 < completion.usage["target"].discarded < 250
+
+
+async def test_draft_that_dies_leaves_the_request_to_the_target() -> None:
+    runtime = make_runtime(seconds_per_token=0.002, chunk_tokens=1)
+    steps: list[Any] = []
+    async for event in runtime.solve(Request.ask("?", "rsd")):
+        steps.append(event)
+        if len(steps) == 1:
+            engine(runtime, "draft").kill()
+
+    completion = steps[-1]
+    assert completion.text == "".join(GOOD)
+    assert "died" in completion.details["fallback"]
+    assert authors(completion)[1:] == ["target"] * 5
+
+
+async def test_router_that_dies_leaves_the_request_to_the_target(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = make_runtime()
+
+    class Lost(ScriptedEngine):
+        async def score(self, prompt_token_ids: Any, cache_salt: str = "") -> float:
+            raise EngineError("the reward model died")
+
+    runtime.engines["reward"] = Lost("reward", "")
+    completion = await solve(runtime)
+
+    assert completion.text == "".join(GOOD)
+    assert "reward model died" in completion.details["fallback"]
+
+
+async def test_router_whose_context_is_full_leaves_the_request_to_the_target() -> None:
+    runtime = make_runtime()
+    runtime.engines["reward"] = ScriptedEngine("reward", "", scores=wrong_step, max_model_len=42)
+
+    completion = await solve(runtime)
+
+    assert completion.text == "".join(GOOD)
+    assert "max_model_len 42" in completion.details["fallback"]
+    assert authors(completion) == ["draft", *["target"] * 5]
+
+
+@pytest.mark.parametrize("look_ahead", [0, 4])
+@pytest.mark.parametrize("room", [1, 16, 17, 30])
+async def test_draft_whose_context_is_full_leaves_the_request_to_the_target(look_ahead: int, room: int) -> None:
+    """Its prompt alone, 23 tokens, or what is committed behind it."""
+    runtime = make_runtime(draft=GOOD)
+    runtime.engines["draft"] = ScriptedEngine("draft", continuing("".join(GOOD)), max_model_len=22 + room)
+
+    completion = await solve(runtime, look_ahead=look_ahead)
+
+    assert completion.text == "".join(GOOD)
+    assert completion.finish_reason is FinishReason.STOP
+    assert completion.details["fallback"]
+
+
+@pytest.mark.parametrize("router_file", ["zoo:nano-features", "/no/such/router.json"])
+async def test_missing_or_mismatched_router_is_the_plain_target_and_one_warning(
+    router_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    speculation_loop._warn_once.cache_clear()
+    runtime = make_runtime()
+
+    with caplog.at_level(logging.WARNING):
+        completions = [await solve(runtime, "arbitrage", router_file=router_file) for _ in range(3)]
+
+    assert {completion.text for completion in completions} == {"".join(GOOD)}
+    assert all("calibrate router" in completion.details["fallback"] for completion in completions)
+    assert all(completion.usage["draft"].generated == 0 for completion in completions)
+    assert len([record for record in caplog.records if "writes alone" in record.message]) == 1
+
+
+async def test_full_context_ends_with_length() -> None:
+    completion = await solve(make_runtime(draft=["abc\n\n"] * 100, max_model_len=60, scores=lambda text: 1.0))
+
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert completion.steps
+
+
+async def test_target_whose_context_is_full_ends_with_length() -> None:
+    runtime = make_runtime(scores=lambda text: float("4our" not in text))
+    runtime.engines["target"] = ScriptedEngine("target", continuing("".join(GOOD)), max_model_len=40)
+
+    completion = await solve(runtime)
+
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert authors(completion) == ["draft"] * 3
+
+
+class Recorded(ScriptedEngine):
+    """An engine with a tokenizer of its own, and what it was asked to write behind."""
+
+    def __init__(self, name: str, texts: list[str], tokenizer: Any, chat_end: str) -> None:
+        def script(prompt: str, sampling: Any) -> str:
+            return continuing("".join(texts))("[assistant] " + prompt.rpartition(chat_end)[2], sampling)
+
+        super().__init__(name, script)
+        self.tokenizer, self.chat_end = tokenizer, chat_end
+        self.prompts: list[list[int]] = []
+
+    def generate(self, prompt_token_ids: Sequence[int], *args: Any) -> Any:
+        self.prompts.append(list(prompt_token_ids))
+        return super().generate(prompt_token_ids, *args)
+
+
+@pytest.mark.parametrize("look_ahead", [0, 4])
+async def test_models_with_different_tokenizers_write_one_text(
+    tokenizer_folder: Path, nano_target: Path, look_ahead: int
+) -> None:
+    """The draft's tokens are bytes, the target's are words."""
+    words = HFTokenizer(nano_target)
+    words.eos_token_ids = frozenset({0})  # with which scripts end
+    draft = Recorded("draft", [step.replace("\n\n", ".\n\n") for step in BAD], HFTokenizer(tokenizer_folder), "t: ")
+    target = Recorded("target", [step.replace("\n\n", ".\n\n") for step in GOOD], words, "?")
+    reward = ScriptedEngine("reward", "", scores=wrong_step)
+    runtime = Runtime({"draft": draft, "target": target, "reward": reward})
+
+    completion = await solve(runtime, look_ahead=look_ahead, verify=True, warm_target=True)
+
+    assert completion.text == "".join(GOOD).replace("\n\n", ".\n\n")
+    assert authors(completion) == ["draft", "target", "draft", "target", "draft", "target"]
+    assert completion.details["verifications"] == 0
+    for writer in (draft, target):
+        for step in completion.steps:
+            if step.author == writer.name:
+                assert writer.tokenizer.decode(step.token_ids) == step.text
+        for before, after in pairwise(writer.prompts):
+            assert after[: len(before)] == before  # what was committed keeps its ids
+        said = writer.tokenizer.decode(writer.prompts[-1]).rpartition(writer.chat_end)[2]
+        assert said
+        assert completion.text.startswith(said)
