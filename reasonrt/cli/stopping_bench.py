@@ -36,8 +36,10 @@ def bench(
     split: Annotated[str, typer.Option(help="Live: of the zoo's tasks; not that of the traces.")] = "test",
     problems: Annotated[int, typer.Option(min=10, help="Live: for risk and tokens.")] = 500,
     timed: Annotated[int, typer.Option(min=10, help="Live: for time; the first ones of these.")] = 100,
-    time: Annotated[list[str] | None, typer.Option(help="Live: an arm to time, as in the table; default: all.")] = None,
-    replayed: Annotated[int, typer.Option(min=1, help="Live: recorded and served, to compare the stops.")] = 200,
+    time: Annotated[list[str] | None, typer.Option(help="Live: an arm to time; default: all that run.")] = None,
+    replayed: Annotated[int, typer.Option(min=0, help="Live: recorded and served, to compare the stops.")] = 200,
+    replayed_at_once: Annotated[int, typer.Option(min=1, help="Live: so many of these at a time.")] = 1,
+    arm: Annotated[list[str] | None, typer.Option(help="Live: an arm to run, as in the table; default: all.")] = None,
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Live: at once; may be repeated.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Live: most tokens per problem.")] = None,
     config: ConfigOption = None,
@@ -58,7 +60,10 @@ def bench(
         if recorded is None:
             raise CalibrationError("the live part certifies on traces; record some with `calibrate traces`")
         limits = Limits(max_tokens or load_config(config).limits.max_tokens)
-        settings = LiveSettings(out, task, limits, problems, timed, replayed, concurrency or (1, 16), time)
+        levels = concurrency or (1, 16)
+        settings = LiveSettings(
+            out, task, limits, problems, timed, replayed, levels, replayed_at_once, arm or None, time or None
+        )
         results["live"] = _measure(recorded, split, settings, config)
         write_json(json_file, results)
     failed = [row for row in rows if row["part"] != "tightness" and not row["ok"]]

@@ -48,8 +48,10 @@ class LiveSettings:
         out: the run's folder; what its journals hold is not done again.
         problems: for risk and tokens.
         timed: for seconds, at each of `levels` problems at once; the first ones of these problems.
-        timed_arms: names of the arms that are timed beside thinking to the end; None times all.
-        replayed: recorded and served one at a time, to compare where they stop.
+        timed_arms: of these, the ones that are timed; None times all.
+        replayed: recorded and served, to compare where they stop; 0 leaves it out.
+        replayed_at_once: so many of these at a time.
+        arms: names of the arms beside thinking to the end; None runs all.
     """
 
     out: Path
@@ -59,6 +61,8 @@ class LiveSettings:
     timed: int = 100
     replayed: int = 200
     levels: Sequence[int] = (1, 16)
+    replayed_at_once: int = 1
+    arms: Sequence[str] | None = None
     timed_arms: Sequence[str] | None = None
 
 
@@ -76,7 +80,8 @@ async def measure_live(
         traces: those certified on; they name the policy and the schedule.
         certificates: by family, from `certify_families`.
     """
-    arms = live_arms(certificates, traces, settings.out / "certificates")
+    arms = _named(live_arms(certificates, traces, settings.out / "certificates"), settings.arms)
+    to_time = _named(arms, settings.timed_arms)
     temperature = parse_text(traces.fingerprints.sampling, "the sampling of the traces")["temperature"]
 
     async def solved(name: str, num: int, at_once: int, arms: Sequence[Arm]) -> Report:
@@ -87,21 +92,31 @@ async def measure_live(
             lambda progress: on_progress(name, progress),
         )  # fmt: skip
 
-    names = [arm.name for arm in arms]
-    if unknown := sorted(set(settings.timed_arms or ()) - set(names)):
-        raise EvalError(f"there is no arm {unknown[0]!r} to time; there are {', '.join(names)}")
-    to_time = [arm for arm in arms if settings.timed_arms is None or arm.name in (names[0], *settings.timed_arms)]
     report = await solved("risk", settings.problems, max(settings.levels), arms)
     timed = {level: await solved(f"timed-{level}", settings.timed, level, to_time) for level in settings.levels}
     found: dict[str, Any] = {"rows": live_rows(arms, report, timed)}
-    if certified := next((arm for arm in arms if arm.certificate), None):
+    certified = next((arm for arm in arms if arm.certificate), None)
+    if certified and settings.replayed:
         schedule = Schedule.from_json(traces.fingerprints.schedule)
         full = arms[0].policy
         recording = TraceSettings(
-            full.name, full.options, schedule, limits=settings.limits, temperature=temperature, concurrency=1
+            full.name,
+            full.options,
+            schedule,
+            limits=settings.limits,
+            temperature=temperature,
+            concurrency=settings.replayed_at_once,
         )
         found["replay"] = await replay_row(runtime, problems[: settings.replayed], recording, certified)
     return found
+
+
+def _named(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
+    """The first one, which the others are compared with, and those of these names."""
+    known = [arm.name for arm in arms]
+    if unknown := sorted(set(names or ()) - set(known)):
+        raise EvalError(f"there is no arm {unknown[0]!r}; there are {', '.join(known)}")
+    return [arm for arm in arms if names is None or arm.name in (known[0], *names)]
 
 
 def certify_families(

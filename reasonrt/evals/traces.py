@@ -142,5 +142,5 @@ def _fingerprints(runtime: Runtime, settings: TraceSettings) -> Fingerprints:
         known = ", ".join(runtime.engines)
         raise EvalError(f"policy {settings.policy} needs an engine {missing[0]!r}; there are {known}")
     roles = [role for role in (*policy.engines, *policy.optional_engines) if role in runtime.engines]
-    known = policy.fingerprints(request, {role: runtime.engines[role] for role in roles})
-    return replace(known, max_tokens=None)  # until one is cut off
+    prints = policy.fingerprints(request, {role: runtime.engines[role] for role in roles})
+    return replace(prints, max_tokens=None)  # until one is cut off
