@@ -33,9 +33,11 @@ from reasonrt.calibration.traces import TraceSet, split_traces
 from reasonrt.errors import CalibrationError
 
 SHARES = (0.2, 0.2, 0.6)
+_LEARN_SHARES = (1, 2)  # a grid needs few problems; an order, in which one bad rule ends the testing, needs more
 NUM_THRESHOLDS = 100  # of one signal: a coarse grid has no rule just below alpha
 _NUM_CASCADE_THRESHOLDS = 30  # each with every gate and cadence
 _NUM_GATES = 4
+_NUM_END_GATES = 10  # each with as many thresholds: of many rules that lose as little, the cheapest was lucky
 
 
 class Splits(NamedTuple):
@@ -52,7 +54,7 @@ def splits(traces: TraceSet, learn: TraceSet | None = None) -> Splits:
     """
     if learn is None:
         return Splits(*split_traces(traces, SHARES))
-    train, order = split_traces(learn, SHARES[:2])
+    train, order = split_traces(learn, _LEARN_SHARES)
     return Splits(train, order, traces)
 
 
@@ -114,6 +116,12 @@ def _cascade(train: TraceSet) -> list[StoppingRule]:
     return [*plain, *(Gated(rule, gate) for gate, rule in product(gates, plain + spaced))]
 
 
+def _end_cascade(train: TraceSet) -> list[StoppingRule]:
+    """The answer is asked for only where the thinking is about to end, or could."""
+    gates = quantile_thresholds(train, END_OF_THINKING, _NUM_END_GATES)
+    return [Gated(rule, at_least=gate) for gate in gates for rule in _above(train, CONFIDENCE, _NUM_END_GATES)]
+
+
 def _joint(train: TraceSet) -> list[StoppingRule]:
     """Answer by the confidence, or give up where it stays below its median."""
     shifts = quantile_thresholds(train, TokensUsed(), 8)
@@ -130,5 +138,6 @@ FAMILIES: Mapping[str, Callable[[TraceSet], list[StoppingRule]]] = {
     "budget": _budget,
     "learned": _learned,
     "cascade": _cascade,
+    "end_cascade": _end_cascade,
     "joint": _joint,
 }

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from reasonrt.calibration.files import canonical, parse, parse_text
-from reasonrt.calibration.signals import ENTROPY_AFTER_THINKING, LOOKS, Signal
+from reasonrt.calibration.signals import END_OF_THINKING, ENTROPY_AFTER_THINKING, LOOKS, Signal
 from reasonrt.calibration.traces import Checkpoint
 from reasonrt.errors import CalibrationError
 
@@ -157,25 +157,33 @@ class Spaced:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """Another rule that asks for the answer only where the entropy after thinking, which one token tells, is low.
+    """Another rule that asks for the answer only where a look, which takes one token, speaks for it.
 
-    A checkpoint where it is not counts as one without an answer.
+    A checkpoint where it does not counts as one without an answer.
 
     Attributes:
-        at_most: nats.
+        at_most: of the entropy after thinking, nats; None does not look at it.
+        at_least: of the boosted probability that the thinking ends, in [0, 1]; None does not look at it.
     """
 
     rule: UpperThreshold | LowerThreshold | Both | Spaced
-    at_most: float
+    at_most: float | None = None
+    at_least: float | None = None
     kind: Literal["gated"] = field(default="gated", repr=False)
 
     @property
     def reads(self) -> frozenset[str]:
-        return self.rule.reads | {ENTROPY_AFTER_THINKING}
+        looks = {ENTROPY_AFTER_THINKING: self.at_most, END_OF_THINKING: self.at_least}
+        return self.rule.reads | {name for name, bound in looks.items() if bound is not None}
 
     @property
     def every_tokens(self) -> int:
         return self.rule.every_tokens
+
+    def is_open(self, signals: Mapping[str, float]) -> bool:
+        """Whether the answer is asked for; not where a look is missing."""
+        is_low = self.at_most is None or signals.get(ENTROPY_AFTER_THINKING, math.inf) <= self.at_most
+        return is_low and (self.at_least is None or signals.get(END_OF_THINKING, -math.inf) >= self.at_least)
 
     def follow(self) -> Decide:
         return self.rule.follow()
@@ -193,7 +201,7 @@ class Watch:
         self._every_tokens = rule.every_tokens
         self._next_tokens = 0
         self._reads_answers = bool(rule.reads - LOOKS)
-        self._at_most = rule.at_most if isinstance(rule, Gated) else math.inf
+        self._gate = rule if isinstance(rule, Gated) else None
 
     def wants(self, tokens: int) -> bool:
         """Whether the rule looks at a checkpoint after so many tokens; to be asked once for each, in order."""
@@ -204,14 +212,14 @@ class Watch:
 
     def wants_answer(self, signals: Mapping[str, float]) -> bool:
         """Whether it reads the answer, given what `looks` have told; otherwise it needs one only when it stops."""
-        return self._reads_answers and signals.get(ENTROPY_AFTER_THINKING, math.inf) <= self._at_most
+        return self._reads_answers and (self._gate is None or self._gate.is_open(signals))
 
     def see(self, checkpoint: Checkpoint) -> Action:
         """What to do now; to be called with every checkpoint that it wants, in order, until it says to stop.
 
         An answer that is blank cannot be returned: whoever is told to answer with one goes on instead.
         """
-        if self._at_most < math.inf and not self.wants_answer(checkpoint.signals):
+        if self._gate is not None and not self.wants_answer(checkpoint.signals):
             known = {name: value for name, value in checkpoint.signals.items() if name in LOOKS}
             checkpoint = replace(checkpoint, answer=None, signals=known)
         return self._decide(checkpoint)

@@ -40,7 +40,7 @@ def list_models(json_file: JsonOption = None) -> None:
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="nano-draft or nano-target.")],
+    name: Annotated[str, typer.Argument(help="nano-draft, nano-target or nano-thinker.")],
     out: Annotated[Path | None, typer.Option(help="The folder to write; default: runs/zoo/NAME.")] = None,
 ) -> None:
     """Make a model from nothing. Ctrl-C stops it; the same command goes on from its checkpoint."""

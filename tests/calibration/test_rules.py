@@ -186,6 +186,20 @@ def test_gate_asks_for_the_answer_only_where_the_entropy_is_low() -> None:
     assert replay(eager, trace).net_tokens == 10 + 7
 
 
+def test_gate_may_look_at_the_end_of_thinking() -> None:
+    points = [
+        Checkpoint(10 * place, "a", {"x": 1.0, "end_of_thinking": end}, 7)
+        for place, end in enumerate([0.1, 0.9, 0.1], 1)
+    ]
+    trace = Trace("p", points, 100, "a")
+    eager = upper_threshold_rules("x", [1.0])[0]
+
+    assert replay(Gated(eager, at_least=0.5), trace).net_tokens == 20 + 2 + 7
+    assert replay(Gated(eager, at_least=0.95), trace).net_tokens == 100 + 3
+    assert Gated(eager, at_least=0.5).reads == {"x", "end_of_thinking"}
+    assert not Gated(eager, at_least=0.5).is_open({})  # a look that was dropped speaks for nothing
+
+
 def test_a_rule_that_looks_only_pays_for_the_answer_when_it_stops() -> None:
     points = [
         Checkpoint(10 * place, answer, {"x": 1.0, "entropy_after_thinking": 0.0}, 7)

@@ -80,7 +80,13 @@ def test_zoo_list_shows_what_ships(tmp_path: Path) -> None:
 
     models = json.loads((tmp_path / "zoo.json").read_text())["models"]
     assert done.returncode == 0
-    assert [model["name"] for model in models] == ["nano-draft", "nano-reward", "nano-router", "nano-target"]
+    assert [model["name"] for model in models] == [
+        "nano-draft",
+        "nano-reward",
+        "nano-router",
+        "nano-target",
+        "nano-thinker",
+    ]
     assert all(model["accuracy"]["zoo"]["n"] >= 400 for model in models if "recipe" in model)
 
 
