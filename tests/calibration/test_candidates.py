@@ -10,7 +10,6 @@ from reasonrt.calibration.outcomes import refuse_unknown_signals
 from reasonrt.calibration.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
 
-
 TRACES = synthetic_traces("honest", 300)
 
 
