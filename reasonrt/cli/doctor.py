@@ -13,6 +13,7 @@ from rich.table import Table
 
 from reasonrt.cli.common import ConfigOption, JsonOption, console, write_json
 from reasonrt.config import VllmConfig, load_config, model_folder
+from reasonrt.engines.vllm_settings import cpu_dtype
 from reasonrt.errors import ConfigError
 
 _NEEDED = ("torch", "transformers", "tokenizers")
@@ -79,7 +80,8 @@ def _accelerators() -> list[Finding]:
     except ImportError:
         return []  # reported among the packages
     if not torch.cuda.is_available():
-        return [Finding("accelerator", "none: vLLM runs on the CPU, runner V1, prefix-cache block 32")]
+        how = f"none: vLLM runs on the CPU, in {cpu_dtype()}, runner V1, prefix-cache block 32"
+        return [Finding("accelerator", how)]
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return [Finding("accelerator", ", ".join(names) + ": prefix-cache block 16")]
 
