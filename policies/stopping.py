@@ -39,6 +39,7 @@ class StoppingOptions(PolicyOptions):
         schedule: fields of `Schedule`; a certificate brings its own.
         shadow: share of the requests under a certificate that run to their end, in [0, 1].
         max_running: while the engine works on so many generations, probes are dropped; a dropped one means "go on".
+        patience_s: a probe that takes longer, in an engine's queue for instance, is dropped.
         risk: the highest tolerated; picks the certificate with the highest alpha up to it.
     """
 
@@ -49,6 +50,7 @@ class StoppingOptions(PolicyOptions):
     schedule: Any = field(default_factory=Schedule)
     shadow: float = 0.05
     max_running: int = 48
+    patience_s: float = 5.0
     risk: float | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +59,8 @@ class StoppingOptions(PolicyOptions):
             raise RequestError("risk picks among certificates; give stopping some")
         if bool(self.certificate) + (self.rule is not None) + self.record != 1:
             raise RequestError("stopping takes one of certificate, rule and record; give one")
-        numbers = {"shadow": 1, "max_running": 1_000_000} | ({} if self.risk is None else {"risk": 1})
+        numbers = {"shadow": 1, "max_running": 1_000_000, "patience_s": 3600}
+        numbers |= {} if self.risk is None else {"risk": 1}
         for name, high in numbers.items():
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= high:
@@ -144,8 +147,9 @@ class Stopping(PolicyOptions):
         if Capability.LOGPROBS not in engine.capabilities:
             raise CalibrationError(f"engine {engine.name!r} returns no log-probabilities, so nothing can be probed")
         suffix = tuple(engine.tokenizer.encode(options.suffix))
+        patience_s = None if options.record else options.patience_s
         if not options.certificate:
-            return Terms(options.rule, options.schedule, suffix, options.max_running)
+            return Terms(options.rule, options.schedule, suffix, options.max_running, patience_s)
         if request.committed:  # a rule that remembers would decide otherwise than in replay
             raise CalibrationError("the request goes on behind committed steps, whose signals are not known")
         guard = self.guards.pick(options.certificate, options.risk)
@@ -154,7 +158,7 @@ class Stopping(PolicyOptions):
         suffix = recorded.probes.get(PROBE, suffix)
         guard.check(self.fingerprints(request, engines, schedule, suffix))
         is_shadow = _is_shadow(request, options.shadow)
-        return Terms(guard.certificate.rule, schedule, suffix, options.max_running, guard, is_shadow)
+        return Terms(guard.certificate.rule, schedule, suffix, options.max_running, patience_s, guard, is_shadow)
 
 
 def around(policy: Policy, name: str, options: Mapping[str, Any], guards: Guards) -> Stopping:

@@ -8,8 +8,8 @@ with room left for a probe.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ class Terms:
     Attributes:
         rule: None records.
         suffix: token ids that a probe appends.
-        max_running: as in `StoppingOptions`.
+        max_running, patience_s: as in `StoppingOptions`; a recording is patient without end.
         guard: the certificate's, where there is one.
         is_shadow: think to the end, and tell the guard what the rule would have done.
     """
@@ -49,6 +49,7 @@ class Terms:
     schedule: Schedule
     suffix: Sequence[int]
     max_running: int
+    patience_s: float | None = None
     guard: Guard | None = None
     is_shadow: bool = False
 
@@ -153,7 +154,7 @@ class StoppingLoop:
         signals: dict[str, float] = {}
         answer = None
         if self._has_time():
-            with self._counting_drops():
+            async with self._patiently():
                 signals = await self._probe.look(self._looks, token_ids)
                 if self._watch is None or self._watch.wants_answer(signals):
                     answer = await self._probe.answer(token_ids)
@@ -169,11 +170,13 @@ class StoppingLoop:
         self._num_dropped += not has_time
         return has_time
 
-    @contextmanager
-    def _counting_drops(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _patiently(self) -> AsyncIterator[None]:
+        """What is done within is dropped where it fails or takes too long."""
         try:
-            yield
-        except ReasonRTError:  # where the engine itself is lost, the inner policy will say so
+            async with asyncio.timeout(self._terms.patience_s):
+                yield
+        except (ReasonRTError, TimeoutError):  # where the engine itself is lost, the inner policy will say so
             self._num_dropped += 1
 
     async def _decide(self, asked: _Asked) -> Answer | None:
@@ -182,7 +185,7 @@ class StoppingLoop:
         checkpoint = self._checkpoint(asked, signals, answer)
         action = self._watch.see(checkpoint) if self._watch else Action.GO_ON
         if action is Action.ANSWER and answer is None and self._has_time():
-            with self._counting_drops():
+            async with self._patiently():
                 answer = await self._probe.answer(asked.token_ids)
                 checkpoint = self._checkpoint(asked, signals, answer)
         self._seen.append(checkpoint)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -11,6 +11,7 @@ from reasonrt.calibration.candidates import FAMILIES, candidate_rules, splits, w
 from reasonrt.calibration.certificate import Certificate, Finding
 from reasonrt.calibration.certification import certify, order_rules
 from reasonrt.calibration.certification import verify as verify_certificate
+from reasonrt.calibration.importers import read_conformal_thinking
 from reasonrt.calibration.planning import plan as plan_certificate
 from reasonrt.calibration.risks import RISKS
 from reasonrt.calibration.rules import to_json
@@ -27,7 +28,9 @@ from reasonrt.cli.common import (
     write_json,
 )
 from reasonrt.config import load_config
+from reasonrt.policies.answers import same_answer
 
+Layout = Literal["reasonrt", "conformal-thinking"]
 AlphaOption = Annotated[list[float], typer.Option(help="The tolerated risk, in (0, 1); one for each --risk.")]
 DeltaOption = Annotated[float, typer.Option(help="Probability that the certificate is wrong, in (0, 1).")]
 TracesOption = Annotated[Path, typer.Option("--traces", help="What `calibrate traces` wrote.")]
@@ -106,10 +109,14 @@ def stopping(
     family: Annotated[list[str] | None, typer.Option(help=f"Of rules: {', '.join(FAMILIES)}; default: all.")] = None,
     learn_file: LearnOption = None,
     gold: Annotated[bool, typer.Option(help="Without: against the model's own full answers.")] = True,
+    layout: Annotated[
+        Layout, typer.Option(help="Of both files; conformal-thinking: logs of xidulu/reasoning_risk_control.")
+    ] = "reasonrt",
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Write three plots as a PNG.")] = None,
 ) -> None:
     """Certify the cheapest stopping rule whose risk is below alpha, or say why none can be."""
-    train, order, held_out = splits(_read(traces_file, gold), _read(learn_file, gold) if learn_file else None)
+    learn = _read(learn_file, gold, layout) if learn_file else None
+    train, order, held_out = splits(_read(traces_file, gold, layout), learn)
     risks = risk or ["lost_correct"]
     with console.status("trying rules ..."):
         rules = candidate_rules(train, family or [])
@@ -155,8 +162,9 @@ def verify(file: Annotated[Path, typer.Argument(help="A certificate.")], traces_
     console.print(f"{file}: {certificate.num_problems} traces give this certificate")
 
 
-def _read(file: Path, gold: bool) -> TraceSet:
-    return read_traces(file) if gold else without_gold(read_traces(file))
+def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
+    traces = read_traces(file) if layout == "reasonrt" else read_conformal_thinking(file, same_answer)
+    return traces if gold else without_gold(traces)
 
 
 def _print(certificate: Certificate) -> None:

@@ -70,6 +70,27 @@ def test_without_gold_a_certificate_verifies_too(folder: Path, tmp_path: Path) -
     assert run("certificate", "verify", file, "--traces", traces).exit_code == 0
 
 
+def test_logs_of_others_are_certified_too(tmp_path: Path) -> None:
+    log = [
+        {
+            "question": f"question {trace.problem_id}", "gold_answer": "right", "actual_final_answer": trace.full_answer,
+            "checkpoints": [
+                {"tokens_used": point.tokens, "predicted_answer": point.answer, "is_correct": point.answer == "right",
+                 "confidence": point.signals["confidence"]}
+                for point in trace.checkpoints
+            ],
+        }
+        for trace in TRACES if trace.checkpoints
+    ]  # fmt: skip
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    arguments = ("--traces", str(tmp_path / "log.json"), "--alpha", ".1", "-o", str(tmp_path / "c.json"))
+
+    result = run("calibrate", "stopping", *arguments, "--layout", "conformal-thinking", "--family", "deer")
+
+    assert result.exit_code == 0, result.output
+    assert Certificate.read(tmp_path / "c.json").saving.net > 0.1
+
+
 def test_several_risks(folder: Path, tmp_path: Path) -> None:
     limits = ("--risk", "early_error", "--alpha", ".25", "--risk", "premature_give_up", "--alpha", ".1")
     traces = ("--traces", str(folder / "traces.jsonl"))

@@ -191,6 +191,18 @@ async def test_dropped_probes_mean_go_on() -> None:
     assert found["num_dropped"] >= found["num_checkpoints"] > 0
 
 
+async def test_a_probe_that_takes_too_long_is_dropped_and_leaves_the_engine() -> None:
+    """Text that is held back behind a checkpoint waits no longer than this for the rule."""
+    runtime = make_runtime(thinking(8, ["7"]), seconds_per_token=0.003)
+
+    hasty = await solve(runtime, rule=budget_rules([1])[0], patience_s=0.001)
+    patient = await solve(runtime, rule=budget_rules([1])[0], patience_s=60)
+
+    assert (hasty.details["stopping"]["action"], patient.details["stopping"]["action"]) == ("go_on", "answer")
+    assert hasty.details["stopping"]["num_dropped"] == hasty.details["stopping"]["num_checkpoints"] > 0
+    assert runtime.engines["target"].running == 0  # type: ignore[attr-defined]
+
+
 async def test_no_probe_where_the_context_or_the_limit_leaves_no_room() -> None:
     script = thinking(12, ["7"])
     full = await solve(make_runtime(script), rule=budget_rules([100])[0])
