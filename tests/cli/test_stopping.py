@@ -73,7 +73,7 @@ def test_without_gold_a_certificate_verifies_too(folder: Path, tmp_path: Path) -
 def test_logs_of_others_are_certified_too(tmp_path: Path) -> None:
     log = [
         {
-            "question": f"question {trace.problem_id}", "gold_answer": "right", "actual_final_answer": trace.full_answer,
+            "question": trace.problem_id, "gold_answer": "right", "actual_final_answer": trace.full_answer,
             "checkpoints": [
                 {"tokens_used": point.tokens, "predicted_answer": point.answer, "is_correct": point.answer == "right",
                  "confidence": point.signals["confidence"]}
