@@ -35,9 +35,8 @@ from reasonrt.errors import CalibrationError
 SHARES = (0.2, 0.2, 0.6)
 _LEARN_SHARES = (1, 2)  # a grid needs few problems; an order, in which one bad rule ends the testing, needs more
 NUM_THRESHOLDS = 100  # of one signal: a coarse grid has no rule just below alpha
-_NUM_CASCADE_THRESHOLDS = 30  # each with every gate and cadence
+_NUM_CASCADE_THRESHOLDS = 10  # each with every gate: of many rules that lose as little, the cheapest was lucky
 _NUM_GATES = 4
-_NUM_END_GATES = 10  # each with as many thresholds: of many rules that lose as little, the cheapest was lucky
 
 
 class Splits(NamedTuple):
@@ -118,8 +117,8 @@ def _cascade(train: TraceSet) -> list[StoppingRule]:
 
 def _end_cascade(train: TraceSet) -> list[StoppingRule]:
     """The answer is asked for only where the thinking is about to end, or could."""
-    gates = quantile_thresholds(train, END_OF_THINKING, _NUM_END_GATES)
-    return [Gated(rule, at_least=gate) for gate in gates for rule in _above(train, CONFIDENCE, _NUM_END_GATES)]
+    gates = quantile_thresholds(train, END_OF_THINKING, _NUM_CASCADE_THRESHOLDS)
+    return [Gated(rule, at_least=gate) for gate in gates for rule in _above(train, CONFIDENCE, _NUM_CASCADE_THRESHOLDS)]
 
 
 def _joint(train: TraceSet) -> list[StoppingRule]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from reasonrt.calibration.candidates import Splits, splits
+from reasonrt.calibration.candidates import FAMILIES, Splits, splits
 from reasonrt.calibration.traces import Split, problem_hash, read_traces, refuse_overlap
 from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
 from reasonrt.cli.stopping import LearnOption
@@ -30,6 +30,9 @@ def bench(
     traces_file: TracesOption = None,
     learn_file: LearnOption = None,
     part: PartOption = None,
+    family: Annotated[
+        list[str] | None, typer.Option(help=f"Simulated: of rules, of {', '.join(FAMILIES)}; default: all.")
+    ] = None,
     draws: Annotated[int, typer.Option(min=100, help="Simulated: draws of problems per row.")] = 2000,
     out: Annotated[Path, typer.Option(help="Live: the folder; it goes on from there.")] = Path("runs/stopping"),
     task: Annotated[str, typer.Option(help="Live: as for `reasonrt eval`.")] = "zoo",
@@ -53,7 +56,7 @@ def bench(
         raise CalibrationError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     learn = read_traces(learn_file) if learn_file else None
     recorded = splits(read_traces(traces_file), learn) if traces_file else None
-    rows = _simulate(recorded, parts, draws)
+    rows = _simulate(recorded, parts, draws, family or [])
     results: dict[str, Any] = {"rows": rows}
     write_json(json_file, results)  # kept, whatever becomes of the live part
     if "live" in parts:
@@ -73,12 +76,14 @@ def bench(
         raise typer.Exit(1)
 
 
-def _simulate(recorded: Splits | None, parts: Sequence[str], draws: int) -> list[dict[str, Any]]:
+def _simulate(
+    recorded: Splits | None, parts: Sequence[str], draws: int, families: Sequence[str]
+) -> list[dict[str, Any]]:
     from reasonrt.evals import stopping
 
     rows: list[dict[str, Any]] = []
     with console.status("simulating ...") as status:
-        for case in stopping.cases(recorded) if {"validity", "tightness"} & set(parts) else ():
+        for case in stopping.cases(recorded, families) if {"validity", "tightness"} & set(parts) else ():
             status.update(f"{case.name}: {case.family}, {len(case.rules)} rules")
             if "validity" in parts:
                 rows += stopping.validity_rows(case, draws)

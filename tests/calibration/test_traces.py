@@ -152,4 +152,4 @@ def test_lines_are_json(tmp_path: Path) -> None:
     header, first, _ = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
 
     assert header["schema"] == "reasonrt.traces/1"
-    assert first["checkpoints"][0]["signals"].keys() == {"confidence"}
+    assert "confidence" in first["checkpoints"][0]["signals"]

@@ -152,7 +152,8 @@ def test_verify_with_other_traces_says_so(folder: Path) -> None:
 
 @pytest.mark.slow  # half a minute
 def test_bench_writes_its_rows(tmp_path: Path) -> None:
-    result = run("bench", "stopping", "--part", "tightness", "--draws", "200", "--json", str(tmp_path / "bench.json"))
+    arguments = ("--part", "tightness", "--draws", "200", *FAMILIES, "--json", str(tmp_path / "bench.json"))
+    result = run("bench", "stopping", *arguments)
 
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert result.exit_code == 0, result.output
