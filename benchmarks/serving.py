@@ -205,12 +205,13 @@ def _latencies(answers: list[Answer]) -> dict[str, float]:
 def vllm_server(folder: Path, engine_cores: str) -> Iterator[Server]:
     """vLLM's own server of the same model, on the same cores."""
     import reasonrt.zoo
+    from reasonrt.engines.vllm_settings import cpu_dtype
 
     port, model = free_port(), Path(reasonrt.zoo.__file__).parent / "models" / "nano-target"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", "nano-target", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "1024", "--block-size", "32", "--max-num-seqs", "64", "--enforce-eager"]
-    command += ["--kv-cache-memory-bytes", str(256 << 20)]
+    command += ["--kv-cache-memory-bytes", str(256 << 20), "--dtype", cpu_dtype()]
     environment = {"VLLM_CPU_OMP_THREADS_BIND": engine_cores, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     with running(command, port, "/health", folder / "vllm.log", **environment) as server:
         yield server
