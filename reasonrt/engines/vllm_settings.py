@@ -21,8 +21,7 @@ class VllmSettings:
         cores: CPU cores of this engine's threads, such as "0" or "0-1"; None takes all.
         niceness: 0 to 19, of this engine's threads on CPUs. Where engines share cores, the small one should give way:
             a thread that waits for its core holds up all the others of its engine.
-        dtype: of weights and activations; None is bfloat16, but float32 on CPUs that have no instructions for it and
-            would take several times as long.
+        dtype: of weights and activations; None is bfloat16, but float32 on CPUs that have no instructions for it.
         compile: torch.compile and CUDA graphs: a slow start, a faster step.
         tensor_parallel: GPUs that the model is spread over.
         scores: the model has a scalar head; it answers `score` and generates nothing.

@@ -167,15 +167,12 @@ def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda
 
 def _loss(model: Any, token_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the next token over the labels that count."""
-    with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=is_bf16_fast(token_ids.device.type)):
+    device = token_ids.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or cpu_dtype() == "bfloat16"):
         logits = model(input_ids=token_ids, use_cache=False).logits  # [rows, columns, vocab]
     return nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, logits.shape[-1]).float(), labels[:, 1:].reshape(-1), ignore_index=IGNORED
     )
-
-
-def is_bf16_fast(device: str) -> bool:
-    return device != "cpu" or cpu_dtype() == "bfloat16"
 
 
 def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
