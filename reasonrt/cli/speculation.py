@@ -143,7 +143,17 @@ async def _evaluate(settings: Config, problems: Sequence[Any], evaluations: Sequ
 
 def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
     table = Table(
-        "at once", "policy", "accuracy", "- target", "s/problem", "speed-up", "plan", "by draft", "useless", title=title
+        "at once",
+        "policy",
+        "accuracy",
+        "- target",
+        "s/problem",
+        "speed-up",
+        "plan",
+        "arbitrage's s",
+        "by draft",
+        "useless",
+        title=title,
     )
     for row in rows:
         table.add_row(
@@ -154,6 +164,9 @@ def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
             f"{row['seconds_per_problem']:.3f}",
             f"{row['speedup_vs_target']:.2f} ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})",
             f"{row['predicted_speedup']:.2f}" if row["predicted_speedup"] else "",
+            f"x {row['times_arbitrage_s']:.2f} ({row['times_arbitrage_s_low']:.2f}-{row['times_arbitrage_s_high']:.2f})"
+            if "times_arbitrage_s" in row
+            else "",
             f"{row['draft_token_share']:.0%}",
             f"{row['useless_escalation_rate']:.0%}" if row["escalation_rate"] else "",
         )

@@ -11,9 +11,10 @@ from typing import Any
 from reasonrt.calibration.speedup import Parts, Speed, Work, fit_speed, predicted_speedup
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
-from reasonrt.evals.speculation_arms import SWEEPS, Arm
+from reasonrt.evals.speculation_arms import OURS, SWEEPS, Arm
 
 _TALLIED = ("steps", "draft_steps", "escalations", "useless_escalations", "router_s", "verifications", "verify_s")
+_SLOWER = ("times_arbitrage_s", "times_arbitrage_s_low", "times_arbitrage_s_high")
 
 
 def alone_speeds(timed: Sequence[Report]) -> dict[str, Speed]:
@@ -34,6 +35,7 @@ def bench_rows(
     is_shared: bool = True,
 ) -> list[dict[str, Any]]:
     """One row per arm. Accuracies are those of the accuracy run where it had the same setting, else of this one.
+    `times_arbitrage_s` is how many times as long as `arbitrage` an arm takes; absent where that was not timed.
 
     Args:
         speeds: of draft and target, from `alone_speeds`.
@@ -43,6 +45,7 @@ def bench_rows(
     times = {row["policy"]: row for row in timed.rows()}
     target_s = times["target"]["seconds_per_problem"]
     per_token = {f"{role}_s_per_token": _s_per_token(timed.of(role), role) for role in ("target", "draft")}
+    ours = next((arm.policy.label for arm in arms if arm.name == OURS), None)
     rows = []
     for arm in arms:
         label = arm.policy.label
@@ -52,6 +55,7 @@ def bench_rows(
         measured = times[label]["seconds_per_problem"]
         predicted = _predicted(arm, timed, speeds, is_shared)
         steps = max(1.0, sums["steps"])
+        speedup, speedup_low, speedup_high = _seconds_ratio(timed, "target", label)
         rows.append(
             {
                 "policy": arm.name,
@@ -70,10 +74,11 @@ def bench_rows(
                 "seconds_p50": times[label]["seconds_p50"],
                 "seconds_p95": times[label]["seconds_p95"],
                 "problems_per_second": 1.0 / measured,
-                "speedup_vs_target": target_s / measured,
+                "speedup_vs_target": speedup,
+                "speedup_low": speedup_low,
+                "speedup_high": speedup_high,
+                **(dict(zip(_SLOWER, _seconds_ratio(timed, label, ours), strict=True)) if ours else {}),
                 **per_token,
-                "speedup_low": _ratio_quantile(timed, label, 0.025),
-                "speedup_high": _ratio_quantile(timed, label, 0.975),
                 "predicted_speedup": predicted,
                 "draft_token_share": sums["draft_committed"] / max(1.0, sums["committed"]),
                 "draft_step_share": sums["draft_steps"] / steps,
@@ -164,15 +169,16 @@ def _against_target(report: Report, label: str) -> dict[str, float | None]:
     return dict.fromkeys(("accuracy_minus_target", "accuracy_minus_target_low", "accuracy_minus_target_high"), nothing)
 
 
-def _ratio_quantile(timed: Report, label: str, share: float) -> float:
-    """A quantile of the speed-up over draws of the problems with replacement (95 % interval at 0.025 and 0.975)."""
+def _seconds_ratio(timed: Report, label: str, against: str) -> tuple[float, float, float]:
+    """How many times as long `label` takes as `against`, on the same problems; with its 95 % interval, over draws of
+    the problems with replacement."""
     import numpy as np
 
-    ours = {record.problem: record.share_s for record in timed.of(label)}
-    targets = np.array([record.share_s for record in timed.of("target")])
-    shares = np.array([ours[record.problem] for record in timed.of("target")])
-    drawn = np.random.default_rng(0).integers(0, len(shares), (2000, len(shares)))
-    return float(np.quantile(targets[drawn].sum(1) / shares[drawn].sum(1), share))
+    known = {record.problem: record.share_s for record in timed.of(against)}
+    pairs = np.array([(record.share_s, known[record.problem]) for record in timed.of(label)])
+    drawn = pairs[np.random.default_rng(0).integers(0, len(pairs), (2000, len(pairs)))].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+    return float(pairs[:, 0].sum() / pairs[:, 1].sum()), float(low), float(high)
 
 
 def _hit_rates(records: Sequence[Record]) -> dict[str, float]:

@@ -27,6 +27,9 @@ SWEEPS: dict[str, list[PolicySpec]] = {
 }
 """Each family of settings, from which one is timed. The verified ones tell what the router is worth beside ours."""
 
+OURS = "arbitrage"
+"""The family that all other arms are compared with, beside the target."""
+
 BOUNDS = [PolicySpec("target"), PolicySpec("draft"), PolicySpec("oracle")]
 
 

@@ -65,6 +65,22 @@ async def test_rows_say_who_wrote_what_and_how_fast(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+async def test_rows_are_compared_with_arbitrage_where_it_was_timed(tmp_path: Path) -> None:
+    arms = [arm if arm.name != "rsd" else Arm("arbitrage", arm.policy) for arm in ARMS]
+    settings = RunSettings("toy", concurrency=1, block=4)
+    report = await evaluate(make_runtime(), PROBLEMS, [arm.policy for arm in arms], settings, tmp_path)
+
+    rows = {row["policy"]: row for row in bench_rows(arms, report, report, 1, alone_speeds([report]))}
+
+    low, middle, high = (rows["target"][f"times_arbitrage_s{end}"] for end in ("_low", "", "_high"))
+    assert low <= middle <= high
+    assert middle == pytest.approx(rows["arbitrage"]["speedup_vs_target"])
+    assert rows["draft"]["times_arbitrage_s"] < 1.0 < middle
+    assert rows["arbitrage"]["times_arbitrage_s"] == 1.0
+    without = bench_rows(ARMS, report, report, 1, alone_speeds([report]))
+    assert all("times_arbitrage_s" not in row for row in without)
+
+
 async def test_row_without_a_problem_in_common_claims_no_difference(tmp_path: Path) -> None:
     runtime, settings = make_runtime(), RunSettings("toy", concurrency=1)
     policies = [arm.policy for arm in ARMS]
