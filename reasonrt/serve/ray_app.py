@@ -18,6 +18,10 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else engines give way to everything else on the machine
+# a step that goes from thread to thread waits for the interpreter in each; nothing here blocks a loop
+os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
+os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # a turn takes milliseconds of a core, needed or not
 
 import ray
 from grpc import RpcError  # type: ignore[import-untyped]
@@ -45,19 +49,22 @@ _log = logging.getLogger(__name__)
 
 
 class RayLink:
-    """The methods of a deployment, with Ray's errors in our words."""
+    """The methods of a deployment, with Ray's errors in our words. Belongs to the loop that it is first used in."""
 
     def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def _options(self, **options: Any) -> Any:
         # over gRPC, which costs a third of what streams of object references do
-        self._handle = handle.options(_by_reference=False)
+        return self._handle.options(_by_reference=False, **options)
 
     async def call(self, method: str, *arguments: Any, session: str = "") -> Any:
         with _translated():
-            return await self._handle.options(method_name=method, session_id=session).remote(*arguments)
+            return await self._options(method_name=method, session_id=session).remote(*arguments)
 
     async def stream(self, method: str, *arguments: Any, session: str = "") -> AsyncGenerator[Any, None]:
         """What the method yields; closing this cancels it."""
-        answer = self._handle.options(method_name=method, session_id=session, stream=True).remote(*arguments)
+        answer = self._options(method_name=method, session_id=session, stream=True).remote(*arguments)
         is_over = False
         try:
             with _translated():
@@ -71,7 +78,7 @@ class RayLink:
     async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
         """The answer of each replica; an exception for one that has none."""
         with _translated():
-            answers: list[Any] = await self._handle.broadcast(method).results_async(
+            answers: list[Any] = await self._options().broadcast(method).results_async(
                 timeout_s=timeout_s, return_exceptions=True
             )
         return answers
