@@ -35,22 +35,18 @@ def main() -> None:
         config = config_file(Path(folder), engines, bounds=bounds, replicas=replicas)
         with our_server(config, free_port(), Path(folder) / "server.log", is_local=options.local) as server:
             result: dict[str, Any] = {"local": options.local, "replicas": 1 if options.local else options.replicas}
-            if "deaths" in options.parts:
-                result["deaths"] = asyncio.run(deaths(server, options))
-            if "leavers" in options.parts:
-                result["leavers"] = asyncio.run(leavers(server, options))
-            if "memory" in options.parts:
-                result["memory"] = asyncio.run(memory(server, options))
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+            for name in options.parts:
+                result[name] = asyncio.run(PARTS[name](server, options))
+                print(json.dumps({name: result[name]}, indent=2), flush=True)
+                if options.json:  # after each part: together they take many minutes
+                    options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--local", action="store_true", help="without Ray: only engine cores are killed")
-    parser.add_argument("--parts", nargs="+", default=["deaths", "leavers", "memory"])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--policy", default="target")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--requests", type=int, default=300)
@@ -188,6 +184,8 @@ def is_repeated(peaceful: list[Answer], answer: Answer) -> bool:
     steps = [step for step in said.split("\n\n") if len(step) > 20]
     return any(said.count(step) > max(1, *(each.count(step) for each in usual)) for step in steps)
 
+
+PARTS = {"deaths": deaths, "leavers": leavers, "memory": memory}
 
 if __name__ == "__main__":
     main()

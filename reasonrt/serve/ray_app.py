@@ -78,8 +78,8 @@ class RayLink:
     async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
         """The answer of each replica; an exception for one that has none."""
         with _translated():
-            answers: list[Any] = await self._options().broadcast(method).results_async(
-                timeout_s=timeout_s, return_exceptions=True
+            answers: list[Any] = (
+                await self._options().broadcast(method).results_async(timeout_s=timeout_s, return_exceptions=True)
             )
         return answers
 
