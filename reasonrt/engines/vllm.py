@@ -158,7 +158,6 @@ class VllmEngine:
             enable_prefix_caching=True,
             enforce_eager=not settings.compile,
             tensor_parallel_size=settings.tensor_parallel,
-            enable_log_requests=False,
             disable_log_stats=True,  # kept for every token, and shown by nobody: ours are counted in `metering`
             use_tqdm_on_load=False,
             speculative_config=settings.speculative,
