@@ -58,6 +58,10 @@ class RayLink:
         # over gRPC, which costs a third of what streams of object references do
         return self._handle.options(_by_reference=False, **options)
 
+    async def aclose(self) -> None:
+        """End what Ray does in this loop; it would start a cluster anew to tell it of its metrics."""
+        await self._handle.shutdown_async()
+
     async def call(self, method: str, *arguments: Any, session: str = "") -> Any:
         with _translated():
             return await self._options(method_name=method, session_id=session).remote(*arguments)
@@ -169,6 +173,8 @@ class RayBackend:
 
     async def __aexit__(self, *_: object) -> None:
         self._watching.cancel()
+        if self.replicas is not None:
+            await self.replicas.aclose()
         await asyncio.to_thread(self._end)
 
     @property

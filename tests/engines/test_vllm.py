@@ -1,8 +1,11 @@
-"""What only real vLLM can show: exact accounting against its own metrics, death and return, and scoring models."""
+"""What only real vLLM can show: exact accounting against its own count, death and return, and scoring models."""
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,19 +20,21 @@ pytestmark = pytest.mark.vllm
 QUESTION = "Solve the following multiplication: 29 * 73. Give only the result as your final answer."
 
 
-def vllm_generated_tokens(engine: VllmEngine) -> int:
-    """What vLLM itself says that the engine has generated. Read off its counters: the registry forgets all engines
-    but the one that was started last."""
-    from vllm.v1.metrics.loggers import PrometheusStatLogger
+@contextmanager
+def counted_by_vllm(engine: VllmEngine) -> Iterator[list[int]]:
+    """The tokens that the engine's core hands over within the block, of requests that have not been given up."""
+    processor = engine._llm.output_processor
+    process, counts = processor.process_outputs, list[int]()
 
-    return int(
-        sum(
-            counter._value.get()
-            for logger in engine._llm.logger_manager.stat_loggers
-            if isinstance(logger, PrometheusStatLogger)
-            for counter in logger.counter_generation_tokens.values()
-        )
-    )
+    def counting(outputs: list[Any], *arguments: Any, **options: Any) -> Any:
+        counts.extend(len(output.new_token_ids) for output in outputs if output.request_id in processor.request_states)
+        return process(outputs, *arguments, **options)
+
+    processor.process_outputs = counting
+    try:
+        yield counts
+    finally:
+        del processor.process_outputs
 
 
 @pytest.mark.parametrize(
@@ -40,34 +45,29 @@ async def test_usage_adds_up_to_vllms_own_count(
     draft_engine: VllmEngine, target_engine: VllmEngine, policy: str, options: dict[str, object]
 ) -> None:
     engines = {"draft": draft_engine, "target": target_engine}
-    runtime = Runtime(engines)
-    before = {name: vllm_generated_tokens(engine) for name, engine in engines.items()}
+    requests = [Request.ask(QUESTION.replace("29", str(n)), policy, options=options, seed=n) for n in range(21, 31)]
 
-    completions = [
-        result
-        async for _, result in runtime.solve_all(
-            [Request.ask(QUESTION.replace("29", str(n)), policy, options=options, seed=n) for n in range(21, 31)], 4
-        )
-    ]
+    with counted_by_vllm(draft_engine) as of_draft, counted_by_vllm(target_engine) as of_target:
+        completions = [result async for _, result in Runtime(engines).solve_all(requests, 4)]
 
-    for name, engine in engines.items():
+    for name, counts in (("draft", of_draft), ("target", of_target)):
         ours = sum(
             result.usage[name].generated
             for result in completions
             if isinstance(result, Completion) and name in result.usage
         )
-        assert ours == vllm_generated_tokens(engine) - before[name]
+        assert ours == sum(counts)
 
 
 async def test_a_request_cut_by_its_deadline_is_counted_exactly_too(target_engine: VllmEngine) -> None:
     runtime = Runtime({"target": target_engine})
-    before = vllm_generated_tokens(target_engine)
 
-    completion = await runtime.complete(Request.ask(QUESTION, limits=Limits(deadline_s=0.15)))
+    with counted_by_vllm(target_engine) as counts:
+        completion = await runtime.complete(Request.ask(QUESTION, limits=Limits(deadline_s=0.15)))
 
     assert completion.finish_reason == "deadline"
     assert completion.seconds < 0.15 + 0.1 + 0.1  # the deadline, our 100 ms, a step of the engine
-    assert completion.usage["target"].generated == vllm_generated_tokens(target_engine) - before
+    assert completion.usage["target"].generated == sum(counts)
 
 
 async def test_shared_prefixes_are_read_from_the_cache(target_engine: VllmEngine) -> None:

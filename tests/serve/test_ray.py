@@ -63,6 +63,9 @@ async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytes
                 raise answer
             return list(answer)
 
+        async def aclose(self) -> None:
+            pass
+
     monkeypatch.setattr(ray_app, "_LOOK_S", 0.05)
     monkeypatch.setattr(ray_app.RayBackend, "_deploy", lambda backend: Replicas())
     monkeypatch.setattr(ray_app.RayBackend, "_end", lambda backend: None)
