@@ -41,30 +41,34 @@ REJECT_S = 0.1
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        here, result = (
-            Path(folder),
-            {"cores": len(cores()), "engine_cores": options.cores, "local": options.local, "rows": []},
-        )
+        here = Path(folder)
+        settings = {"cores": len(cores()), "engine_cores": options.cores, "local": options.local}
+        rows: list[dict[str, Any]] = []
+
+        def tell(row: dict[str, Any]) -> None:  # at once: all parts together take many minutes
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(settings | {"rows": rows}, indent=2) + "\n")
+
         engines = {"target": {"model": "zoo:nano-target", "max_num_seqs": 64, "cores": options.cores}}
         config = config_file(here, engines, bounds={"running": 64, "queued": 64}, replicas={"cluster": "local"})
         if "sdk" in options.parts or "vllm" in options.parts:
             ours = stack.enter_context(our_server(config, free_port(), here / "ours.log", is_local=options.local))
             if "sdk" in options.parts:
                 sdk = stack.enter_context(sdk_process(config))
-                result["rows"] += [against_sdk(ours, sdk, concurrency, options) for concurrency in options.concurrency]
+                for concurrency in options.concurrency:
+                    tell(against_sdk(ours, sdk, concurrency, options))
             if "vllm" in options.parts:
                 theirs = stack.enter_context(vllm_server(here, options.cores))
-                result["rows"] += [against_vllm(ours, theirs, each, options) for each in options.concurrency]
+                for concurrency in options.concurrency:
+                    tell(against_vllm(ours, theirs, concurrency, options))
             stack.close()
         if "overload" in options.parts:
             bounds = {"running": options.running, "queued": options.queued}
             config = config_file(here, engines, bounds=bounds, replicas={"cluster": "local"})
             with our_server(config, free_port(), here / "ours.log", is_local=options.local) as server:
-                result["rows"].append(asyncio.run(overload(server, options)))
-    for row in result["rows"]:
-        print(json.dumps(row))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+                tell(asyncio.run(overload(server, options)))
 
 
 def _options() -> argparse.Namespace:
