@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else engines give way to everything else on the machine
-# a step that goes from thread to thread waits for the interpreter in each; nothing here blocks a loop
+# a step that goes from thread to thread waits for the interpreter in each
 os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
 os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
 os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # a turn takes milliseconds of a core, needed or not
@@ -173,9 +173,11 @@ class RayBackend:
 
     async def __aexit__(self, *_: object) -> None:
         self._watching.cancel()
-        if self.replicas is not None:
-            await self.replicas.aclose()
-        await asyncio.to_thread(self._end)
+        try:
+            if self.replicas is not None:
+                await self.replicas.aclose()
+        finally:  # whatever has become of the cluster, it is not left behind
+            await asyncio.to_thread(self._end)
 
     @property
     def restarts(self) -> int:
