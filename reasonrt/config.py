@@ -27,7 +27,7 @@ class VllmConfig(_Strict):
 
     kind: Literal["vllm"] = "vllm"
     model: str = Field(description="a Hugging Face folder, or zoo:NAME")
-    inflate: int = Field(1, ge=1, le=16, description="run it so many times as wide, with the same function")
+    inflate: int = Field(1, ge=1, le=64, description="run it so many times as wide, with the same function")
     max_model_len: int = Field(1024, ge=16, le=10_000_000)
     max_num_seqs: int = Field(64, ge=1, le=4096)
     kv_cache_mib: int | None = Field(256, ge=1)
@@ -38,7 +38,7 @@ class VllmConfig(_Strict):
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="None: the fastest of the machine"
     )
-    compile: bool = False
+    compile: bool | None = Field(None, description="torch.compile and CUDA graphs; None: on GPUs alone")
     tensor_parallel: int = Field(1, ge=1, le=1024)
     scores: bool = False
     speculative: dict[str, Any] | None = Field(None, description="vLLM's own speculation; a `model` in it as above")

@@ -29,7 +29,7 @@ def bench(
     split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "test",
     problems: Annotated[int, typer.Option(min=10, help="For accuracy.")] = 400,
     timed: Annotated[int, typer.Option(min=10, help="For time; the first ones of these problems.")] = 100,
-    inflate: Annotated[int, typer.Option(min=1, max=16, help="Time with a target so many times as wide.")] = 1,
+    inflate: Annotated[int, typer.Option(min=1, max=64, help="Time with a target so many times as wide.")] = 1,
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Problems at once; may be repeated.")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Policies to sweep; default: all.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Arms not to time, by the name in the table.")] = None,
@@ -177,7 +177,7 @@ def plan(
     task: Annotated[str, typer.Option(help="As for `reasonrt eval`.")] = "zoo",
     problems: Annotated[int, typer.Option(min=2, help="To measure both models on.")] = 20,
     concurrency: Annotated[int, typer.Option(min=1, help="Problems at once.")] = 1,
-    inflate: Annotated[int, typer.Option(min=1, max=16, help="Plan for a target so many times as wide.")] = 1,
+    inflate: Annotated[int, typer.Option(min=1, max=64, help="Plan for a target so many times as wide.")] = 1,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:

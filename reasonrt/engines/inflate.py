@@ -19,7 +19,7 @@ from reasonrt.engines.fingerprint import FUNCTION_OF, model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import ConfigError
 
-MAX_FACTOR = 16
+MAX_FACTOR = 64
 
 _ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
@@ -63,7 +63,7 @@ def inflate(source: Path, out: Path, factor: int) -> None:
     It names `source` in its config.json as the model whose function it has.
 
     Raises:
-        ConfigError: the factor is no whole number in [2, 16], or the model is none that we know to widen.
+        ConfigError: the factor is no whole number in [2, 64], or the model is none that we know to widen.
     """
     if type(factor) is not int or not 2 <= factor <= MAX_FACTOR:
         raise ConfigError(f"a model is inflated by a whole number in [2, {MAX_FACTOR}], got {factor!r}")

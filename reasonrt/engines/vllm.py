@@ -18,7 +18,7 @@ from typing import Any, Self
 from reasonrt.engines.base import Capability, Verified
 from reasonrt.engines.fingerprint import model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
-from reasonrt.engines.vllm_settings import VllmSettings, cpu_dtype, pooling_settings, quiet_vllm, score_task
+from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments, quiet_vllm, score_task, start_environment
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
@@ -144,31 +144,11 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        settings, on_cpu = self.settings, current_platform.is_cpu()
-        memory: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_share}
-        if settings.kv_cache_mib is not None:
-            memory["kv_cache_memory_bytes"] = settings.kv_cache_mib << 20
-        args = AsyncEngineArgs(
-            model=str(self.model),
-            skip_tokenizer_init=True,
-            dtype=settings.dtype or (cpu_dtype() if on_cpu else "bfloat16"),
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            block_size=settings.block_size or (32 if on_cpu else 16),
-            enable_prefix_caching=True,
-            enforce_eager=not settings.compile,
-            tensor_parallel_size=settings.tensor_parallel,
-            disable_log_stats=True,  # kept for every token, and shown by nobody: ours are counted in `metering`
-            use_tqdm_on_load=False,
-            speculative_config=settings.speculative,
-            worker_extension_cls="reasonrt.engines.vllm_worker.WorkerExtension",
-            **(pooling_settings(self.model) if settings.scores else {}),
-            **memory,
-        )
+        on_cpu = current_platform.is_cpu()
+        args = AsyncEngineArgs(**engine_arguments(self.model, self.settings, on_cpu))
         with _starting:
             before = dict(os.environ)
-            if on_cpu:
-                os.environ["VLLM_CPU_OMP_THREADS_BIND"] = settings.cores or ",".join(map(str, os.sched_getaffinity(0)))
+            os.environ.update(start_environment(self.settings, on_cpu))
             try:
                 return AsyncLLM.from_engine_args(args)
             finally:  # vLLM leaves LD_PRELOAD and more behind, meant for its own processes

@@ -1,5 +1,6 @@
 """How vLLM is to run, as plain values: known without importing it."""
 
+import ctypes
 import json
 import os
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class VllmSettings:
         niceness: 0 to 19, of this engine's threads on CPUs. Where engines share cores, the small one should give way:
             a thread that waits for its core holds up all the others of its engine.
         dtype: of weights and activations; None is bfloat16, but float32 on CPUs that have no instructions for it.
-        compile: torch.compile and CUDA graphs: a slow start, a faster step.
+        compile: torch.compile and CUDA graphs: a slow start, a faster step; None does so on GPUs alone.
         tensor_parallel: GPUs that the model is spread over.
         scores: the model has a scalar head; it answers `score` and generates nothing.
         speculative: vLLM's own speculation, token by token, as its `speculative_config` takes it: {"method": "ngram",
@@ -38,7 +39,7 @@ class VllmSettings:
     cores: str | None = None
     niceness: int = 0
     dtype: str | None = None
-    compile: bool = False
+    compile: bool | None = None
     tensor_parallel: int = 1
     scores: bool = False
     speculative: dict[str, Any] | None = None
@@ -61,12 +62,52 @@ def score_task(model: Path) -> str:
     return "token_classify" if architectures[0].endswith("RewardModel") else "classify"
 
 
-def pooling_settings(model: Path) -> dict[str, Any]:
-    """vLLM's settings for a scoring model."""
+def engine_arguments(model: Path, settings: VllmSettings, on_cpu: bool) -> dict[str, Any]:
+    """What vLLM's `AsyncEngineArgs` take."""
+    memory: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_share}
+    if settings.kv_cache_mib is not None:
+        memory["kv_cache_memory_bytes"] = settings.kv_cache_mib << 20
+    return {
+        "model": str(model),
+        "skip_tokenizer_init": True,
+        "dtype": settings.dtype or (cpu_dtype() if on_cpu else "bfloat16"),
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "block_size": settings.block_size or (32 if on_cpu else 16),
+        "enable_prefix_caching": True,
+        "enforce_eager": on_cpu if settings.compile is None else not settings.compile,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "disable_log_stats": True,  # kept for every token, and shown by nobody: ours are counted in `metering`
+        "use_tqdm_on_load": False,
+        "speculative_config": settings.speculative,
+        "worker_extension_cls": "reasonrt.engines.vllm_worker.WorkerExtension",
+        **(_pooling_arguments(model) if settings.scores else {}),
+        **memory,
+    }
+
+
+def _pooling_arguments(model: Path) -> dict[str, Any]:
     if score_task(model) == "classify":
         return {"runner": "pooling", "convert": "classify"}
     # a process reward model scores every token; by default vLLM picks those of a tag, and miscounts behind a cache
     return {"runner": "pooling", "pooler_config": {"tok_pooling_type": "ALL"}}
+
+
+def start_environment(settings: VllmSettings, on_cpu: bool) -> dict[str, str]:
+    """What vLLM is to find in its environment while it starts an engine."""
+    if on_cpu:
+        return {"VLLM_CPU_OMP_THREADS_BIND": settings.cores or ",".join(map(str, os.sched_getaffinity(0)))}
+    # CUDA does not survive a fork; where nobody has used it in this process, vLLM forks, which is faster
+    return {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn"} if _is_cuda_in_use() else {}
+
+
+def _is_cuda_in_use() -> bool:
+    """Whether this process has initialised the driver; `torch.cuda.is_available()` does, and torch does not tell."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == 0)
 
 
 def quiet_vllm() -> None:

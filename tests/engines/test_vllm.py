@@ -9,8 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
+from vllm.platforms import current_platform
 
 from reasonrt.engines.vllm import VllmEngine, VllmSettings
+from reasonrt.engines.vllm_settings import engine_arguments
 from reasonrt.errors import CapabilityError, EngineError
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Message, Request, Sampling
@@ -76,7 +78,8 @@ async def test_shared_prefixes_are_read_from_the_cache(target_engine: VllmEngine
         stream = target_engine.generate(prompt, Sampling(2))
         deltas = [delta async for delta in stream]
 
-    assert deltas[0].cached_tokens == (len(prompt) - 1) // 32 * 32  # whole blocks, and one token is always computed
+    block = engine_arguments(target_engine.model, target_engine.settings, current_platform.is_cpu())["block_size"]
+    assert deltas[0].cached_tokens == (len(prompt) - 1) // block * block  # whole ones, and one token is always computed
 
 
 async def test_a_dead_engine_fails_its_requests_and_comes_back(nano_draft: Path) -> None:
