@@ -73,6 +73,14 @@ class Population:
         keeps = (self.risks <= self.alphas[:, None]).all(axis=0)
         return float(self.savings[keeps].max(initial=0.0))
 
+    def one_test_saving(self, n: int, delta: float) -> float:
+        """What the one rule is worth, on average over draws of n, that is best to test and nothing else: its saving
+        times the probability that the exact binomial test certifies it. Who picks it knows the population."""
+        from scipy.special import bdtr
+
+        passing = np.max(np.flatnonzero(bdtr(np.arange(n), n, self.alphas[0]) <= delta), initial=-1)
+        return float((self.savings * bdtr(passing, n, self.risks[0])).max(initial=0.0)) if passing >= 0 else 0.0
+
     def mean_saving(self, chosen: NDArray[np.int64]) -> float:
         """Over draws; choosing none saves nothing."""
         return float(np.where(chosen >= 0, self.savings[chosen], 0.0).mean())

@@ -133,3 +133,18 @@ def test_the_simulation_does_what_certify_does() -> None:
         except Infeasible:
             rule = None
         assert rule == (None if chosen[draw] < 0 else rules[chosen[draw]])
+
+
+@pytest.mark.parametrize(("n", "expected"), [(44, 0.0), (45, 0.5), (10_000, 0.5)])  # 0.95^45 is the first below 0.1
+def test_the_best_single_test_saves_what_it_can_certify(n: int, expected: float) -> None:
+    num_problems = 1000
+    losses = np.zeros((1, 2, num_problems))
+    losses[0, 1, :80] = 1  # saves more, and breaks its promise
+    population = Population(
+        losses, np.ones_like(losses), np.array([[5.0], [1.0]]).repeat(num_problems, 1),
+        np.full(num_problems, 10.0), np.array([0.05]),
+    )  # fmt: skip
+
+    saving = population.one_test_saving(n, 0.1)
+
+    assert saving == pytest.approx(expected, abs=0.04)

@@ -67,3 +67,4 @@ def test_tightness_row(deer: Case) -> None:
     assert 0 < row["saving"] <= row["best_saving"]
     assert row["share_of_best"] == row["saving"] / row["best_saving"]
     assert row["mean_risk"] < 0.05
+    assert 0 < row["one_test_saving"] < row["best_saving"]
