@@ -60,8 +60,8 @@ def _options() -> argparse.Namespace:
 
 async def deaths(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """All requests three times: twice in peace, once while parts are killed."""
-    whole = bodies(options.requests, options.policy, stream=False)
-    asked = [body | {"stream": index % 2 == 0} for index, body in enumerate(whole)]
+    plain = bodies(options.requests, options.policy, stream=False)
+    asked = [body | {"stream": index % 2 == 0} for index, body in enumerate(plain)]
     peace = [await ask_all(server.port, asked, options.concurrency) for _ in range(2)]
     began = time.perf_counter()
     war: list[Answer] = []
@@ -93,14 +93,14 @@ async def deaths(server: Server, options: argparse.Namespace) -> dict[str, Any]:
 async def kill(server: Server, running: "asyncio.Task[Any]", index: int, options: argparse.Namespace) -> dict[str, Any]:
     """Kill one part while requests run, and wait until as many parts live as before."""
     wanted = CORE if options.local or index % 2 == 0 else REPLICA
-    before = {kind: len(parts(server, kind)) for kind in (CORE, REPLICA)}
+    before = whole(server)
     victim = random.Random(index).choice(parts(server, wanted))
     is_under_load = not running.done()
     os.kill(victim.pid, signal.SIGKILL)
     began = time.perf_counter()
     answer = await ask(server.port, bodies(1, options.policy, stream=False)[0])
     answered_s = time.perf_counter() - began
-    while {kind: len(parts(server, kind)) for kind in before} != before or not server.is_ready():
+    while whole(server) != before:
         await asyncio.sleep(LOOK_S)
         if time.perf_counter() - began > 180:
             break
@@ -110,6 +110,11 @@ async def kill(server: Server, running: "asyncio.Task[Any]", index: int, options
         "next_answer_s": answered_s if not answer.error else None,
         "whole_again_s": time.perf_counter() - began,
     }
+
+
+def whole(server: Server) -> tuple[float, ...]:
+    """What there is of each part, and how many replicas are warm."""
+    return (*(len(parts(server, kind)) for kind in (CORE, REPLICA)), metric(server, "reasonrt_replicas_ready"))
 
 
 async def leavers(server: Server, options: argparse.Namespace) -> dict[str, Any]:

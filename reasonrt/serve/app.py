@@ -126,7 +126,7 @@ def _add_state(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/ready", responses={503: {"model": dict[str, bool]}})
     async def ready() -> JSONResponse:
         """Every engine is warm, and the server is not shutting down."""
-        is_ready = await app.state.gateway.is_ready()
+        is_ready = app.state.gateway.is_ready()
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -60,8 +60,9 @@ class Backend(Protocol):
     def certificates(self) -> Sequence[CertificateState]:
         """Of each process that requests were stopped in."""
 
-    async def is_ready(self) -> bool:
-        """Whether every engine is warm; of replicas, those of one at least."""
+    @property
+    def ready(self) -> int:
+        """Replicas whose engines are all warm; a process without Ray is one."""
 
     def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
         """First `Accepted`, then as `Runtime.solve`; the same errors, and `ApiError` for what it has no room for."""
@@ -91,8 +92,9 @@ class Worker:
         await asyncio.gather(*self._watches, return_exceptions=True)
         await self.runtime.__aexit__()
 
-    async def is_ready(self) -> bool:
-        return not self._absent
+    @property
+    def ready(self) -> int:
+        return int(not self._absent)
 
     def check_health(self) -> None:
         """Raises: EngineError: an engine does not come back; only a new process might help."""

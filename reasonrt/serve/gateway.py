@@ -41,10 +41,11 @@ class Gateway:
         metrics.watch("reasonrt_running", "Choices that are worked on.", lambda: self.admission.running)
         metrics.watch("reasonrt_queued", "Choices that wait for a place.", lambda: self.admission.queued)
         metrics.watch("reasonrt_restarts", "Engines and replicas replaced.", lambda: backend.restarts, is_counter=True)
+        metrics.watch("reasonrt_replicas_ready", "Replicas whose engines are all warm.", lambda: backend.ready)
         metrics.watch_certificates(lambda: backend.certificates)
 
-    async def is_ready(self) -> bool:
-        return not self.admission.is_draining and await self.backend.is_ready()
+    def is_ready(self) -> bool:
+        return not self.admission.is_draining and self.backend.ready > 0
 
     async def solve(self, job: Job, key: str) -> AsyncGenerator[Update | None, None]:
         """The events of all choices as they come; None when nothing has come for `keep_alive_s`.

@@ -131,7 +131,7 @@ class Replica:
     async def state(self) -> ReplicaState:
         replica_id = ray_serve.get_replica_context().replica_id.unique_id
         worker = self._worker
-        is_ready, certificates = await worker.is_ready(), tuple(worker.certificates)
+        is_ready, certificates = worker.ready > 0, tuple(worker.certificates)
         return ReplicaState(replica_id, is_ready, worker.restarts, worker.running, worker.served, certificates)
 
     async def check_health(self) -> None:
@@ -162,7 +162,7 @@ class RayBackend:
         self._app, self._name = _application(engines, options, config), name
         self._cluster = config.replicas.cluster
         self.replicas: RayLink | None = None
-        self._is_ready = self._is_own = False
+        self.ready, self._is_own = 0, False
         self._states: dict[str, ReplicaState] = {}  # the last of each replica, the dead ones too
         self._most_at_once = 0
 
@@ -187,9 +187,6 @@ class RayBackend:
     def certificates(self) -> Sequence[CertificateState]:
         return [certificate for state in self._states.values() for certificate in state.certificates]
 
-    async def is_ready(self) -> bool:
-        return self._is_ready
-
     async def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
         if self.replicas is None:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
@@ -207,7 +204,7 @@ class RayBackend:
         return RayLink(ray_serve.run(self._app, name=self._name, route_prefix=None))
 
     def _end(self) -> None:
-        self.replicas, self._is_ready = None, False
+        self.replicas, self.ready = None, 0
         ray_serve.delete(self._name)
         if self._is_own:
             ray.shutdown()
@@ -220,7 +217,7 @@ class RayBackend:
                 _log.warning("no replica says how it is: %r", error)
                 answers = []
             states = [answer for answer in answers if isinstance(answer, ReplicaState)]
-            self._is_ready = any(state.is_ready for state in states)
+            self.ready = sum(state.is_ready for state in states)
             self._most_at_once = max(self._most_at_once, len(states))
             self._states |= {state.replica_id: state for state in states}
             await asyncio.sleep(_LOOK_S)

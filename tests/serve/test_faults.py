@@ -168,19 +168,19 @@ async def test_readiness_follows_the_engines() -> None:
     worker = Worker(Runtime({"target": engine}))
     entering = asyncio.create_task(worker.__aenter__())
     await asyncio.sleep(0.1)
-    states = [await worker.is_ready()]
+    states = [worker.ready]
     await entering
-    states.append(await worker.is_ready())
+    states.append(worker.ready)
 
     engine.kill()
     give_up = time.monotonic() + 5
-    for expected in (False, True):
-        while await worker.is_ready() is not expected:
+    for expected in (0, 1):
+        while worker.ready != expected:
             assert time.monotonic() < give_up
             await asyncio.sleep(0.02)
     await worker.__aexit__()
 
-    assert states == [False, True]
+    assert states == [0, 1]
     assert worker.restarts == 1
 
 
@@ -204,7 +204,7 @@ async def test_watch_outlives_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatc
             worker.check_health()
             engine.is_sick = is_sick
             give_up = time.monotonic() + 5
-            while await worker.is_ready() is is_sick:
+            while worker.ready == is_sick:
                 assert time.monotonic() < give_up
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)

@@ -20,6 +20,7 @@ class Scenario:
     """A backend that plays: each attempt yields some steps and then fails, hangs or ends."""
 
     restarts = 0
+    ready = 1
     certificates = ()
 
     def __init__(self, *attempts: tuple[int, str]) -> None:
@@ -32,9 +33,6 @@ class Scenario:
 
     async def __aexit__(self, *_: object) -> None:
         pass
-
-    async def is_ready(self) -> bool:
-        return True
 
     async def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
         self.seen.append(request)

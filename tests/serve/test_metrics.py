@@ -49,6 +49,7 @@ def test_counters_follow_requests(start: Any) -> None:
     assert found["reasonrt_first_step_seconds_count",] >= 3
     assert found["reasonrt_step_seconds_count",] >= 3 * 3
     assert (found["reasonrt_running",], found["reasonrt_queued",], found["reasonrt_restarts_total",]) == (0, 0, 0)
+    assert found["reasonrt_replicas_ready",] == 1
 
 
 def test_rejections_are_counted_by_their_code_and_are_no_fast_requests(start: Any) -> None:

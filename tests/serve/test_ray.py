@@ -73,9 +73,9 @@ async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytes
     async with ray_app.RayBackend({}, {}, ServeConfig()) as backend:
         for _ in range(30):
             await asyncio.sleep(0.01)
-            seen.append(await backend.is_ready())
+            seen.append(backend.ready)
 
-    assert [is_ready for is_ready, _ in groupby(seen)][-3:] == [True, False, True]
+    assert [ready for ready, _ in groupby(seen)][-3:] == [1, 0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def replica_pids() -> list[int]:
 
 async def until_ready(backend: Any, num: int) -> None:
     give_up = time.monotonic() + 60
-    while not await backend.is_ready() or len(replica_pids()) < num:
+    while backend.ready < num or len(replica_pids()) < num:
         assert time.monotonic() < give_up
         await asyncio.sleep(0.1)
 
