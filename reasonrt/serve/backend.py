@@ -12,7 +12,7 @@ from reasonrt.engines.base import Engine
 from reasonrt.errors import EngineError
 from reasonrt.policies.registry import build_policy
 from reasonrt.runtime import Runtime
-from reasonrt.serve.errors import ApiError
+from reasonrt.serve.errors import ABSENT, ApiError
 from reasonrt.types import THINK, Event, Request
 
 _log = logging.getLogger(__name__)
@@ -109,9 +109,18 @@ class Worker:
             for guard in self.runtime.guards
         ]
 
-    async def solve(self, request: Request, session: str = "") -> AsyncGenerator[Accepted | Event, None]:
-        """See the protocol; `session` means nothing to a single worker."""
-        accepted = self._accept(request)
+    async def solve(
+        self, request: Request, session: str = "", is_patient: bool = True
+    ) -> AsyncGenerator[Accepted | Event, None]:
+        """See the protocol; `session` means nothing to a single worker.
+
+        Args:
+            is_patient: wait for an engine that is being started again, as a single worker must.
+
+        Raises:
+            ApiError: with the code `ABSENT`, where such an engine is needed and not waited for.
+        """
+        accepted = self._accept(request, is_patient)
         self.running += 1
         try:
             yield accepted
@@ -122,12 +131,14 @@ class Worker:
             self.running -= 1
             self.served += 1
 
-    def _accept(self, request: Request) -> Accepted:
+    def _accept(self, request: Request, is_patient: bool) -> Accepted:
         if not self._is_started:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
         defaults = self.runtime.options.get(request.policy, {})
         roles = build_policy(request.policy, {**defaults, **request.options}).engines
         engines = [self.runtime.engines[role] for role in roles]
+        if not is_patient and any(engine.name in self._absent for engine in engines):
+            raise ApiError(503, "an engine is being started again", code=ABSENT, retry_after_s=5.0)
         room = min(engine.max_model_len for engine in engines)
         num_characters = sum(len(message.content) for message in request.messages)
         if num_characters > _MOST_CHARACTERS_PER_TOKEN * room:  # no need to find out exactly, which takes long

@@ -12,6 +12,9 @@ from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTE
 OVERLOADED = "overloaded"
 """The code of what there is no room for now."""
 
+ABSENT = "engine_absent"
+"""The code of what another replica may have an engine for; no caller sees it."""
+
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}
 
 

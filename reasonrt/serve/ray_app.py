@@ -38,12 +38,13 @@ from reasonrt.runtime import Runtime
 from reasonrt.serve.apart import BuildEngine, DistantEngine, EngineServer
 from reasonrt.serve.backend import Accepted, CertificateState, Worker
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
-from reasonrt.serve.errors import OVERLOADED, ApiError
+from reasonrt.serve.errors import ABSENT, OVERLOADED, ApiError
 from reasonrt.serve.server import serve
 from reasonrt.types import Event, Request
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 _LOOK_S = 1.0
+_PLACES = 8  # that a request tries; the last one waits
 
 _log = logging.getLogger(__name__)
 
@@ -82,10 +83,8 @@ class RayLink:
     async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
         """The answer of each replica; an exception for one that has none."""
         with _translated():
-            answers: list[Any] = (
-                await self._options().broadcast(method).results_async(timeout_s=timeout_s, return_exceptions=True)
-            )
-        return answers
+            asked = self._options().broadcast(method)
+            return list(await asked.results_async(timeout_s=timeout_s, return_exceptions=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +122,8 @@ class Replica:
         built |= {role: DistantEngine(built[role], RayLink(handle)) for role, handle in handles.items()}
         self._worker = await Worker(Runtime(built, options)).__aenter__()
 
-    async def solve(self, request: Request) -> AsyncGenerator[Accepted | Event, None]:
-        async with aclosing(self._worker.solve(request)) as events:
+    async def solve(self, request: Request, is_patient: bool) -> AsyncGenerator[Accepted | Event, None]:
+        async with aclosing(self._worker.solve(request, is_patient=is_patient)) as events:
             async for event in events:
                 yield event
 
@@ -190,9 +189,16 @@ class RayBackend:
     async def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
         if self.replicas is None:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
-        async with aclosing(self.replicas.stream("solve", request, session=session)) as events:
-            async for event in events:
-                yield event
+        for place in range(_PLACES):  # a replica that starts an engine again hands on what has not begun there
+            name, is_last = f"{session}@{place}" if place else session, place == _PLACES - 1
+            try:
+                async with aclosing(self.replicas.stream("solve", request, is_last, session=name)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except ApiError as error:
+                if error.code != ABSENT:
+                    raise
 
     def _deploy(self) -> RayLink:
         if not ray.is_initialized():

@@ -19,7 +19,8 @@ from reasonrt.engines.vllm import VllmEngine
 from reasonrt.errors import EngineError
 from reasonrt.serve import backend
 from reasonrt.serve.backend import Worker
-from reasonrt.types import Sampling
+from reasonrt.serve.errors import ABSENT, ApiError
+from reasonrt.types import Completion, Request, Sampling
 
 STEPS = ["<think>\nOne.\n\n", *(f"Step {index} of it.\n\n" for index in range(20)), "</think>\n\n", r"\boxed{7}"]
 TEXT = "".join(STEPS)
@@ -182,6 +183,23 @@ async def test_readiness_follows_the_engines() -> None:
 
     assert states == [0, 1]
     assert worker.restarts == 1
+
+
+async def test_who_can_go_elsewhere_does_not_wait_for_an_engine() -> None:
+    engine = Slow("target", TEXT)
+    async with Worker(Runtime({"target": engine})) as worker:
+        engine.kill()
+        give_up = time.monotonic() + 5
+        while worker.ready:
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.02)
+
+        with pytest.raises(ApiError) as raised:
+            await anext(worker.solve(Request.ask("?"), is_patient=False))
+        *_, completion = [event async for event in worker.solve(Request.ask("?"))]
+
+    assert raised.value.code == ABSENT
+    assert isinstance(completion, Completion)
 
 
 class Sick(ScriptedEngine):

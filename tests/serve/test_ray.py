@@ -18,7 +18,7 @@ from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import RequestError
 from reasonrt.serve.backend import Accepted
 from reasonrt.serve.config import ServeConfig
-from reasonrt.serve.errors import ApiError
+from reasonrt.serve.errors import ABSENT, ApiError
 from reasonrt.serve.journal import outlive
 from reasonrt.types import Message, Sampling
 
@@ -76,6 +76,35 @@ async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytes
             seen.append(backend.ready)
 
     assert [ready for ready, _ in groupby(seen)][-3:] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(("num_cold", "is_patient"), [(0, False), (3, False), (7, True)])
+async def test_a_replica_that_lacks_an_engine_hands_on(
+    monkeypatch: pytest.MonkeyPatch, num_cold: int, is_patient: bool
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    class Replicas:
+        async def stream(self, method: str, request: Request, is_patient: bool, session: str) -> AsyncIterator[Any]:
+            asked.append((session, is_patient))
+            if len(asked) <= num_cold:
+                raise ApiError(503, "cold", code=ABSENT)
+            yield Accepted(1, False)
+
+        async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
+            return []
+
+        async def aclose(self) -> None:
+            pass
+
+    monkeypatch.setattr(ray_app.RayBackend, "_deploy", lambda backend: Replicas())
+    monkeypatch.setattr(ray_app.RayBackend, "_end", lambda backend: None)
+    async with ray_app.RayBackend({}, {}, ServeConfig()) as entered:
+        events = [event async for event in entered.solve(Request.ask("?"), "s")]
+
+    assert events == [Accepted(1, False)]
+    assert len({session for session, _ in asked}) == len(asked) == num_cold + 1
+    assert asked[-1][1] is is_patient
 
 
 @pytest.fixture(scope="module")
