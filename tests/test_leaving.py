@@ -69,10 +69,10 @@ async def test_deadline_counts_the_time_that_the_reader_takes() -> None:
     runtime = make_runtime()
     seen = []
 
-    async with aclosing(runtime.solve(Request.ask("?", limits=Limits(deadline_s=0.05)))) as events:
+    async with aclosing(runtime.solve(Request.ask("?", limits=Limits(deadline_s=0.3)))) as events:
         async for event in events:
             seen.append(event)
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.4)
 
     assert [type(event) for event in seen] == [Step, Completion]
     assert isinstance(seen[-1], Completion)
@@ -108,7 +108,9 @@ async def test_cancelling_the_task_stops_every_engine(policy: str) -> None:
     runtime = make_runtime(seconds_per_token=0.01)
     task = asyncio.create_task(runtime.complete(Request.ask("?", policy)))
     await asyncio.sleep(0.06)
-    assert sum(engine.running for engine in scripted(runtime)) >= 1
+    async with asyncio.timeout(10):
+        while not any(engine.running for engine in scripted(runtime)):  # between two calls
+            await asyncio.sleep(0)
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
