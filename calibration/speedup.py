@@ -1,9 +1,11 @@
 """What step-level speculation can gain, from the speeds of its engines and what each has to do.
 
-A forward pass over k tokens takes an engine `pass_s + k * token_s`, whoever asked for them. So a problem costs its
-share of the passes that hold a part of it, and each token that is read or written. Alone, with n problems at once, the
-target's passes are shared by n. With a draft beside it they are shared by fewer: some of the n are with the draft.
-That, and the draft's own work on the same device, is what speculation has to earn back.
+A forward pass that writes a token for each of n problems, and reads k, takes an engine `pass_s + n * write_s + k *
+read_s`, whoever asked for it. So a problem costs its share of the passes that hold a part of it, and each token that
+is written or read; a token that is read is one of many in a row, without a sampler or a cache of its own to visit,
+and costs much less. Alone, with n problems at once, the target's passes are shared by n. With a draft beside it they
+are shared by fewer: some of the n are with the draft. That, and the draft's own work on the same device, is what
+speculation has to earn back.
 
 With one problem at a time, and passes that cost the same whatever they hold, this is the formula of the literature:
 S = 1 / (c + rho + (1 - a)), with c the draft's time per token over the target's, rho the router's and a the accepted
@@ -22,16 +24,23 @@ _ROUNDS = 100  # of the search for how many problems are with either engine; it 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of one engine: a forward pass over k tokens takes `pass_s + k * token_s` seconds."""
+    """Of one engine, in seconds.
+
+    Attributes:
+        pass_s: of a forward pass, whatever it holds.
+        write_s: more for each problem that it writes a token for.
+        read_s: more for each token that it reads.
+    """
 
     pass_s: float
-    token_s: float = 0.0
+    write_s: float = 0.0
+    read_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.pass_s >= 0 and self.token_s >= 0 and self.pass_s + self.token_s > 0):
-            raise CalibrationError(
-                f"seconds per pass and token must not be negative, nor both 0; got {self.pass_s:g} and {self.token_s:g}"
-            )
+        parts = (self.pass_s, self.write_s, self.read_s)
+        if not (all(part >= 0 for part in parts) and sum(parts) > 0):
+            got = ", ".join(f"{part:g}" for part in parts)
+            raise CalibrationError(f"seconds per pass and token must not be negative, nor all 0; got {got}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +48,16 @@ class Work:
     """What one engine does for one problem, on average.
 
     Attributes:
-        passes: forward passes that hold a token of it, one after the other.
-        tokens: read (what the prefix cache held is not) or written.
+        passes: forward passes that write a token of it, one after the other.
+        read: tokens that are read: of a prompt, or to be verified, where the prefix cache does not hold them.
     """
 
     passes: float
-    tokens: float
+    read: float
 
     def seconds(self, speed: Speed, batch: float) -> float:
         """Of the engine's time, when a pass holds `batch` problems."""
-        return self.passes * speed.pass_s / batch + self.tokens * speed.token_s
+        return self.passes * (speed.pass_s / batch + speed.write_s) + self.read * speed.read_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +133,14 @@ def planned(
     rejected_steps = rejected_tokens / step_tokens
     # a problem of which nothing is rejected is not read; one of which anything is, is read to its end
     is_read = 1.0 - accepted_share ** (tokens / step_tokens)
-    read = is_read * (prompt_tokens + tokens)
-    drafted = Work(tokens, prompt_tokens + tokens)
     if is_verified:  # from the middle of a step on, on average, it is drafted and read again
         again = rejected_tokens / 2
-        drafted = Work(tokens + again, drafted.tokens + again)
-        targeted = Work(2 * rejected_steps, read + again)
-    else:
-        targeted = Work(rejected_tokens, read)
-    alone = Work(tokens, prompt_tokens + tokens)
+        drafted = Work(tokens + again, prompt_tokens)
+        targeted = Work(2 * rejected_steps, is_read * (prompt_tokens + tokens) + again)
+    else:  # either reads what the other has written
+        drafted = Work(tokens, prompt_tokens + rejected_tokens)
+        targeted = Work(rejected_tokens, is_read * (prompt_tokens + tokens - rejected_tokens))
+    alone = Work(tokens, prompt_tokens)
     return Parts(draft, target, alone, drafted, targeted, at_once=at_once, is_shared=is_shared)
 
 
@@ -159,20 +167,21 @@ def fit_speed(measured: Sequence[tuple[float, Work, float]]) -> Speed:
     """The speed that explains best what an engine took by itself.
 
     Args:
-        measured: (seconds per problem, its work, problems at once), at one concurrency or several. One alone says
-            nothing of what tokens cost beside passes: they are taken as free then.
+        measured: (seconds per problem, its work, problems at once). It takes a second measurement, of another
+            share of reading, to tell what that costs, and a second concurrency to tell a written token from its
+            pass; what cannot be told is taken as free.
 
     Raises:
         CalibrationError: nothing was measured.
     """
     if not measured:
         raise CalibrationError("a speed takes at least one measurement of the engine alone")
-    if len({at_once for _, _, at_once in measured}) == 1:
-        shares = [seconds * at_once / work.passes for seconds, work, at_once in measured]
-        return Speed(float(np.mean(shares)))
     from scipy.optimize import nnls
 
+    columns = [(work.passes / at_once, work.read, work.passes) for _, work, at_once in measured]
+    known = 2 if len({at_once for _, _, at_once in measured}) == 1 else 3
+    seconds = np.array([[each] for each, _, _ in measured])
     # each row is in units of what was measured: relative errors count
-    rows = [(work.passes / at_once / seconds, work.tokens / seconds) for seconds, work, at_once in measured]
-    (pass_s, token_s), _ = nnls(np.array(rows), np.ones(len(rows)))
-    return Speed(float(pass_s), float(token_s))
+    found, _ = nnls(np.array(columns)[:, : min(known, len(measured))] / seconds, np.ones(len(measured)))
+    pass_s, read_s, write_s = (*found, 0.0, 0.0)[:3]
+    return Speed(float(pass_s), float(write_s), float(read_s))

@@ -108,9 +108,7 @@ async def test_cancelling_the_task_stops_every_engine(policy: str) -> None:
     runtime = make_runtime(seconds_per_token=0.01)
     task = asyncio.create_task(runtime.complete(Request.ask("?", policy)))
     await asyncio.sleep(0.06)
-    async with asyncio.timeout(10):
-        while not any(engine.running for engine in scripted(runtime)):  # between two calls
-            await asyncio.sleep(0)
+    assert not task.done()  # at work, or between two calls
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,5 +1,6 @@
 """`reasonrt calibrate`: what is learned before serving."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,9 @@ def router(
     rollouts: Annotated[
         int, typer.Option(min=1, max=64, help="Target completions per value; the first is greedy.")
     ] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per problem.")] = 640,
+    suffix: Annotated[str, typer.Option(help="Words to put after each question.")] = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="Problems at once.")] = 32,
     judges: Annotated[bool, typer.Option(help="Also train nano-router and nano-reward (zoo models only).")] = False,
     config: ConfigOption = None,
     json_file: JsonOption = None,
@@ -38,7 +42,7 @@ def router(
     from reasonrt.evals.tasks import load_task
     from reasonrt.runtime import Runtime
 
-    drawn = load_task(task, problems, split)
+    drawn = [replace(problem, question=problem.question + suffix) for problem in load_task(task, problems, split)]
 
     async def record() -> tuple[Any, dict[str, str]]:
         with console.status("starting draft and target ..."):
@@ -46,7 +50,7 @@ def router(
         try:
             with _progress() as bar:
                 line = bar.add_task("recording steps", total=len(drawn))
-                settings = RecordingSettings(rollouts=rollouts)
+                settings = RecordingSettings(rollouts, max_tokens=max_tokens, concurrency=concurrency)
                 records = await record_pairs(
                     runtime, drawn, settings, out, lambda done, total: bar.update(line, completed=done)
                 )

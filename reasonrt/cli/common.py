@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.types import Limits
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="A YAML file; default: reasonrt.yaml where it exists, else the zoo.")

@@ -13,6 +13,7 @@ from reasonrt.config import Config, VllmConfig, load_config
 from reasonrt.errors import ConfigError
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings
+from reasonrt.evals.tasks import TaskProblem
 from reasonrt.runtime import Runtime
 from reasonrt.types import Limits
 
@@ -58,21 +59,25 @@ def bench(
         specs = arms.accuracy_arms(families)
         if "reward" not in settings.engines:
             specs = [spec for spec in specs if spec.name != "oracle"]
-        sweep = (specs, run_settings(48, 100), out / "accuracy")
-        (swept,) = await _evaluate(settings, drawn[:problems], [sweep])
+        (swept,) = await _evaluate(settings, [(drawn[:problems], specs, run_settings(48, 100), out / "accuracy")])
         points = arms.operating_points(swept, families)
         timing = _timing_config(settings, inflate, [role for role in TOKEN_LEVEL if role not in (skip or ())])
         extra = [role for role in timing.engines if role in TOKEN_LEVEL]
         chosen = [arms.timing_arms(points, extra, skip or ()) for _ in levels]
-        reports = await _evaluate(
+        *reports, read = await _evaluate(
             timing,
-            drawn[:timed],
             [
-                ([arm.policy for arm in arms_of], run_settings(level, 10 if level == 1 else 50), out / f"timed-{level}")
+                (
+                    drawn[:timed],
+                    [arm.policy for arm in arms_of],
+                    run_settings(level, 10 if level == 1 else 50),
+                    out / f"timed-{level}",
+                )
                 for level, arms_of in zip(levels, chosen, strict=True)
-            ],
+            ]
+            + [_reading(drawn, RunSettings(task, Limits(1), min(levels)), out)],
         )
-        speeds, is_shared = alone_speeds(reports), _is_shared(timing)
+        speeds, is_shared = alone_speeds([*reports, read]), _is_shared(timing)
         rows = [
             row
             for level, arms_of, report in zip(levels, chosen, reports, strict=True)
@@ -117,22 +122,28 @@ def _is_shared(settings: Config) -> bool:
     return not all(cores) or bool(cores[0] & cores[1])
 
 
-Evaluation = tuple[Sequence[PolicySpec], RunSettings, Path]
-"""What to run, how, and where its journal is."""
+Evaluation = tuple[Sequence[TaskProblem], Sequence[PolicySpec], RunSettings, Path]
+"""On what to run, what, how, and where its journal is."""
 
 
-async def _evaluate(settings: Config, problems: Sequence[Any], evaluations: Sequence[Evaluation]) -> list[Report]:
+def _reading(problems: Sequence[TaskProblem], settings: RunSettings, out: Path) -> Evaluation:
+    from reasonrt.evals.speculation import reading_problems
+
+    return reading_problems(problems), [PolicySpec("target"), PolicySpec("draft")], settings, out / "reading"
+
+
+async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list[Report]:
     """The reports of several evaluations on the same engines."""
     from reasonrt.engines.build import build_engines
     from reasonrt.evals.run import evaluate
     from reasonrt.policies.registry import roles_of
 
-    roles = {role for specs, _, _ in evaluations for spec in specs for role in roles_of(spec.name, spec.options)}
+    roles = {role for _, specs, _, _ in evaluations for spec in specs for role in roles_of(spec.name, spec.options)}
     engines = build_engines(settings, roles)
     reports = []
     with console.status(f"starting {', '.join(engines)} ...") as status:
         async with Runtime(engines, settings.policies) as runtime:
-            for specs, run_settings, out in evaluations:
+            for problems, specs, run_settings, out in evaluations:
 
                 def advance(progress: EvalProgress, name: str = out.name) -> None:
                     status.update(f"{name}: {progress.done} of {progress.total}, {progress.label}")
@@ -195,7 +206,8 @@ def plan(
     async def measure(folder: Path) -> list[Report]:
         specs = [PolicySpec("target"), PolicySpec("draft")]
         runs = [RunSettings(task, Limits(640), at_once, block=max(5, at_once)) for at_once in levels]
-        return await _evaluate(settings, drawn, [(specs, each, folder / str(each.concurrency)) for each in runs])
+        timed = [(drawn, specs, each, folder / str(each.concurrency)) for each in runs]
+        return await _evaluate(settings, [*timed, _reading(drawn, RunSettings(task, Limits(1), levels[0]), folder)])
 
     with tempfile.TemporaryDirectory() as folder:
         reports = run(measure(Path(folder)))
@@ -216,7 +228,10 @@ def plan(
         for name, flag in ways.items()
     }
     for role, speed in speeds.items():
-        console.print(f"{role}: {1000 * speed.pass_s:.2f} ms per pass, {1000 * speed.token_s:.3f} ms per token in it")
+        console.print(
+            f"{role}: {1000 * speed.pass_s:.2f} ms per pass, {1000 * speed.write_s:.3f} ms more for each token that it "
+            f"writes and {1000 * speed.read_s:.3f} ms for each that it reads"
+        )
     table = Table(
         "not asked about", "target writes the others: times as fast", "target verifies them",
         title=f"{concurrency} at once; the target alone takes {alone['seconds_per_problem']:.3f} s per problem",

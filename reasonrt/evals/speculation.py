@@ -5,6 +5,7 @@ problems without it, and time on fewer with it. Arms take turns by blocks of pro
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,23 @@ from reasonrt.calibration.speedup import Parts, Speed, Work, fit_speed, predicte
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.speculation_arms import OURS, SWEEPS, Arm
+from reasonrt.evals.tasks import TaskProblem
 
 _TALLIED = ("steps", "draft_steps", "escalations", "useless_escalations", "router_s", "verifications", "verify_s")
+_READ = 20  # problems
 _SLOWER = ("times_arbitrage_s", "times_arbitrage_s_low", "times_arbitrage_s_high")
 
 
+def reading_problems(problems: Sequence[TaskProblem]) -> list[TaskProblem]:
+    """Questions of a hundred words or more, to measure what reading costs: with one token of answer each."""
+    return [
+        replace(problem, question="\n".join([problem.question] * max(1, 100 // len(problem.question.split()))))
+        for problem in problems[:_READ]
+    ]
+
+
 def alone_speeds(timed: Sequence[Report]) -> dict[str, Speed]:
-    """Of draft and target, from their own arms at each concurrency."""
+    """Of draft and target, from their own arms: at each concurrency, and where they read `reading_problems`."""
     speeds = {}
     for role in ("draft", "target"):
         arms = [report.of(role) for report in timed]
@@ -135,10 +146,10 @@ def _predicted(arm: Arm, timed: Report, speeds: Mapping[str, Speed], is_shared: 
 
 
 def _work(records: Sequence[Record], role: str) -> Work:
-    """What an engine did per problem: each generated token is a pass, and so is each verification."""
+    """What an engine did per problem: a pass for each generated token, that of a verification among them."""
     usages = [record.usage.get(role, {}) for record in records]
     generated, read = (sum(usage.get(kind, 0) for usage in usages) for kind in ("generated", "prefilled"))
-    return Work(generated / len(records), (generated + read) / len(records))
+    return Work(generated / len(records), read / len(records))
 
 
 def _mean_s(records: Sequence[Record]) -> float:

@@ -17,8 +17,8 @@ from reasonrt.calibration.speedup import (
 )
 from reasonrt.errors import CalibrationError
 
-SPEEDS = st.builds(Speed, pass_s=st.floats(1e-3, 1), token_s=st.floats(0, 0.1))
-WORKS = st.builds(Work, passes=st.floats(1, 1000), tokens=st.floats(1, 5000))
+SPEEDS = st.builds(Speed, pass_s=st.floats(1e-3, 1), write_s=st.floats(0, 0.1), read_s=st.floats(0, 0.1))
+WORKS = st.builds(Work, passes=st.floats(1, 1000), read=st.floats(1, 5000))
 PARTS = st.builds(
     Parts,
     draft=SPEEDS,
@@ -44,7 +44,7 @@ def test_published_formula_is_the_case_of_one_problem_and_free_tokens() -> None:
 def test_more_work_never_helps_one_problem(parts: Parts, more: Work, who: str) -> None:
     parts = replace(parts, at_once=1.0)
     own = getattr(parts, who)
-    burdened = replace(parts, **{who: Work(own.passes + more.passes, own.tokens + more.tokens)})
+    burdened = replace(parts, **{who: Work(own.passes + more.passes, own.read + more.read)})
 
     assert predicted_speedup(burdened) <= predicted_speedup(parts) * (1 + 1e-9)
 
@@ -85,9 +85,9 @@ def test_at_the_break_even_share_the_pair_is_as_fast_as_the_target(
         assert above >= 1.0 - 1e-6
 
 
-@given(SPEEDS, st.lists(st.tuples(WORKS, st.floats(1, 64)), min_size=2, max_size=5))
+@given(SPEEDS, st.lists(st.tuples(WORKS, st.floats(1, 64)), min_size=3, max_size=6))
 def test_a_speed_is_found_again(speed: Speed, runs: list[tuple[Work, float]]) -> None:
-    """It explains what was measured, whether or not the measurements tell its two numbers apart."""
+    """It explains what was measured, whether or not the measurements tell its three numbers apart."""
     measured = [(work.seconds(speed, at_once), work, at_once) for work, at_once in runs]
 
     found = fit_speed(measured)
@@ -97,10 +97,25 @@ def test_a_speed_is_found_again(speed: Speed, runs: list[tuple[Work, float]]) ->
             assert work.seconds(found, at_once) == pytest.approx(seconds, rel=1e-6)
 
 
-def test_one_concurrency_tells_of_passes_alone() -> None:
-    assert fit_speed([(2.0, Work(100, 150), 1.0)]) == Speed(0.02, 0.0)
+def test_what_cannot_be_told_is_free() -> None:
+    """One measurement tells of passes; a second of reading; a second concurrency of written tokens."""
+    reads = (0.3 + 0.02, Work(1, 300), 1.0)
+
+    assert fit_speed([(2.0, Work(100, 500), 1.0)]) == Speed(0.02)
+    found = fit_speed([(2.05, Work(100, 50), 1.0), reads])
+    assert (found.pass_s, found.write_s, found.read_s) == (pytest.approx(0.02), 0.0, pytest.approx(0.001))
+    found = fit_speed([(2.05, Work(100, 50), 1.0), reads, (0.05 + 1.25, Work(100, 50), 4.0)])
+    assert (found.pass_s, found.write_s, found.read_s) == tuple(map(pytest.approx, (0.01, 0.01, 0.001)))
     with pytest.raises(CalibrationError, match="at least one measurement"):
         fit_speed([])
+
+
+def test_reading_costs_a_pair_that_verifies_and_not_the_target_alone() -> None:
+    def gain(read_s: float) -> float:
+        target = Speed(0.01, 0.005, read_s)
+        return predicted_speedup(planned(Speed(0.002), target, 0.7, tokens=100, prompt_tokens=0, at_once=8))
+
+    assert gain(0.0) > gain(0.001) > gain(0.005)
 
 
 @pytest.mark.parametrize("wrong", [{"accepted_share": 1.2}, {"tokens": 0}, {"step_tokens": 0}])
@@ -110,7 +125,7 @@ def test_impossible_plans_are_refused(wrong: dict[str, float]) -> None:
         planned(Speed(1.0), Speed(1.0), **known)
 
 
-@pytest.mark.parametrize("wrong", [(-1.0, 1.0), (0.0, 0.0), (1.0, float("nan"))])
-def test_impossible_speeds_are_refused(wrong: tuple[float, float]) -> None:
+@pytest.mark.parametrize("wrong", [(-1.0, 1.0), (0.0, 0.0, 0.0), (1.0, float("nan"))])
+def test_impossible_speeds_are_refused(wrong: tuple[float, ...]) -> None:
     with pytest.raises(CalibrationError, match="must not be negative"):
         Speed(*wrong)

@@ -66,9 +66,7 @@ async def test_cancelling_the_task_stops_every_engine(policy: str) -> None:
     runtime = make_runtime(chunk_tokens=1, seconds_per_token=0.002)
     task = asyncio.create_task(runtime.complete(stopped_request(policy)))
     await asyncio.sleep(0.1)
-    async with asyncio.timeout(10):
-        while is_idle(runtime):  # between two calls
-            await asyncio.sleep(0)
+    assert not task.done()  # at work, or between two calls
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
