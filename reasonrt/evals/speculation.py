@@ -4,6 +4,7 @@ Accuracy and time are measured apart: inflation does not change what a model wri
 problems without it, and time on fewer with it. Arms take turns by blocks of problems, since machines drift.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ _SLOWER = ("times_arbitrage_s", "times_arbitrage_s_low", "times_arbitrage_s_high
 def reading_problems(problems: Sequence[TaskProblem]) -> list[TaskProblem]:
     """Questions of a hundred words or more, to measure what reading costs: with one token of answer each."""
     return [
-        replace(problem, question="\n".join([problem.question] * max(1, 100 // len(problem.question.split()))))
+        replace(problem, question="\n".join([problem.question] * math.ceil(100 / len(problem.question.split()))))
         for problem in problems[:_READ]
     ]
 

@@ -11,7 +11,7 @@ from reasonrt.errors import ConfigError
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
-from reasonrt.evals.speculation import alone_speeds, bench_rows, plot_bench
+from reasonrt.evals.speculation import alone_speeds, bench_rows, plot_bench, reading_problems
 from reasonrt.evals.speculation_arms import SWEEPS, Arm, operating_points
 from reasonrt.evals.tasks import TaskProblem
 
@@ -80,6 +80,16 @@ async def test_rows_are_compared_with_arbitrage_where_it_was_timed(tmp_path: Pat
     assert rows["arbitrage"]["times_arbitrage_s"] == 1.0
     without = bench_rows(ARMS, report, report, 1, alone_speeds([report]))
     assert all("times_arbitrage_s" not in row for row in without)
+
+
+def test_what_is_read_is_long_whatever_the_questions_are() -> None:
+    short, long = (TaskProblem(name, question, "7") for name, question in (("s", "1 + 1 ="), ("l", "so " * 150)))
+
+    read = reading_problems([short, long] * 30)
+
+    assert len(read) == 20
+    assert all(len(problem.question.split()) >= 100 for problem in read)
+    assert read[1] == long
 
 
 async def test_row_without_a_problem_in_common_claims_no_difference(tmp_path: Path) -> None:
