@@ -81,7 +81,10 @@ def advantages(records: Sequence[RecordedProblem]) -> Array:
 
 def _check(targets: Array) -> None:
     if len(targets) < LEAST_PAIRS:
-        raise CalibrationError(f"{len(targets)} recorded steps are too few for a router; record {LEAST_PAIRS} or more")
+        raise CalibrationError(
+            f"{len(targets)} recorded steps are too few for a router, which takes {LEAST_PAIRS} or more; run it again "
+            "with more problems, what is recorded is kept"
+        )
     if not np.any(targets > 0):
         raise CalibrationError("the target is better on none of the recorded steps; there is nothing to route")
 

@@ -16,7 +16,7 @@ from reasonrt.calibration.step_pairs import DRAFT, TARGET, RecordedProblem
 from reasonrt.errors import EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal
-from reasonrt.evals.tasks import TaskProblem, content_hash
+from reasonrt.evals.tasks import TaskProblem
 from reasonrt.policies.base import drop, sampling_for, write_step
 from reasonrt.routers.features import TOP_LOGPROBS
 from reasonrt.runtime import Runtime
@@ -49,10 +49,10 @@ async def record_pairs(
     out: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[RecordedProblem]:
-    """Record every problem; what the journal in `out` holds is not done again.
+    """Record every problem; what the journal in `out` holds is not done again, so a recording can grow.
 
     Raises:
-        EvalError: the journal belongs to another recording.
+        EvalError: the journal belongs to another recording, or a problem of it asks something else now.
         EngineError: an engine died twice on one problem.
     """
     models = {role: runtime.engines[role].fingerprint for role in ("draft", "target")}
@@ -60,17 +60,20 @@ async def record_pairs(
         "rollouts": settings.rollouts,
         "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
-        "problems": content_hash(problems),
         "models": models,
     }
     with Journal(out, bound, RecordedProblem) as journal:
-        known = {record.problem for record in journal.records}
+        known = {record.problem: record.question for record in journal.records}
+        for problem in problems:
+            if known.get(problem.id, problem.question) != problem.question:
+                raise EvalError(f"{journal.path} holds another question of {problem.id}; give another --out")
         left = iter([problem for problem in problems if problem.id not in known])
         async with Grader() as grader, aclosing(_recorded(runtime, grader, left, settings)) as records:
             async for record in records:
                 journal.add(record)
                 on_progress(len(journal.records), len(problems))
-        return list(journal.records)
+        asked = {problem.id for problem in problems}
+        return [record for record in journal.records if record.problem in asked]
 
 
 async def _recorded(

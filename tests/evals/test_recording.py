@@ -1,6 +1,7 @@
 """Recorded pairs: what both models write from the same history, and what it leads to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,15 @@ async def test_recording_of_other_settings_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(EvalError, match="rollouts"):
         await record(tmp_path, rollouts=2)
+
+
+async def test_recording_grows_and_its_questions_stay(tmp_path: Path) -> None:
+    runtime, settings = make_runtime(), RecordingSettings()
+    await record_pairs(runtime, PROBLEMS[:2], settings, tmp_path)
+    calls = runtime.engines["draft"].generated_tokens  # type: ignore[attr-defined]
+
+    assert len(await record_pairs(runtime, PROBLEMS, settings, tmp_path)) == len(PROBLEMS)
+    assert runtime.engines["draft"].generated_tokens == len(PROBLEMS) / 2 * calls  # type: ignore[attr-defined]
+    assert len(await record_pairs(runtime, PROBLEMS[:3], settings, tmp_path)) == 3
+    with pytest.raises(EvalError, match="another question of p0; give another --out"):
+        await record_pairs(runtime, [replace(PROBLEMS[0], question="another")], settings, tmp_path)
