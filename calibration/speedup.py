@@ -3,7 +3,7 @@
 A forward pass that writes a token for each of n problems, and reads k, takes an engine `pass_s + n * write_s + k *
 read_s`, whoever asked for it. So a problem costs its share of the passes that hold a part of it, and each token that
 is written or read; a token that is read is one of many in a row, without a sampler or a cache of its own to visit,
-and costs much less. Alone, with n problems at once, the target's passes are shared by n. With a draft beside it they
+and costs less. Alone, with n problems at once, the target's passes are shared by n. With a draft beside it they
 are shared by fewer: some of the n are with the draft. That, and the draft's own work on the same device, is what
 speculation has to earn back.
 
@@ -38,9 +38,9 @@ class Speed:
 
     def __post_init__(self) -> None:
         parts = (self.pass_s, self.write_s, self.read_s)
-        if not (all(part >= 0 for part in parts) and sum(parts) > 0):
+        if not (all(part >= 0 for part in parts) and self.pass_s + self.write_s > 0):
             got = ", ".join(f"{part:g}" for part in parts)
-            raise CalibrationError(f"seconds per pass and token must not be negative, nor all 0; got {got}")
+            raise CalibrationError(f"seconds per pass and token must not be negative, nor writing free; got {got}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,9 @@ def fit_speed(measured: Sequence[tuple[float, Work, float]]) -> Speed:
     known = 2 if len({at_once for _, _, at_once in measured}) == 1 else 3
     seconds = np.array([[each] for each, _, _ in measured])
     # each row is in units of what was measured: relative errors count
-    found, _ = nnls(np.array(columns)[:, : min(known, len(measured))] / seconds, np.ones(len(measured)))
-    pass_s, read_s, write_s = (*found, 0.0, 0.0)[:3]
+    shares = np.array(columns)[:, : min(known, len(measured))] / seconds
+    pass_s, read_s, write_s = (*nnls(shares, np.ones(len(measured)))[0], 0.0, 0.0)[:3]
+    if pass_s + write_s <= 0:  # reading goes with writing in every measurement: it is reading that is taken as free
+        shares[:, 1:2] = 0.0
+        pass_s, read_s, write_s = (*nnls(shares, np.ones(len(measured)))[0], 0.0, 0.0)[:3]
     return Speed(float(pass_s), float(write_s), float(read_s))

@@ -106,6 +106,7 @@ def test_what_cannot_be_told_is_free() -> None:
     assert (found.pass_s, found.write_s, found.read_s) == (pytest.approx(0.02), 0.0, pytest.approx(0.001))
     found = fit_speed([(2.05, Work(100, 50), 1.0), reads, (0.05 + 1.25, Work(100, 50), 4.0)])
     assert (found.pass_s, found.write_s, found.read_s) == tuple(map(pytest.approx, (0.01, 0.01, 0.001)))
+    assert fit_speed([(1.0, Work(1, 300), at_once) for at_once in (1.0, 1.0)]).pass_s > 0
     with pytest.raises(CalibrationError, match="at least one measurement"):
         fit_speed([])
 
@@ -125,7 +126,7 @@ def test_impossible_plans_are_refused(wrong: dict[str, float]) -> None:
         planned(Speed(1.0), Speed(1.0), **known)
 
 
-@pytest.mark.parametrize("wrong", [(-1.0, 1.0), (0.0, 0.0, 0.0), (1.0, float("nan"))])
+@pytest.mark.parametrize("wrong", [(-1.0, 1.0), (0.0, 0.0), (0.0, 0.0, 1.0), (1.0, float("nan"))])
 def test_impossible_speeds_are_refused(wrong: tuple[float, ...]) -> None:
     with pytest.raises(CalibrationError, match="must not be negative"):
         Speed(*wrong)
