@@ -3,13 +3,13 @@
 Importing this package imports neither numpy nor scipy; the functions that need them load them.
 """
 
-from reasonrt.calibration.certificate import Certificate, check_matches
+from reasonrt.policies.stopping.certificate import Certificate, check_matches
 from reasonrt.calibration.certification import Order, certify, order_rules, verify
 from reasonrt.calibration.families import lower_threshold_rules, upper_threshold_rules
-from reasonrt.calibration.outcomes import Outcome, replay
+from reasonrt.policies.stopping.replay import Outcome, replay
 from reasonrt.calibration.planning import Infeasible, Plan, plan
-from reasonrt.calibration.rules import Action, StoppingRule, Watch
-from reasonrt.calibration.traces import Checkpoint, Fingerprints, Trace, TraceSet, read_traces, write_traces
+from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
+from reasonrt.policies.stopping.traces import Checkpoint, Fingerprints, Trace, TraceSet, read_traces, write_traces
 
 __all__ = [
     "Action",

@@ -18,8 +18,8 @@ from reasonrt.calibration.families import (
     upper_threshold_rules,
 )
 from reasonrt.calibration.learned import learn_signal
-from reasonrt.calibration.rules import Gated, Spaced, StoppingRule, UpperThreshold
-from reasonrt.calibration.signals import (
+from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
+from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
     ENTROPY_AFTER_THINKING,
     Agreement,
@@ -29,7 +29,7 @@ from reasonrt.calibration.signals import (
     Steadiness,
     TokensUsed,
 )
-from reasonrt.calibration.traces import TraceSet, split_traces
+from reasonrt.policies.stopping.traces import TraceSet, split_traces
 from reasonrt.errors import CalibrationError
 
 SHARES = (0.2, 0.2, 0.6)

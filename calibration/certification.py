@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from reasonrt.calibration.bounds import binomial_p_value, binomial_upper_bound
-from reasonrt.calibration.certificate import Certificate, Finding, Group, Saving, first_difference, normal
+from reasonrt.policies.stopping.certificate import Certificate, Finding, Group, Saving, first_difference, normal
 from reasonrt.calibration.planning import Infeasible, check_level, least_n, plan
-from reasonrt.calibration.rules import StoppingRule
+from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.calibration.testing import TESTS, pareto_order
-from reasonrt.calibration.traces import Split, Trace, TraceSet, refuse_overlap
+from reasonrt.policies.stopping.traces import Split, Trace, TraceSet, refuse_overlap
 from reasonrt.calibration.trials import Limit, Trial, count, p_value, try_rules
 from reasonrt.errors import CalibrationError
 

@@ -8,8 +8,8 @@ import itertools
 from collections.abc import Iterable
 from statistics import quantiles
 
-from reasonrt.calibration.rules import Both, LowerThreshold, Spaced, StoppingRule, UpperThreshold
-from reasonrt.calibration.signals import (
+from reasonrt.policies.stopping.rules import Both, LowerThreshold, Spaced, StoppingRule, UpperThreshold
+from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
     ENTROPY_AFTER_THINKING,
     Agreement,
@@ -18,7 +18,7 @@ from reasonrt.calibration.signals import (
     Steadiness,
     TokensUsed,
 )
-from reasonrt.calibration.traces import Trace
+from reasonrt.policies.stopping.traces import Trace
 from reasonrt.errors import CalibrationError
 
 CONFIDENCE = Recorded("confidence")

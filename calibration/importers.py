@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from reasonrt.calibration.files import parse, parse_text, read_lines, read_text
-from reasonrt.calibration.spelling import Same, unify_answers
-from reasonrt.calibration.traces import TRACE, Trace, TraceSet, problem_hash, same_answer
+from reasonrt.policies.stopping.files import parse, parse_text, read_lines, read_text
+from reasonrt.policies.stopping.spelling import Same, unify_answers
+from reasonrt.policies.stopping.traces import TRACE, Trace, TraceSet, problem_hash, same_answer
 from reasonrt.errors import CalibrationError
 
 _CONFORMAL_THINKING_SIGNALS = (

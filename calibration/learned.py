@@ -6,8 +6,8 @@ arXiv 2506.02536, which reads hidden states.
 
 from collections.abc import Iterable, Sequence
 
-from reasonrt.calibration.signals import Logistic, Signal
-from reasonrt.calibration.traces import Trace, same_answer
+from reasonrt.policies.stopping.signals import Logistic, Signal
+from reasonrt.policies.stopping.traces import Trace, same_answer
 from reasonrt.errors import CalibrationError
 
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reasonrt.calibration.traces import Checkpoint, Trace, TraceSet
+from reasonrt.policies.stopping.traces import Checkpoint, Trace, TraceSet
 from reasonrt.errors import CalibrationError
 
 CADENCE_TOKENS = 128

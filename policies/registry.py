@@ -6,10 +6,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from reasonrt.errors import ConfigError, RequestError
-from reasonrt.policies import stopping
+from reasonrt.policies.stopping import policy
 from reasonrt.policies.arbitrage import RSD, Arbitrage, Entropy, Oracle, Random, SpecReason
 from reasonrt.policies.base import Policy
-from reasonrt.policies.guards import Guards
+from reasonrt.policies.stopping.policy.service import Guards
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target
 

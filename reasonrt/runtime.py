@@ -18,7 +18,7 @@ from reasonrt.engines.pace import Pace
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
 from reasonrt.policies.base import PacedEngine, Policy
-from reasonrt.policies.guards import Guards
+from reasonrt.policies.stopping.policy.service import Guards
 from reasonrt.policies.registry import build_policy
 from reasonrt.types import Completion, Event, FinishReason, PolicyEvent, Request, Step, Stop
 

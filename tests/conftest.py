@@ -1,4 +1,4 @@
-"""What tests share: the models that ship, real engines on them (one of each per session), and a tokenizer."""
+"""What tests share: the models that ship, real engines on them (one of each per session), a tokenizer, and traces."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import httpx
 import pytest
 
 import reasonrt.zoo
+from reasonrt.calibration.bounds import binomial_lower_bound
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.vllm import VllmEngine, VllmSettings
 from reasonrt.engines.vllm_settings import cpu_dtype
+from reasonrt.policies.stopping.traces import Checkpoint, Trace
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 SERVER_START_S = 120.0
@@ -28,9 +30,9 @@ ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it wh
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name what must stay in one of two parallel processes: what shares engines, what shares Ray, each other file."""
     for item in items:
-        folder = item.path.parent.name
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
         shares_engines = folder in {"engines", "policies"} and item.get_closest_marker("vllm")
-        group = "engines" if shares_engines else "serve" if folder == "serve" else item.path.name
+        group = "engines" if shares_engines else "serve" if folder == "serve" else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
 
 
@@ -134,3 +136,31 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     return folder
+
+
+@pytest.fixture
+def make_trace() -> Callable[..., Trace]:
+    """A trace from (answer, signal) pairs, one for every 100 tokens; its signal is called `sure`."""
+
+    def make(
+        problem_id: str,
+        points: Sequence[tuple[str | None, float]],
+        full_answer: str | None = "right",
+        gold: str | None = "right",
+        *,
+        probe_tokens: int = 0,
+        group: str = "",
+    ) -> Trace:
+        checkpoints = [
+            Checkpoint(100 * (index + 1), answer, {"sure": sure}, probe_tokens)
+            for index, (answer, sure) in enumerate(points)
+        ]
+        return Trace(problem_id, checkpoints, 100 * (len(points) + 1), full_answer, gold, group)
+
+    return make
+
+
+@pytest.fixture
+def exceeds() -> Callable[[int, int, float], bool]:
+    """Whether `failures` among `draws` show a probability above `delta`: its 99 % Clopper-Pearson lower bound is."""
+    return lambda failures, draws, delta: binomial_lower_bound(failures, draws, 0.01) > delta

@@ -8,15 +8,15 @@ import typer
 from rich.table import Table
 
 from reasonrt.calibration.candidates import FAMILIES, candidate_rules, splits, without_gold
-from reasonrt.calibration.certificate import Certificate, Finding
+from reasonrt.policies.stopping.certificate import Certificate, Finding
 from reasonrt.calibration.certification import certify, order_rules
 from reasonrt.calibration.certification import verify as verify_certificate
 from reasonrt.calibration.importers import read_conformal_thinking
 from reasonrt.calibration.planning import plan as plan_certificate
-from reasonrt.calibration.risks import RISKS
-from reasonrt.calibration.rules import to_json
-from reasonrt.calibration.schedule import Schedule
-from reasonrt.calibration.traces import TraceSet, read_traces, write_traces
+from reasonrt.policies.stopping.risks import RISKS
+from reasonrt.policies.stopping.rules import to_json
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.traces import TraceSet, read_traces, write_traces
 from reasonrt.cli.common import (
     ConfigOption,
     JsonOption,

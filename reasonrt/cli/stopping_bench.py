@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from reasonrt.calibration.candidates import FAMILIES, Splits, splits
-from reasonrt.calibration.traces import Split, problem_hash, read_traces, refuse_overlap
+from reasonrt.policies.stopping.traces import Split, problem_hash, read_traces, refuse_overlap
 from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
 from reasonrt.cli.stopping import LearnOption
 from reasonrt.config import load_config

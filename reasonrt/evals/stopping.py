@@ -12,10 +12,10 @@ import numpy as np
 
 from reasonrt.calibration.bounds import binomial_lower_bound
 from reasonrt.calibration.candidates import FAMILIES, Splits, candidate_rules
-from reasonrt.calibration.rules import StoppingRule
+from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.calibration.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.testing import pareto_order
-from reasonrt.calibration.traces import TraceSet
+from reasonrt.policies.stopping.traces import TraceSet
 from reasonrt.calibration.trials import Limit
 from reasonrt.errors import CalibrationError
 from reasonrt.evals.validity import (

@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.calibration.files import parse
-from reasonrt.calibration.schedule import Schedule
-from reasonrt.calibration.spelling import unify_answers
-from reasonrt.calibration.traces import TRACE, Checkpoint, Fingerprints, Trace, TraceSet, problem_hash
+from reasonrt.policies.stopping.files import parse
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.spelling import unify_answers
+from reasonrt.policies.stopping.traces import TRACE, Checkpoint, Fingerprints, Trace, TraceSet, problem_hash
 from reasonrt.errors import EvalError
 from reasonrt.evals.journal import Journal
 from reasonrt.evals.tasks import TaskProblem, content_hash
 from reasonrt.policies.answers import same_answer
-from reasonrt.policies.probes import SUFFIX, full_answer
+from reasonrt.policies.stopping.policy.probes import SUFFIX, full_answer
 from reasonrt.policies.registry import build_policy
-from reasonrt.policies.stopping import Stopping
+from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
 

@@ -13,8 +13,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonrt.calibration.rules import StoppingRule
-from reasonrt.calibration.traces import TraceSet
+from reasonrt.policies.stopping.rules import StoppingRule
+from reasonrt.policies.stopping.traces import TraceSet
 from reasonrt.calibration.trials import Limit, try_rules
 
 Array = NDArray[np.float64]

@@ -10,7 +10,7 @@ from reasonrt.errors import RequestError
 from reasonrt.policies.base import Policy
 from reasonrt.policies.registry import build_policy, policy_names
 from reasonrt.policies.self_consistency import SelfConsistency
-from reasonrt.policies.stopping import Stopping
+from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.errors import ApiError
 from reasonrt.serve.protocol import SEEDS, ChatRequest, CompletionRequest

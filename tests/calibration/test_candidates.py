@@ -6,7 +6,7 @@ import pytest
 
 from reasonrt.calibration import TraceSet, certify, order_rules
 from reasonrt.calibration.candidates import FAMILIES, SHARES, candidate_rules, splits, without_gold
-from reasonrt.calibration.outcomes import refuse_unknown_signals
+from reasonrt.policies.stopping.replay import refuse_unknown_signals
 from reasonrt.calibration.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
 

@@ -22,7 +22,7 @@ from reasonrt.calibration import (
 )
 from reasonrt.calibration.bounds import binomial_p_value
 from reasonrt.calibration.families import dynasor_rules, joint_rules, lower_threshold_rules
-from reasonrt.calibration.rules import StoppingRule, UpperThreshold
+from reasonrt.policies.stopping.rules import StoppingRule, UpperThreshold
 from reasonrt.calibration.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
 

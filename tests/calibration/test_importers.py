@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reasonrt.calibration.importers import read_conformal_thinking, read_generic
-from reasonrt.calibration.traces import Checkpoint, Trace, problem_hash
+from reasonrt.policies.stopping.traces import Checkpoint, Trace, problem_hash
 from reasonrt.errors import CalibrationError
 
 

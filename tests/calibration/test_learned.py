@@ -9,9 +9,9 @@ import pytest
 from reasonrt.calibration import Trace, certify, upper_threshold_rules
 from reasonrt.calibration.families import quantile_thresholds
 from reasonrt.calibration.learned import learn_signal
-from reasonrt.calibration.signals import Agreement, Ema, Recorded, TokensUsed
+from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, TokensUsed
 from reasonrt.calibration.synthetic import synthetic_traces
-from reasonrt.calibration.traces import same_answer
+from reasonrt.policies.stopping.traces import same_answer
 from reasonrt.errors import CalibrationError
 
 SIGNALS = [Recorded("confidence"), Ema(Recorded("confidence"), 0.3), Agreement(), TokensUsed()]

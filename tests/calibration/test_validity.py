@@ -20,7 +20,7 @@ from reasonrt.calibration.families import (
     upper_threshold_rules,
 )
 from reasonrt.calibration.planning import Infeasible
-from reasonrt.calibration.rules import StoppingRule
+from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.calibration.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.trials import Limit
 from reasonrt.evals.validity import (

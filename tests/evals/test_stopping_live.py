@@ -9,12 +9,12 @@ from reasonrt import Limits, Runtime
 from reasonrt.calibration import Certificate, TraceSet
 from reasonrt.calibration.candidates import splits
 from reasonrt.calibration.families import published_rules
-from reasonrt.calibration.schedule import Schedule
+from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.evals.stopping_live import LiveSettings, certify_families, live_arms, measure_live
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.traces import TraceSettings, record_traces
-from reasonrt.policies.probes import SUFFIX
+from reasonrt.policies.stopping.policy.probes import SUFFIX
 from reasonrt.types import Sampling
 
 NUM_STEPS = 14

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from reasonrt.calibration.rules import Action, StoppingRule, Watch
-from reasonrt.calibration.signals import ANSWER
-from reasonrt.calibration.traces import Trace, is_answer
+from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
+from reasonrt.policies.stopping.signals import ANSWER
+from reasonrt.policies.stopping.traces import Trace, is_answer
 from reasonrt.errors import CalibrationError
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.signals import (
+from reasonrt.policies.stopping.signals import (
     Agreement,
     Ema,
     Logistic,
@@ -21,7 +21,7 @@ from reasonrt.calibration.signals import (
     entropy,
     geometric_confidence,
 )
-from reasonrt.calibration.traces import Checkpoint
+from reasonrt.policies.stopping.traces import Checkpoint
 
 NUMBERS = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from reasonrt.calibration.files import canonical, parse, read_lines, write_text
+from reasonrt.policies.stopping.files import canonical, parse, read_lines, write_text
 from reasonrt.errors import CalibrationError
 
 SCHEMA = "reasonrt.traces/1"
@@ -207,7 +207,7 @@ def is_answer(answer: str | None) -> bool:
 def same_answer(a: str | None, b: str | None) -> bool:
     """Whether both are answers, and equal but for case and white space. No answer equals nothing, itself included.
 
-    Answers of equal value are given one spelling when a trace is made: `reasonrt.calibration.spelling`.
+    Answers of equal value are given one spelling when a trace is made: `reasonrt.policies.stopping.spelling`.
     """
     words = [(answer or "").casefold().split() for answer in (a, b)]
     return words[0] == words[1] != []

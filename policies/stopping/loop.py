@@ -13,17 +13,17 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from reasonrt.calibration.outcomes import Outcome
-from reasonrt.calibration.rules import Action, StoppingRule, Watch
-from reasonrt.calibration.schedule import Schedule
-from reasonrt.calibration.signals import LOOKS
-from reasonrt.calibration.spelling import Spelling
-from reasonrt.calibration.traces import Checkpoint
+from reasonrt.policies.stopping.replay import Outcome
+from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.signals import LOOKS
+from reasonrt.policies.stopping.spelling import Spelling
+from reasonrt.policies.stopping.traces import Checkpoint
 from reasonrt.errors import ReasonRTError
 from reasonrt.policies.answers import same_answer
 from reasonrt.policies.base import PacedEngine, Policy, drop
-from reasonrt.policies.guards import Guard
-from reasonrt.policies.probes import Answer, Probe, full_answer
+from reasonrt.policies.stopping.policy.service import Guard
+from reasonrt.policies.stopping.policy.probes import Answer, Probe, full_answer
 from reasonrt.transcript import Transcript
 from reasonrt.types import END_THINK, Completion, FinishReason, PolicyEvent, Request, Step, Stop
 

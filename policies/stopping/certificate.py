@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from reasonrt.calibration.files import canonical, parse, parse_text, read_text, write_text
-from reasonrt.calibration.rules import StoppingRule
-from reasonrt.calibration.traces import Fingerprints
+from reasonrt.policies.stopping.files import canonical, parse, parse_text, read_text, write_text
+from reasonrt.policies.stopping.rules import StoppingRule
+from reasonrt.policies.stopping.traces import Fingerprints
 from reasonrt.errors import CalibrationError
 
 
@@ -78,7 +78,7 @@ class Certificate:
         num_certified: so many rules of the family were certified.
         num_problems: in the certify split.
         unlabelled: `lost_correct` of the chosen rule against the model's own full answers. It is not what is promised;
-            it is what can be watched where nobody knows the right answers (`testing.DriftMonitor`).
+            it is what can be watched where nobody knows the right answers (`drift.DriftMonitor`).
         splits: SHA-256 of the traces of each split: "certify", and where there were any "order" and "train".
     """
 

@@ -7,7 +7,7 @@ answer arrives. Live serving asks it answer by answer, recording trace by trace,
 from collections.abc import Callable
 from dataclasses import replace
 
-from reasonrt.calibration.traces import Trace
+from reasonrt.policies.stopping.traces import Trace
 
 Same = Callable[[str, str], bool]
 

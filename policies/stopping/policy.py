@@ -10,16 +10,16 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any
 
-from reasonrt.calibration.files import canonical, parse
-from reasonrt.calibration.rules import RULE
-from reasonrt.calibration.schedule import SCHEDULE, Schedule
-from reasonrt.calibration.traces import Fingerprints
+from reasonrt.policies.stopping.files import canonical, parse
+from reasonrt.policies.stopping.rules import RULE
+from reasonrt.policies.stopping.schedule import SCHEDULE, Schedule
+from reasonrt.policies.stopping.traces import Fingerprints
 from reasonrt.engines.base import Capability, Engine
 from reasonrt.errors import CalibrationError, RequestError
 from reasonrt.policies.base import PacedEngine, Policy, PolicyOptions
-from reasonrt.policies.guards import Guards
-from reasonrt.policies.probes import SUFFIX
-from reasonrt.policies.stopping_loop import StoppingLoop, Terms
+from reasonrt.policies.stopping.policy.service import Guards
+from reasonrt.policies.stopping.policy.probes import SUFFIX
+from reasonrt.policies.stopping.loop import StoppingLoop, Terms
 from reasonrt.types import Message, PolicyEvent, Request, Stop
 
 OPTIONS = frozenset({"stopping", "risk"})

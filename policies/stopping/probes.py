@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from reasonrt.calibration.signals import (
+from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
     arithmetic_confidence,
     boosted_probability,

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from reasonrt.calibration.files import canonical, parse, parse_text
+from reasonrt.policies.stopping.files import canonical, parse, parse_text
 from reasonrt.errors import CalibrationError
 
 

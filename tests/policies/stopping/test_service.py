@@ -11,14 +11,14 @@ import pytest
 
 from reasonrt import Completion, Request, Runtime
 from reasonrt.calibration import Certificate, TraceSet, certify, replay, upper_threshold_rules
-from reasonrt.calibration.schedule import Schedule
-from reasonrt.calibration.signals import Agreement
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.signals import Agreement
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import RequestError
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.traces import TraceSettings, record_traces
-from reasonrt.policies.guards import Guard
-from reasonrt.policies.probes import SUFFIX
+from reasonrt.policies.stopping.policy.service import Guard
+from reasonrt.policies.stopping.policy.probes import SUFFIX
 from reasonrt.policies.registry import build_policy, roles_of
 from reasonrt.types import Sampling
 

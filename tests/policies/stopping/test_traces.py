@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonrt.calibration.synthetic import KINDS, synthetic_traces
-from reasonrt.calibration.traces import (
+from reasonrt.policies.stopping.traces import (
     Checkpoint,
     Fingerprints,
     Trace,

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from reasonrt.calibration.certificate import Certificate, check_matches
-from reasonrt.calibration.outcomes import Outcome
-from reasonrt.calibration.risks import lost_correct
-from reasonrt.calibration.testing import DriftMonitor
-from reasonrt.calibration.traces import Fingerprints, Trace
+from reasonrt.policies.stopping.certificate import Certificate, check_matches
+from reasonrt.policies.stopping.replay import Outcome
+from reasonrt.policies.stopping.risks import lost_correct
+from reasonrt.policies.stopping.drift import DriftMonitor
+from reasonrt.policies.stopping.traces import Fingerprints, Trace
 from reasonrt.errors import CalibrationError
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from reasonrt.calibration.traces import Checkpoint, same_answer
+from reasonrt.policies.stopping.traces import Checkpoint, same_answer
 
 ANSWER = "answer"
 ENTROPY_AFTER_THINKING = "entropy_after_thinking"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.schedule import Schedule
+from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.errors import CalibrationError
 
 SCHEDULES = st.builds(Schedule, st.integers(1, 300), st.floats(1, 3), st.integers(1, 64), st.integers(1, 64))

@@ -17,8 +17,8 @@ from reasonrt.calibration.families import (
     quantile_thresholds,
     upper_threshold_rules,
 )
-from reasonrt.calibration.outcomes import refuse_unknown_signals, replay
-from reasonrt.calibration.rules import (
+from reasonrt.policies.stopping.replay import refuse_unknown_signals, replay
+from reasonrt.policies.stopping.rules import (
     Action,
     Both,
     Gated,
@@ -30,9 +30,9 @@ from reasonrt.calibration.rules import (
     from_json,
     to_json,
 )
-from reasonrt.calibration.signals import Agreement, Ema, Logistic, Recorded, Signal, Steadiness, TokensUsed
+from reasonrt.policies.stopping.signals import Agreement, Ema, Logistic, Recorded, Signal, Steadiness, TokensUsed
 from reasonrt.calibration.synthetic import synthetic_traces
-from reasonrt.calibration.traces import Checkpoint, Trace, is_answer
+from reasonrt.policies.stopping.traces import Checkpoint, Trace, is_answer
 from reasonrt.errors import CalibrationError
 
 PLAIN_SIGNALS = st.sampled_from([Recorded("confidence"), Agreement(), TokensUsed()])

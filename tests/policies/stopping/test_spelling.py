@@ -5,8 +5,8 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.spelling import Spelling, unify_answers
-from reasonrt.calibration.traces import Checkpoint, Trace
+from reasonrt.policies.stopping.spelling import Spelling, unify_answers
+from reasonrt.policies.stopping.traces import Checkpoint, Trace
 
 
 def same(a: str, b: str) -> bool:

@@ -7,9 +7,9 @@ were stopped.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from reasonrt.calibration.outcomes import Outcome
-from reasonrt.calibration.rules import Action
-from reasonrt.calibration.traces import Trace, same_answer
+from reasonrt.policies.stopping.replay import Outcome
+from reasonrt.policies.stopping.rules import Action
+from reasonrt.policies.stopping.traces import Trace, same_answer
 from reasonrt.errors import CalibrationError
 
 

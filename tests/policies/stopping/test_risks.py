@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.outcomes import Outcome
-from reasonrt.calibration.risks import RISKS, find_risk
-from reasonrt.calibration.rules import Action
-from reasonrt.calibration.traces import Trace
+from reasonrt.policies.stopping.replay import Outcome
+from reasonrt.policies.stopping.risks import RISKS, find_risk
+from reasonrt.policies.stopping.rules import Action
+from reasonrt.policies.stopping.traces import Trace
 from reasonrt.errors import CalibrationError
 
 ANSWERS = st.sampled_from(["right", "wrong", "", " ", None])
