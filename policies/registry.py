@@ -7,7 +7,7 @@ from typing import Any
 
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.policies.stopping import policy
-from reasonrt.policies.arbitrage import RSD, Arbitrage, Entropy, Oracle, Random, SpecReason
+from reasonrt.policies.speculation.arbitrage import RSD, Arbitrage, Entropy, Oracle, Random, SpecReason
 from reasonrt.policies.base import Policy
 from reasonrt.policies.stopping.policy.service import Guards
 from reasonrt.policies.self_consistency import SelfConsistency

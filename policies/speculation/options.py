@@ -1,7 +1,7 @@
 """Step-level speculation: the draft writes, a router judges each step, the target writes those that it should.
 
-One loop for all such policies (`policies/speculation_loop.py`); they differ in their router only
-(`policies/arbitrage.py`). Per request:
+One loop for all such policies (`policies/speculation/loop.py`); they differ in their router only
+(`policies/speculation/arbitrage.py`). Per request:
 
 * **run-ahead**: the draft is not stopped at a boundary. Steps are cut from its stream and judged while it writes
   the next ones; one that the target writes instead aborts it and goes back to what is committed.

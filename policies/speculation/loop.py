@@ -1,4 +1,4 @@
-"""The loop of step-level speculation: what it is, and its options, are in `policies/speculation.py`."""
+"""The loop of step-level speculation: what it is, and its options, are in `policies/speculation/options.py`."""
 
 import asyncio
 import logging
@@ -13,9 +13,9 @@ from reasonrt.engines.base import Capability
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.policies.answers import find_answer, holds_answer
 from reasonrt.policies.base import PacedEngine, drop, sampling_for, write_step, write_steps
-from reasonrt.policies.run_ahead import Drafted, run_ahead
-from reasonrt.policies.speculation import SpeculationOptions
-from reasonrt.policies.verification import Verdict, can_verify, verify_step
+from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
+from reasonrt.policies.speculation.options import SpeculationOptions
+from reasonrt.policies.speculation.verification import Verdict, can_verify, verify_step
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
 from reasonrt.transcript import Transcript

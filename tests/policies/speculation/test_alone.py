@@ -13,7 +13,7 @@ from reasonrt import Completion, FinishReason, Request, Runtime
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import EngineError
-from reasonrt.policies import speculation_loop
+from reasonrt.policies.speculation import loop
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
 BAD = ["<think>\none\n\n", "2wo!\n\n", "three\n\n", "4our\n\n", "</think>\n\n", r"\boxed{8}"]
