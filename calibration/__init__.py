@@ -4,10 +4,10 @@ Importing this package imports neither numpy nor scipy; the functions that need 
 """
 
 from reasonrt.policies.stopping.certificate import Certificate, check_matches
-from reasonrt.calibration.certification import Order, certify, order_rules, verify
-from reasonrt.calibration.families import lower_threshold_rules, upper_threshold_rules
+from reasonrt.calibration.stopping.certification import Order, certify, order_rules, verify
+from reasonrt.calibration.stopping.families import lower_threshold_rules, upper_threshold_rules
 from reasonrt.policies.stopping.replay import Outcome, replay
-from reasonrt.calibration.planning import Infeasible, Plan, plan
+from reasonrt.calibration.stopping.sample_size import Infeasible, Plan, plan
 from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
 from reasonrt.policies.stopping.traces import Checkpoint, Fingerprints, Trace, TraceSet, read_traces, write_traces
 

@@ -6,7 +6,7 @@
   + EngineError        an engine died or answered nonsense; a later call may work
     - CapabilityError  the engine can never do what was asked of it
   + CalibrationError   data that cannot be calibrated on
-    - Infeasible       (calibration/planning.py) data that cannot carry the promise asked of it
+    - Infeasible       (calibration/stopping/sample_size.py) data that cannot carry the promise asked of it
   + EvalError          a task, an answer file or a journal that cannot be read or written
 
 A message names the value that is wrong and the way out. A limit that ends a request early is a result with a

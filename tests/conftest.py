@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import reasonrt.zoo
-from reasonrt.calibration.bounds import binomial_lower_bound
+from reasonrt.calibration.stopping.bounds import binomial_lower_bound
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.vllm import VllmEngine, VllmSettings
 from reasonrt.engines.vllm_settings import cpu_dtype

@@ -1,6 +1,6 @@
 """What a calibration found, what it promises and for what: a JSON file that shows when it was edited by hand.
 
-`certify` makes it, and `verify` recomputes it from its traces: `reasonrt.calibration.certification`.
+`certify` makes it, and `verify` recomputes it from its traces: `reasonrt.calibration.stopping.certification`.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Certificate:
         rule: the cheapest certified one.
         findings: one for each risk, as they were asked for.
         delta: the probability that the promise is wrong.
-        test: the multiple test, a name in `reasonrt.calibration.testing.TESTS`.
+        test: the multiple test, a name in `reasonrt.calibration.stopping.multiple_testing.TESTS`.
         order: every rule of the family, in the order tested.
         p_values: along `order`; of several risks the largest.
         num_certified: so many rules of the family were certified.

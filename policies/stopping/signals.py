@@ -190,7 +190,7 @@ class Steadiness:
 
 @dataclass(frozen=True, slots=True)
 class Logistic:
-    """Probability from a logistic regression on other signals; `reasonrt.calibration.learned` fits it.
+    """Probability from a logistic regression on other signals; `reasonrt.calibration.stopping.learned_signal` fits it.
 
     Attributes:
         of: the other signals.

@@ -246,7 +246,7 @@ def read_traces(path: Path) -> TraceSet:
     header, *lines = read_lines(path)
     _require(
         isinstance(header, dict) and header.get("schema") == SCHEMA,
-        f"{path} does not begin with the schema {SCHEMA!r}; import it (reasonrt.calibration.importers)",
+        f"{path} does not begin with the schema {SCHEMA!r}; import it (reasonrt.calibration.stopping.importers)",
     )
     fingerprints = parse(_FINGERPRINTS, header.get("fingerprints", {}), f"{path}, line 1")
     traces = [parse(TRACE, line, f"{path}, line {number}") for number, line in enumerate(lines, 2)]

@@ -36,8 +36,8 @@ def router(
     json_file: JsonOption = None,
 ) -> None:
     """Record what draft and target write step by step, and learn who should. Ctrl-C stops it; it goes on later."""
-    from reasonrt.calibration.router_report import plot_routers
-    from reasonrt.calibration.router_training import advantages, train_feature_router
+    from reasonrt.calibration.routers.report import plot_routers
+    from reasonrt.calibration.routers.training import advantages, train_feature_router
     from reasonrt.evals.recording import RecordingSettings, record_pairs
     from reasonrt.evals.tasks import load_task
     from reasonrt.runtime import Runtime
@@ -78,7 +78,7 @@ def router(
 
 def _train_judges(records: Any, models: dict[str, str], out: Path) -> Any:
     """Both judges on all records; the router's curve from a model that was trained on the other half of them."""
-    from reasonrt.calibration.router_training import fit_model_router
+    from reasonrt.calibration.routers.training import fit_model_router
     from reasonrt.zoo.catalog import write_judge_card
     from reasonrt.zoo.judges import crossed_scores, train_judge
 

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from reasonrt.calibration.candidates import FAMILIES, candidate_rules, splits, without_gold
+from reasonrt.calibration.stopping.candidates import FAMILIES, candidate_rules, splits, without_gold
 from reasonrt.policies.stopping.certificate import Certificate, Finding
-from reasonrt.calibration.certification import certify, order_rules
-from reasonrt.calibration.certification import verify as verify_certificate
-from reasonrt.calibration.importers import read_conformal_thinking
-from reasonrt.calibration.planning import plan as plan_certificate
+from reasonrt.calibration.stopping.certification import certify, order_rules
+from reasonrt.calibration.stopping.certification import verify as verify_certificate
+from reasonrt.calibration.stopping.importers import read_conformal_thinking
+from reasonrt.calibration.stopping.sample_size import plan as plan_certificate
 from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import to_json
 from reasonrt.policies.stopping.schedule import Schedule
@@ -125,7 +125,7 @@ def stopping(
     certificate.write(out)
     _print(certificate)
     if plot_file:
-        from reasonrt.calibration.stopping_report import plot_stopping
+        from reasonrt.calibration.stopping.report import plot_stopping
 
         plot_stopping(certificate, held_out, plot_file)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from reasonrt.calibration.candidates import FAMILIES, Splits, splits
+from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, splits
 from reasonrt.policies.stopping.traces import Split, problem_hash, read_traces, refuse_overlap
 from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
 from reasonrt.cli.stopping import LearnOption

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.calibration.step_pairs import DRAFT, TARGET, RecordedProblem
+from reasonrt.calibration.routers.step_pairs import DRAFT, TARGET, RecordedProblem
 from reasonrt.errors import EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from reasonrt.calibration.bounds import binomial_lower_bound
-from reasonrt.calibration.candidates import FAMILIES, Splits, candidate_rules
+from reasonrt.calibration.stopping.bounds import binomial_lower_bound
+from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules
 from reasonrt.policies.stopping.rules import StoppingRule
-from reasonrt.calibration.synthetic import KINDS, synthetic_traces
-from reasonrt.calibration.testing import pareto_order
+from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.stopping.multiple_testing import pareto_order
 from reasonrt.policies.stopping.traces import TraceSet
-from reasonrt.calibration.trials import Limit
+from reasonrt.calibration.stopping.trials import Limit
 from reasonrt.errors import CalibrationError
 from reasonrt.evals.validity import (
     Choose,

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.calibration.candidates import FAMILIES, Splits, candidate_rules
+from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules
 from reasonrt.policies.stopping.certificate import Certificate
-from reasonrt.calibration.certification import certify, order_rules
-from reasonrt.calibration.families import published_rules
+from reasonrt.calibration.stopping.certification import certify, order_rules
+from reasonrt.calibration.stopping.families import published_rules
 from reasonrt.policies.stopping.files import parse_text
 from reasonrt.policies.stopping.replay import replay
-from reasonrt.calibration.planning import Infeasible
+from reasonrt.calibration.stopping.sample_size import Infeasible
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.traces import TraceSet
 from reasonrt.errors import EvalError

@@ -1,7 +1,7 @@
 """Whether certificates keep their promise, by simulation: a population that is all there is, and draws from it.
 
 The truth about each rule is known there, so it can be counted how often a choice breaks the promise. The functions of
-`certify` decide on each draw, for all draws at once; tests/calibration/test_validity.py holds them to `certify`.
+`certify` decide on each draw, for all draws at once; tests/benches/test_validity.py holds them to `certify`.
 Choices that are known to be wrong stand beside them: a check that does not find those out is broken.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import TraceSet
-from reasonrt.calibration.trials import Limit, try_rules
+from reasonrt.calibration.stopping.trials import Limit, try_rules
 
 Array = NDArray[np.float64]
 Choose = Callable[["Draws", float], NDArray[np.int64]]

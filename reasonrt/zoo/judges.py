@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from reasonrt.calibration.step_pairs import DRAFT, TARGET, RecordedProblem, StepPair
+from reasonrt.calibration.routers.step_pairs import DRAFT, TARGET, RecordedProblem, StepPair
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import cpu_dtype

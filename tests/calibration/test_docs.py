@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reasonrt.calibration import Certificate, write_traces
-from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
 
 PAGE = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text()
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from reasonrt.calibration import Certificate, Fingerprints, TraceSet, write_traces
-from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.cli.main import app
 from reasonrt.errors import CalibrationError, ReasonRTError
 

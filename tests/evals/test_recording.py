@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reasonrt import Runtime
-from reasonrt.calibration.step_pairs import RecordedProblem
+from reasonrt.calibration.routers.step_pairs import RecordedProblem
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EvalError
 from reasonrt.evals.recording import RecordingSettings, record_pairs

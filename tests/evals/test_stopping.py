@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from reasonrt.calibration import Trace, TraceSet, order_rules
-from reasonrt.calibration.candidates import splits
-from reasonrt.calibration.synthetic import KINDS, synthetic_traces
-from reasonrt.calibration.trials import Limit
+from reasonrt.calibration.stopping.candidates import splits
+from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.stopping.trials import Limit
 from reasonrt.evals.stopping import Case, boundary_rows, cases, control_rows, tightness_row, validity_rows
 from reasonrt.evals.validity import Population
 

@@ -7,8 +7,8 @@ import pytest
 
 from reasonrt import Limits, Runtime
 from reasonrt.calibration import Certificate, TraceSet
-from reasonrt.calibration.candidates import splits
-from reasonrt.calibration.families import published_rules
+from reasonrt.calibration.stopping.candidates import splits
+from reasonrt.calibration.stopping.families import published_rules
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.evals.stopping_live import LiveSettings, certify_families, live_arms, measure_live

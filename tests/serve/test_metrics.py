@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reasonrt.calibration import Certificate, certify, upper_threshold_rules
-from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import ConfigError
 from reasonrt.serve.backend import CertificateState
 from reasonrt.serve.metrics import Metrics

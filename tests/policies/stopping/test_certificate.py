@@ -15,7 +15,7 @@ from reasonrt.calibration import (
     upper_threshold_rules,
     verify,
 )
-from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
 
 PRINTS = Fingerprints("model", "tokenizer", "template", "engine", "greedy", "every 128", {"answer": (7, 8)})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Limits, Request, Runtime
 from reasonrt.calibration import replay, upper_threshold_rules
-from reasonrt.calibration.families import budget_rules, lower_threshold_rules
+from reasonrt.calibration.stopping.families import budget_rules, lower_threshold_rules
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, TokensUsed
 from reasonrt.policies.stopping.traces import Checkpoint, Trace

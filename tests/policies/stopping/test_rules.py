@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.families import (
+from reasonrt.calibration.stopping.families import (
     budget_rules,
     deer_rules,
     dynasor_rules,
@@ -31,7 +31,7 @@ from reasonrt.policies.stopping.rules import (
     to_json,
 )
 from reasonrt.policies.stopping.signals import Agreement, Ema, Logistic, Recorded, Signal, Steadiness, TokensUsed
-from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.policies.stopping.traces import Checkpoint, Trace, is_answer
 from reasonrt.errors import CalibrationError
 

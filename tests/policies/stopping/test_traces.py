@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
 from reasonrt.policies.stopping.traces import (
     Checkpoint,
     Fingerprints,

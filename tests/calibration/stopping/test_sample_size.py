@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.bounds import binomial_p_value
-from reasonrt.calibration.planning import Infeasible, least_n, plan
+from reasonrt.calibration.stopping.bounds import binomial_p_value
+from reasonrt.calibration.stopping.sample_size import Infeasible, least_n, plan
 from reasonrt.errors import CalibrationError
 
 

@@ -11,18 +11,18 @@ from functools import cache
 import numpy as np
 import pytest
 
-from reasonrt.calibration.certification import certify, order_rules
-from reasonrt.calibration.families import (
+from reasonrt.calibration.stopping.certification import certify, order_rules
+from reasonrt.calibration.stopping.families import (
     dynasor_rules,
     joint_rules,
     lower_threshold_rules,
     quantile_thresholds,
     upper_threshold_rules,
 )
-from reasonrt.calibration.planning import Infeasible
+from reasonrt.calibration.stopping.sample_size import Infeasible
 from reasonrt.policies.stopping.rules import StoppingRule
-from reasonrt.calibration.synthetic import KINDS, synthetic_traces
-from reasonrt.calibration.trials import Limit
+from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.stopping.trials import Limit
 from reasonrt.evals.validity import (
     Choose,
     Population,

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from reasonrt.calibration.bounds import binomial_p_value
+from reasonrt.calibration.stopping.bounds import binomial_p_value
 from reasonrt.errors import CalibrationError
 
 _MOST_LOSSES = 20_000

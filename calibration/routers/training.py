@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonrt.calibration.router_report import router_report
-from reasonrt.calibration.step_pairs import RecordedProblem
+from reasonrt.calibration.routers.report import router_report
+from reasonrt.calibration.routers.step_pairs import RecordedProblem
 from reasonrt.errors import CalibrationError
 from reasonrt.routers.features import features
 from reasonrt.routers.learned import DECIMALS, RouterFile

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from reasonrt.calibration import TraceSet, certify, order_rules
-from reasonrt.calibration.candidates import FAMILIES, SHARES, candidate_rules, splits, without_gold
+from reasonrt.calibration.stopping.candidates import FAMILIES, SHARES, candidate_rules, splits, without_gold
 from reasonrt.policies.stopping.replay import refuse_unknown_signals
-from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
 
 TRACES = synthetic_traces("honest", 300)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from reasonrt.calibration import Trace, certify, upper_threshold_rules
-from reasonrt.calibration.families import quantile_thresholds
-from reasonrt.calibration.learned import learn_signal
+from reasonrt.calibration.stopping.families import quantile_thresholds
+from reasonrt.calibration.stopping.learned_signal import learn_signal
 from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, TokensUsed
-from reasonrt.calibration.synthetic import synthetic_traces
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.policies.stopping.traces import same_answer
 from reasonrt.errors import CalibrationError
 

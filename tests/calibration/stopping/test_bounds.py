@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from reasonrt.calibration.bounds import (
+from reasonrt.calibration.stopping.bounds import (
     PValue,
     betting_p_value,
     binomial_lower_bound,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
-from reasonrt.calibration.families import (
+from reasonrt.calibration.stopping.families import (
     CONFIDENCE,
     answer_convergence_rules,
     boosted_end_rules,
@@ -17,7 +17,7 @@ from reasonrt.calibration.families import (
     quantile_thresholds,
     upper_threshold_rules,
 )
-from reasonrt.calibration.learned import learn_signal
+from reasonrt.calibration.stopping.learned_signal import learn_signal
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.testing import (
+from reasonrt.calibration.stopping.multiple_testing import (
     TESTS,
     Labelling,
     bonferroni,

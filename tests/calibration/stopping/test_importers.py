@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reasonrt.calibration.importers import read_conformal_thinking, read_generic
+from reasonrt.calibration.stopping.importers import read_conformal_thinking, read_generic
 from reasonrt.policies.stopping.traces import Checkpoint, Trace, problem_hash
 from reasonrt.errors import CalibrationError
 
