@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from reasonrt import Request, Step
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.engines.scripted import ScriptedEngine
-from reasonrt.policies.answers import find_answer
+from reasonrt.answers import find_answer
 from reasonrt.policies.base import PolicyOptions, sampling_for, write_steps
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Stop

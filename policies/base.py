@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
 from reasonrt.boundaries import Segment, StepSplitter, boundaries_of
-from reasonrt.engines.base import Engine
-from reasonrt.engines.pace import Pace
+from reasonrt.ports import Engine
+from reasonrt.pace import Pace
 from reasonrt.errors import RequestError
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Sampling, Step, TokenDelta

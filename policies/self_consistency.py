@@ -11,9 +11,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.errors import RequestError
-from reasonrt.policies.answers import find_answer, normal_form
+from reasonrt.answers import find_answer, normal_form
 from reasonrt.policies.base import PolicyOptions, sampling_for, write_steps
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop

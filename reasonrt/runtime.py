@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
-from reasonrt.engines.base import Engine
-from reasonrt.engines.pace import Pace
+from reasonrt.ports import Engine
+from reasonrt.pace import Pace
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
 from reasonrt.policies.base import PacedEngine, Policy

@@ -6,7 +6,7 @@ else: a step's text is tokenized once for each of them, and never again, so that
 
 from collections.abc import Sequence
 
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.errors import RequestError
 from reasonrt.types import Message, Step
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.config import ZOO_FOLDER, ZOO_PREFIX
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.errors import ConfigError
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import FEATURES, features

@@ -7,7 +7,7 @@ no step is ever tokenized twice.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.routers.history import whole_steps
 from reasonrt.transcript import Transcript
 from reasonrt.types import Message, Step, Tokenizer

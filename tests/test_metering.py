@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from reasonrt.engines.pace import Pace
+from reasonrt.pace import Pace
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError
 from reasonrt.metering import CallLimitReached, Calls, MeteredEngine

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Limits, ReasonRTError, Request, Runtime, Step
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.policies import registry

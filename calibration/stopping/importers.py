@@ -1,6 +1,6 @@
 """Traces that others recorded, in their formats.
 
-Answers of one value get one spelling, by `same`: `reasonrt.policies.answers.same_answer` compares numbers by value.
+Answers of one value get one spelling, by `same`: `reasonrt.answers.same_answer` compares numbers by value.
 """
 
 from collections.abc import Iterable, Mapping

@@ -9,7 +9,7 @@ from typing import ClassVar
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.policies.base import PacedEngine, PolicyOptions, drop, sampling_for, write_step
 from reasonrt.policies.speculation.loop import Speculation, Tally
-from reasonrt.routers.asked import EntropyRouter, JudgeRouter, RandomRouter, RewardRouter
+from reasonrt.routers.published import EntropyRouter, JudgeRouter, RandomRouter, RewardRouter
 from reasonrt.routers.base import Router
 from reasonrt.routers.learned import load_router
 from reasonrt.routers.prompts import LAYOUTS, Layout, StepPrompt

@@ -9,9 +9,9 @@ from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
-from reasonrt.engines.base import Capability
+from reasonrt.ports import Capability
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
-from reasonrt.policies.answers import find_answer, holds_answer
+from reasonrt.answers import find_answer, holds_answer
 from reasonrt.policies.base import PacedEngine, drop, sampling_for, write_step, write_steps
 from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
 from reasonrt.policies.speculation.options import SpeculationOptions

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reasonrt.errors import RequestError
-from reasonrt.policies.answers import holds_answer
+from reasonrt.answers import holds_answer
 from reasonrt.policies.base import PacedEngine, PolicyOptions
 from reasonrt.routers.base import Router
 from reasonrt.types import Request, Step

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.policies.base import StepWriter, drop, write_step
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, Sampling, Step

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from reasonrt.engines.base import Capability, Engine
+from reasonrt.ports import Capability, Engine
 from reasonrt.policies.base import StepWriter
 from reasonrt.transcript import Transcript
 from reasonrt.types import Step, TokenDelta

@@ -20,7 +20,7 @@ from reasonrt.policies.stopping.signals import LOOKS
 from reasonrt.policies.stopping.spelling import Spelling
 from reasonrt.policies.stopping.traces import Checkpoint
 from reasonrt.errors import ReasonRTError
-from reasonrt.policies.answers import same_answer
+from reasonrt.answers import same_answer
 from reasonrt.policies.base import PacedEngine, Policy, drop
 from reasonrt.policies.stopping.policy.service import Guard
 from reasonrt.policies.stopping.policy.probes import Answer, Probe, full_answer

@@ -14,7 +14,7 @@ from reasonrt.policies.stopping.files import canonical, parse
 from reasonrt.policies.stopping.rules import RULE
 from reasonrt.policies.stopping.schedule import SCHEDULE, Schedule
 from reasonrt.policies.stopping.traces import Fingerprints
-from reasonrt.engines.base import Capability, Engine
+from reasonrt.ports import Capability, Engine
 from reasonrt.errors import CalibrationError, RequestError
 from reasonrt.policies.base import PacedEngine, Policy, PolicyOptions
 from reasonrt.policies.stopping.policy.service import Guards

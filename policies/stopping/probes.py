@@ -15,8 +15,8 @@ from reasonrt.policies.stopping.signals import (
     entropy,
     geometric_confidence,
 )
-from reasonrt.engines.base import Engine
-from reasonrt.policies.answers import find_answer
+from reasonrt.ports import Engine
+from reasonrt.answers import find_answer
 from reasonrt.types import END_THINK, Completion, FinishReason, Sampling, TokenDelta, Tokenizer
 
 SUFFIX = END_THINK + "\n\n\\boxed{"

@@ -28,7 +28,7 @@ from reasonrt.cli.common import (
     write_json,
 )
 from reasonrt.config import load_config
-from reasonrt.policies.answers import same_answer
+from reasonrt.answers import same_answer
 
 Layout = Literal["reasonrt", "conformal-thinking"]
 AlphaOption = Annotated[list[float], typer.Option(help="The tolerated risk, in (0, 1); one for each --risk.")]

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from reasonrt.config import Config, EngineConfig, PluginConfig, RemoteConfig, model_folder
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.errors import ConfigError
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from reasonrt.engines.base import Capability, Verified
+from reasonrt.ports import Capability, Verified
 from reasonrt.engines.remote_wire import (
     completion_body,
     events,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Self
 
-from reasonrt.engines.base import Capability, Verified
+from reasonrt.ports import Capability, Verified
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from reasonrt.engines.base import Capability, Verified
+from reasonrt.ports import Capability, Verified
 from reasonrt.engines.fingerprint import model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments, quiet_vllm, score_task, start_environment

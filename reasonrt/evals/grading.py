@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self
 
-from reasonrt.policies.answers import find_answer, normal_form, same_answer
+from reasonrt.answers import find_answer, normal_form, same_answer
 
 _log = logging.getLogger(__name__)
 

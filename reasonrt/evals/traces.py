@@ -17,7 +17,7 @@ from reasonrt.policies.stopping.traces import TRACE, Checkpoint, Fingerprints, T
 from reasonrt.errors import EvalError
 from reasonrt.evals.journal import Journal
 from reasonrt.evals.tasks import TaskProblem, content_hash
-from reasonrt.policies.answers import same_answer
+from reasonrt.answers import same_answer
 from reasonrt.policies.stopping.policy.probes import SUFFIX, full_answer
 from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.policy import Stopping

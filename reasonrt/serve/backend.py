@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.errors import EngineError
 from reasonrt.policies.registry import build_policy
 from reasonrt.runtime import Runtime

@@ -35,7 +35,7 @@ from reasonrt.config import Config
 from reasonrt.engines.build import build_engine
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.runtime import Runtime
-from reasonrt.serve.apart import BuildEngine, DistantEngine, EngineServer
+from reasonrt.engines.linked import BuildEngine, DistantEngine, EngineServer
 from reasonrt.serve.backend import Accepted, CertificateState, Worker
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
 from reasonrt.serve.errors import ABSENT, OVERLOADED, ApiError

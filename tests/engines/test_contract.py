@@ -1,4 +1,4 @@
-"""The contract of `reasonrt.engines.base`, for every engine."""
+"""The contract of `reasonrt.ports`, for every engine."""
 
 import asyncio
 import math
@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from reasonrt.engines.base import Capability, Engine
+from reasonrt.ports import Capability, Engine
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reasonrt.engines.base import Capability
+from reasonrt.ports import Capability
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.types import FinishReason, Sampling, TokenDelta

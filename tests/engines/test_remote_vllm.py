@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from reasonrt.engines.base import Capability
+from reasonrt.ports import Capability
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.types import Message, Sampling
 

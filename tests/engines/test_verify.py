@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from reasonrt.engines.base import Capability, Engine
+from reasonrt.ports import Capability, Engine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.types import Message, Sampling, TokenDelta

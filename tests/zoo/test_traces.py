@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reasonrt.policies.answers import find_answer
+from reasonrt.answers import find_answer
 from reasonrt.zoo.corpus import IGNORED, Batches, Example, examples
 from reasonrt.zoo.problems import FAMILIES, Problem, mixture, problems, split_of
 from reasonrt.zoo.tokenizer import ASSISTANT, END, USER, VOCAB_SIZE, WHOLE_TOKENS, train_tokenizer

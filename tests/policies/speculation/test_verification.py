@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Request, Runtime
-from reasonrt.engines.pace import Pace
+from reasonrt.pace import Pace
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.types import Sampling
 

@@ -9,7 +9,7 @@ import pytest
 from reasonrt import Request, Runtime
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError, RequestError
-from reasonrt.serve.apart import DistantEngine, EngineServer
+from reasonrt.engines.linked import DistantEngine, EngineServer
 from reasonrt.types import Sampling
 
 TEXT = "<think>\nOne.\n\nTwo.\n\nThree.\n\n</think>\n\n\\boxed{7}"

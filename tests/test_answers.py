@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.policies.answers import find_answer, normal_form, same_answer
+from reasonrt.answers import find_answer, normal_form, same_answer
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import math
 import random
 
-from reasonrt.engines.base import Engine
+from reasonrt.ports import Engine
 from reasonrt.routers.features import entropy
 from reasonrt.routers.prompts import Layout, StepPrompt
 from reasonrt.transcript import Transcript

@@ -1,6 +1,6 @@
 """The control: one draw per step, the same for the same request."""
 
-from reasonrt.routers.asked import RandomRouter
+from reasonrt.routers.published import RandomRouter
 from reasonrt.transcript import Transcript
 from reasonrt.types import Message, Request, Step
 

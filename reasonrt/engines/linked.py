@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, Self
 
-from reasonrt.engines.base import Engine, Verified
+from reasonrt.ports import Engine, Verified
 from reasonrt.errors import EngineError
 from reasonrt.types import Sampling, TokenDelta
 

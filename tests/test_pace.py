@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.engines.pace import Pace
+from reasonrt.pace import Pace
 from reasonrt.types import FinishReason, TokenDelta
 
 seconds = st.floats(0.0, 100.0)
