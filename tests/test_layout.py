@@ -130,7 +130,7 @@ def test_only_one_file_imports_vllm() -> None:
 
 
 def test_only_one_file_imports_ray() -> None:
-    assert importers_of("ray") <= {"reasonrt/serve/ray_app.py"}
+    assert importers_of("ray") <= {"reasonrt/serve/backends/ray.py"}
 
 
 @pytest.mark.parametrize("folder", ["policies", "routers"])

@@ -21,7 +21,7 @@ def overhead(
     json_file: JsonOption = None,
 ) -> None:
     """CPU time that the runtime adds per committed step, at 1, 8 and 64 requests at once."""
-    from reasonrt.evals.overhead import measure_overhead
+    from reasonrt.benches.overhead import measure_overhead
 
     rows = run(measure_overhead(rounds=rounds))
     table = Table("concurrency", "p50 ms/step", "p99 ms/step", title="runtime overhead, scripted engine, CPU time")

@@ -38,7 +38,7 @@ def router(
     """Record what draft and target write step by step, and learn who should. Ctrl-C stops it; it goes on later."""
     from reasonrt.calibration.routers.report import plot_routers
     from reasonrt.calibration.routers.training import advantages, train_feature_router
-    from reasonrt.evals.recording import RecordingSettings, record_pairs
+    from reasonrt.evals.step_recording import RecordingSettings, record_pairs
     from reasonrt.evals.tasks import load_task
     from reasonrt.runtime import Runtime
 

@@ -31,7 +31,7 @@ def serve(
     if local:
         serve_local(settings, serving, _announce)
         return
-    from reasonrt.serve.ray_app import serve_on_ray
+    from reasonrt.serve.backends.ray import serve_on_ray
 
     serve_on_ray(settings, serving, _announce)
 

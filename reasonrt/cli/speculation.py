@@ -40,8 +40,8 @@ def bench(
     json_file: JsonOption = None,
 ) -> None:
     """Accuracy and time of step-level policies against the target alone, in alternation, with every setting swept."""
-    from reasonrt.evals import speculation_arms as arms
-    from reasonrt.evals.speculation import alone_speeds, bench_rows, plot_bench
+    from reasonrt.benches import speculation_arms as arms
+    from reasonrt.benches.speculation import alone_speeds, bench_rows, plot_bench
     from reasonrt.evals.tasks import load_task
 
     settings = load_config(config)
@@ -127,7 +127,7 @@ Evaluation = tuple[Sequence[TaskProblem], Sequence[PolicySpec], RunSettings, Pat
 
 
 def _reading(problems: Sequence[TaskProblem], settings: RunSettings, out: Path) -> Evaluation:
-    from reasonrt.evals.speculation import reading_problems
+    from reasonrt.benches.speculation import reading_problems
 
     return reading_problems(problems), [PolicySpec("target"), PolicySpec("draft")], settings, out / "reading"
 
@@ -196,7 +196,7 @@ def plan(
     import tempfile
 
     from reasonrt.calibration.speedup import break_even_share, planned, predicted_speedup
-    from reasonrt.evals.speculation import alone_speeds
+    from reasonrt.benches.speculation import alone_speeds
     from reasonrt.evals.tasks import load_task
 
     settings = _timing_config(load_config(config), inflate, token_level=())

@@ -60,7 +60,7 @@ def traces(
     """Think problems through to the end and probe them on the way. Ctrl-C stops it; it goes on later."""
     from reasonrt.engines.build import build_engines
     from reasonrt.evals.tasks import load_task
-    from reasonrt.evals.traces import TraceSettings, record_traces
+    from reasonrt.evals.trace_recording import TraceSettings, record_traces
     from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime
 

@@ -49,7 +49,7 @@ def bench(
     json_file: JsonOption = None,
 ) -> None:
     """Validity and tightness by simulation, savings with real engines. Exit code 1 where a promise does not hold."""
-    from reasonrt.evals.stopping_live import LiveSettings
+    from reasonrt.benches.stopping_live import LiveSettings
 
     parts = part or [name for name in PARTS if name != "live" or traces_file]
     if unknown := sorted(set(parts) - set(PARTS)):
@@ -79,7 +79,7 @@ def bench(
 def _simulate(
     recorded: Splits | None, parts: Sequence[str], draws: int, families: Sequence[str]
 ) -> list[dict[str, Any]]:
-    from reasonrt.evals import stopping
+    from reasonrt.benches import stopping
 
     rows: list[dict[str, Any]] = []
     with console.status("simulating ...") as status:
@@ -132,7 +132,7 @@ def _print_tightness(rows: Sequence[dict[str, Any]]) -> None:
 def _measure(recorded: Splits, split: str, settings: Any, config: Path | None) -> dict[str, Any]:
     from reasonrt.engines.build import build_engines
     from reasonrt.evals.run import EvalProgress
-    from reasonrt.evals.stopping_live import certify_families, measure_live, policy_of
+    from reasonrt.benches.stopping_live import certify_families, measure_live, policy_of
     from reasonrt.evals.tasks import load_task
     from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime

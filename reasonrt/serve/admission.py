@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from reasonrt.serve.config import BoundsConfig
-from reasonrt.serve.errors import OVERLOADED, ApiError
+from reasonrt.serve.wire.errors import OVERLOADED, ApiError
 
 _SMOOTHING = 0.1  # of the mean time that a request holds its place
 

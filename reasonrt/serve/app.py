@@ -16,18 +16,18 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from reasonrt.errors import ReasonRTError
-from reasonrt.serve.backend import Backend
+from reasonrt.serve.backends.local import Backend
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
-from reasonrt.serve.errors import ApiError, to_api_error
+from reasonrt.serve.wire.errors import ApiError, to_api_error
 from reasonrt.serve.exposure import warn_of_open_ports
 from reasonrt.serve.gateway import Gateway
-from reasonrt.serve.guards import ANONYMOUS, Guard
+from reasonrt.serve.auth import ANONYMOUS, Guard
 from reasonrt.serve.metrics import Metrics
-from reasonrt.serve.protocol import ChatRequest, CompletionRequest, parse
-from reasonrt.serve.replies import ReplyFormat
+from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
+from reasonrt.serve.wire.rendering import ReplyFormat
 from reasonrt.serve.reply import Reply
-from reasonrt.serve.schemas import ChatCompletion, Error, Model, ModelList, TextCompletion
+from reasonrt.serve.wire.responses import ChatCompletion, Error, Model, ModelList, TextCompletion
 
 _BODY_S = 30.0
 _ERRORS: dict[int | str, dict[str, Any]] = {

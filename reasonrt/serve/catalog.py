@@ -12,8 +12,8 @@ from reasonrt.policies.registry import build_policy, policy_names
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.serve.config import Effort, ServeConfig
-from reasonrt.serve.errors import ApiError
-from reasonrt.serve.protocol import SEEDS, ChatRequest, CompletionRequest
+from reasonrt.serve.wire.errors import ApiError
+from reasonrt.serve.wire.requests import SEEDS, ChatRequest, CompletionRequest
 from reasonrt.types import Limits, Message, Request
 
 AUTO = "auto"

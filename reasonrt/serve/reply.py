@@ -8,11 +8,11 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from reasonrt.serve.backend import Accepted
+from reasonrt.serve.backends.local import Accepted
 from reasonrt.serve.catalog import Job
-from reasonrt.serve.errors import to_api_error
+from reasonrt.serve.wire.errors import to_api_error
 from reasonrt.serve.gateway import Gateway, Update
-from reasonrt.serve.replies import DONE, KEEP_ALIVE, Choice, ReplyFormat, error_event, usage
+from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, Choice, ReplyFormat, error_event, usage
 from reasonrt.types import Completion
 
 _log = logging.getLogger(__name__)

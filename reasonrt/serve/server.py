@@ -15,7 +15,7 @@ from reasonrt.engines.build import build_engines
 from reasonrt.errors import ConfigError
 from reasonrt.runtime import Runtime
 from reasonrt.serve.app import build_app
-from reasonrt.serve.backend import Backend, Worker
+from reasonrt.serve.backends.local import Backend, Worker
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.gateway import Gateway

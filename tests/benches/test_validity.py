@@ -23,7 +23,7 @@ from reasonrt.calibration.stopping.sample_size import Infeasible
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.stopping.trials import Limit
-from reasonrt.evals.validity import (
+from reasonrt.benches.validity import (
     Choose,
     Population,
     boundary_null,

@@ -13,7 +13,7 @@ from openai import OpenAI
 from reasonrt import Limits, Runtime
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.serve.app import build_app
-from reasonrt.serve.backend import Worker
+from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.server import Server

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from reasonrt.serve.admission import Admission
 from reasonrt.serve.config import BoundsConfig
-from reasonrt.serve.errors import ApiError
+from reasonrt.serve.wire.errors import ApiError
 
 BODY = {"model": "target", "messages": [{"role": "user", "content": "?"}]}
 

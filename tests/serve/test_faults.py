@@ -17,9 +17,9 @@ from reasonrt import Runtime
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.engines.vllm import VllmEngine
 from reasonrt.errors import EngineError
-from reasonrt.serve import backend
-from reasonrt.serve.backend import Worker
-from reasonrt.serve.errors import ABSENT, ApiError
+from reasonrt.serve.backends import local
+from reasonrt.serve.backends.local import Worker
+from reasonrt.serve.wire.errors import ABSENT, ApiError
 from reasonrt.types import Completion, Request, Sampling
 
 STEPS = ["<think>\nOne.\n\n", *(f"Step {index} of it.\n\n" for index in range(20)), "</think>\n\n", r"\boxed{7}"]

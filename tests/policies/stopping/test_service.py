@@ -16,7 +16,7 @@ from reasonrt.policies.stopping.signals import Agreement
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import RequestError
 from reasonrt.evals.tasks import TaskProblem
-from reasonrt.evals.traces import TraceSettings, record_traces
+from reasonrt.evals.trace_recording import TraceSettings, record_traces
 from reasonrt.policies.stopping.policy.service import Guard
 from reasonrt.policies.stopping.policy.probes import SUFFIX
 from reasonrt.policies.registry import build_policy, roles_of

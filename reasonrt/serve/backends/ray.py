@@ -36,9 +36,9 @@ from reasonrt.engines.build import build_engine
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.runtime import Runtime
 from reasonrt.engines.linked import BuildEngine, DistantEngine, EngineServer
-from reasonrt.serve.backend import Accepted, CertificateState, Worker
+from reasonrt.serve.backends.local import Accepted, CertificateState, Worker
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
-from reasonrt.serve.errors import ABSENT, OVERLOADED, ApiError
+from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
 from reasonrt.serve.server import serve
 from reasonrt.types import Event, Request
 

@@ -10,7 +10,7 @@ from reasonrt import Runtime
 from reasonrt.calibration.routers.step_pairs import RecordedProblem
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EvalError
-from reasonrt.evals.recording import RecordingSettings, record_pairs
+from reasonrt.evals.step_recording import RecordingSettings, record_pairs
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.types import Sampling
 

@@ -16,13 +16,13 @@ import pytest
 from reasonrt import Completion, Request, Step
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import RequestError
-from reasonrt.serve.backend import Accepted
+from reasonrt.serve.backends.local import Accepted
 from reasonrt.serve.config import ServeConfig
-from reasonrt.serve.errors import ABSENT, ApiError
-from reasonrt.serve.journal import outlive
+from reasonrt.serve.wire.errors import ABSENT, ApiError
+from reasonrt.serve.resume import outlive
 from reasonrt.types import Message, Sampling
 
-ray_app = pytest.importorskip("reasonrt.serve.ray_app")
+ray_app = pytest.importorskip("reasonrt.serve.backends.ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 STEPS = ["<think>\nOne.\n\n", *(f"Step {index} of it.\n\n" for index in range(20)), "</think>\n\n", r"\boxed{7}"]

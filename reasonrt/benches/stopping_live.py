@@ -23,7 +23,7 @@ from reasonrt.evals.report import Report
 from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings, evaluate
 from reasonrt.evals.statistics import wilson_interval
 from reasonrt.evals.tasks import TaskProblem
-from reasonrt.evals.traces import TraceSettings, trace_of
+from reasonrt.evals.trace_recording import TraceSettings, trace_of
 from reasonrt.policies.stopping.loop import AUTHOR
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request

@@ -17,10 +17,10 @@ from reasonrt.errors import RequestError
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig, load_serve_config
-from reasonrt.serve.errors import ApiError, to_api_error
-from reasonrt.serve.fields import NO_EFFECT, REFUSED, as_markdown
-from reasonrt.serve.protocol import ChatRequest, CompletionRequest, parse
-from reasonrt.serve.schemas import ChatCompletion, ChatCompletionChunk, TextCompletion
+from reasonrt.serve.wire.errors import ApiError, to_api_error
+from reasonrt.serve.wire.fields import NO_EFFECT, REFUSED, as_markdown
+from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
+from reasonrt.serve.wire.responses import ChatCompletion, ChatCompletionChunk, TextCompletion
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 ASK = [{"role": "user", "content": "3 + 4?"}]

@@ -8,8 +8,8 @@ from reasonrt.calibration import Trace, TraceSet, order_rules
 from reasonrt.calibration.stopping.candidates import splits
 from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.stopping.trials import Limit
-from reasonrt.evals.stopping import Case, boundary_rows, cases, control_rows, tightness_row, validity_rows
-from reasonrt.evals.validity import Population
+from reasonrt.benches.stopping import Case, boundary_rows, cases, control_rows, tightness_row, validity_rows
+from reasonrt.benches.validity import Population
 
 
 @pytest.fixture(scope="module")

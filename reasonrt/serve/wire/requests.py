@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from pydantic_core import PydanticCustomError
 
 from reasonrt.serve.config import Effort
-from reasonrt.serve.errors import ApiError
-from reasonrt.serve.fields import NO_EFFECT, REFUSED
+from reasonrt.serve.wire.errors import ApiError
+from reasonrt.serve.wire.fields import NO_EFFECT, REFUSED
 from reasonrt.types import Message
 
 SEEDS = 2**63

@@ -7,8 +7,8 @@ from contextlib import aclosing
 from dataclasses import astuple, replace
 
 from reasonrt.errors import CapabilityError, EngineError
-from reasonrt.serve.backend import Accepted, Backend
-from reasonrt.serve.errors import OVERLOADED, ApiError
+from reasonrt.serve.backends.local import Accepted, Backend
+from reasonrt.serve.wire.errors import OVERLOADED, ApiError
 from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Request, Step, Usage
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0

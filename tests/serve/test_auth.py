@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from reasonrt.serve.config import ServeConfig
-from reasonrt.serve.guards import KeyRing
+from reasonrt.serve.auth import KeyRing
 from reasonrt.serve.logs import JsonFormatter
 
 KEYS = {"ada": "ada-" + "a" * 16, "bob": "bob-" + "b" * 16}

@@ -12,7 +12,7 @@ from reasonrt.ports import Engine
 from reasonrt.errors import EngineError
 from reasonrt.policies.registry import build_policy
 from reasonrt.runtime import Runtime
-from reasonrt.serve.errors import ABSENT, ApiError
+from reasonrt.serve.wire.errors import ABSENT, ApiError
 from reasonrt.types import THINK, Event, Request
 
 _log = logging.getLogger(__name__)

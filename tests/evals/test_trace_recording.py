@@ -13,7 +13,7 @@ from reasonrt.policies.stopping.traces import problem_hash
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EvalError
 from reasonrt.evals.tasks import TaskProblem
-from reasonrt.evals.traces import TraceSettings, record_traces
+from reasonrt.evals.trace_recording import TraceSettings, record_traces
 from reasonrt.policies.stopping.policy.probes import SUFFIX
 from reasonrt.types import Sampling
 

@@ -11,9 +11,9 @@ from reasonrt.calibration.stopping.candidates import splits
 from reasonrt.calibration.stopping.families import published_rules
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.engines.scripted import ScriptedEngine, continuing
-from reasonrt.evals.stopping_live import LiveSettings, certify_families, live_arms, measure_live
+from reasonrt.benches.stopping_live import LiveSettings, certify_families, live_arms, measure_live
 from reasonrt.evals.tasks import TaskProblem
-from reasonrt.evals.traces import TraceSettings, record_traces
+from reasonrt.evals.trace_recording import TraceSettings, record_traces
 from reasonrt.policies.stopping.policy.probes import SUFFIX
 from reasonrt.types import Sampling
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
-from reasonrt.serve.backend import Accepted
+from reasonrt.serve.backends.local import Accepted
 from reasonrt.serve.catalog import Job
-from reasonrt.serve.journal import total_usage
+from reasonrt.serve.resume import total_usage
 from reasonrt.serve.parting import Parts, num_reasoning_characters, part
 from reasonrt.types import Completion, FinishReason, Step
 

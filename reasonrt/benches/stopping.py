@@ -18,7 +18,7 @@ from reasonrt.calibration.stopping.multiple_testing import pareto_order
 from reasonrt.policies.stopping.traces import TraceSet
 from reasonrt.calibration.stopping.trials import Limit
 from reasonrt.errors import CalibrationError
-from reasonrt.evals.validity import (
+from reasonrt.benches.validity import (
     Choose,
     Population,
     boundary_null,

@@ -1,0 +1,1 @@
+"""What solves the requests that the gateway lets in: one runtime in this process, or replicas on Ray."""
