@@ -3,11 +3,11 @@
 Importing this package imports neither numpy nor scipy; the functions that need them load them.
 """
 
-from reasonrt.policies.stopping.certificate import Certificate, check_matches
 from reasonrt.calibration.stopping.certification import Order, certify, order_rules, verify
 from reasonrt.calibration.stopping.families import lower_threshold_rules, upper_threshold_rules
-from reasonrt.policies.stopping.replay import Outcome, replay
 from reasonrt.calibration.stopping.sample_size import Infeasible, Plan, plan
+from reasonrt.policies.stopping.certificate import Certificate, check_matches
+from reasonrt.policies.stopping.replay import Outcome, replay
 from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
 from reasonrt.policies.stopping.traces import Checkpoint, Fingerprints, Trace, TraceSet, read_traces, write_traces
 

@@ -8,12 +8,13 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from reasonrt import Request, Step
-from reasonrt.ports import Engine
-from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.answers import find_answer
-from reasonrt.policies.base import PolicyOptions, sampling_for, write_steps
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.policies.options import PolicyOptions
+from reasonrt.ports import Engine
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Stop
+from reasonrt.writing import sampling_for, write_steps
 
 
 @dataclass

@@ -6,12 +6,15 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from reasonrt.errors import ConfigError, RequestError
-from reasonrt.policies.stopping import policy
-from reasonrt.policies.speculation.arbitrage import RSD, Arbitrage, Entropy, Oracle, Random, SpecReason
-from reasonrt.policies.base import Policy
-from reasonrt.policies.stopping.policy.service import Guards
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target
+from reasonrt.policies.speculation.arbitrage import Arbitrage
+from reasonrt.policies.speculation.baselines import RSD, Entropy, Random, SpecReason
+from reasonrt.policies.speculation.oracle import Oracle
+from reasonrt.policies.stopping.policy import OPTIONS as STOPPING_OPTIONS
+from reasonrt.policies.stopping.policy import around
+from reasonrt.policies.stopping.service import Guards
+from reasonrt.ports import Policy
 
 _GROUP = "reasonrt.policies"
 _OWN: dict[str, type[Policy]] = {
@@ -41,10 +44,10 @@ def build_policy(name: str, options: Mapping[str, Any], guards: Guards | None = 
         RequestError: no such policy, or options that it does not take.
         ConfigError: the package that announces it cannot be imported.
     """
-    own = {key: value for key, value in options.items() if key not in stopping.OPTIONS}
+    own = {key: value for key, value in options.items() if key not in STOPPING_OPTIONS}
     policy = (_OWN.get(name) or _plugin(name)).from_options(own)
-    is_stopped = any(options.get(key) is not None for key in stopping.OPTIONS)
-    return stopping.around(policy, name, options, guards or Guards()) if is_stopped else policy
+    is_stopped = any(options.get(key) is not None for key in STOPPING_OPTIONS)
+    return around(policy, name, options, guards or Guards()) if is_stopped else policy
 
 
 def roles_of(name: str, options: Mapping[str, Any]) -> list[str]:

@@ -11,12 +11,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from reasonrt.ports import Engine
-from reasonrt.errors import RequestError
 from reasonrt.answers import find_answer, normal_form
-from reasonrt.policies.base import PolicyOptions, sampling_for, write_steps
+from reasonrt.errors import RequestError
+from reasonrt.policies.options import PolicyOptions
+from reasonrt.ports import Engine
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
+from reasonrt.writing import sampling_for, write_steps
 
 
 @dataclass

@@ -4,9 +4,11 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from reasonrt.policies.base import PacedEngine, PolicyOptions, sampling_for, write_steps
+from reasonrt.policies.options import PolicyOptions
+from reasonrt.ports import PacedEngine
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop
+from reasonrt.writing import sampling_for, write_steps
 
 
 @dataclass

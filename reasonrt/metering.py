@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from reasonrt.ports import Engine, TokenStream, Verified
 from reasonrt.pace import Pace
+from reasonrt.ports import Engine, TokenStream, Verified
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
 
 

@@ -11,12 +11,13 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 * A dead engine raises `EngineError` and comes back by itself; what it can never do raises `CapabilityError`.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
-from reasonrt.types import Sampling, TokenDelta, Tokenizer
+from reasonrt.pace import Pace
+from reasonrt.types import PolicyEvent, Request, Sampling, TokenDelta, Tokenizer
 
 
 class Capability(StrEnum):
@@ -106,3 +107,32 @@ class Engine(Protocol):
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
         """The scalar head of a reward or router model, read at the last token."""
+
+
+class PacedEngine(Engine, Protocol):
+    """An engine as the runtime hands it to a policy: with its recent speed, over all requests."""
+
+    @property
+    def pace(self) -> Pace: ...
+
+
+class Policy(Protocol):
+    """Solves a request. Everything above the engines that differs between two ways of reasoning is in here.
+
+    A policy is built per request from the request's options, so it may keep state. It yields committed steps
+    and, last, a `Stop`. Closing its iterator closes every generation that it has open.
+    """
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The roles of the engines that it asks; `solve` gets them under these."""
+
+    @property
+    def optional_engines(self) -> tuple[str, ...]:
+        """Roles that it makes use of where there are such engines."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Raises `RequestError` for an unknown option or a value out of range."""
+
+    def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]: ...

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
-from reasonrt.ports import Engine
-from reasonrt.pace import Pace
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
-from reasonrt.policies.base import PacedEngine, Policy
-from reasonrt.policies.stopping.policy.service import Guards
+from reasonrt.pace import Pace
 from reasonrt.policies.registry import build_policy
+from reasonrt.policies.stopping.service import Guards
+from reasonrt.ports import Engine, PacedEngine, Policy
 from reasonrt.types import Completion, Event, FinishReason, PolicyEvent, Request, Step, Stop
 
 

@@ -6,8 +6,8 @@ else: a step's text is tokenized once for each of them, and never again, so that
 
 from collections.abc import Sequence
 
-from reasonrt.ports import Engine
 from reasonrt.errors import RequestError
+from reasonrt.ports import Engine
 from reasonrt.types import Message, Step
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.config import ZOO_FOLDER, ZOO_PREFIX
-from reasonrt.ports import Engine
 from reasonrt.errors import ConfigError
+from reasonrt.ports import Engine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import FEATURES, features
 from reasonrt.routers.prompts import MARKED, StepPrompt

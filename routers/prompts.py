@@ -7,6 +7,7 @@ no step is ever tokenized twice.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from reasonrt.errors import RequestError
 from reasonrt.ports import Engine
 from reasonrt.routers.history import whole_steps
 from reasonrt.transcript import Transcript
@@ -54,6 +55,13 @@ QWEN_PRM = Layout(
 """Qwen2.5-Math-PRM: each step closed by `<extra_0>`, at which its score is read."""
 
 LAYOUTS = {"plain": PLAIN, "marked": MARKED, "skywork": SKYWORK, "qwen_prm": QWEN_PRM}
+
+
+def find_layout(name: str) -> Layout:
+    """Raises: RequestError: there is no layout of that name."""
+    if name not in LAYOUTS:
+        raise RequestError(f"unknown layout {name!r}; there are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
 
 
 class StepPrompt:

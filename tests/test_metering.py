@@ -5,10 +5,10 @@ from contextlib import aclosing
 
 import pytest
 
-from reasonrt.pace import Pace
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError
 from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
+from reasonrt.pace import Pace
 from reasonrt.types import Sampling
 
 PROMPT = list(range(2, 42))

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Limits, ReasonRTError, Request, Runtime, Step
-from reasonrt.ports import Engine
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.policies import registry
-from reasonrt.policies.base import PolicyOptions
+from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.registry import policy_names
+from reasonrt.ports import Engine
 from reasonrt.types import PolicyEvent, Sampling
 
 STEPS = ["<think>\nOne.\n\n", "Two.\n\n", "Three.\n\n", "</think>\n\n", r"\boxed{7}"]

@@ -1,1 +1,1 @@
-"""From recorded traces to a certificate: candidate rules, exact tests of their risk, and how many problems that takes."""
+"""From recorded traces to a certificate: candidate rules, exact tests of their risk, and their sample size."""

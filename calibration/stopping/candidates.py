@@ -18,6 +18,7 @@ from reasonrt.calibration.stopping.families import (
     upper_threshold_rules,
 )
 from reasonrt.calibration.stopping.learned_signal import learn_signal
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
@@ -30,7 +31,6 @@ from reasonrt.policies.stopping.signals import (
     TokensUsed,
 )
 from reasonrt.policies.stopping.traces import TraceSet, split_traces
-from reasonrt.errors import CalibrationError
 
 SHARES = (0.2, 0.2, 0.6)
 _LEARN_SHARES = (1, 2)  # a grid needs few problems; an order, in which one bad rule ends the testing, needs more

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from reasonrt.calibration.stopping.bounds import binomial_p_value, binomial_upper_bound
-from reasonrt.policies.stopping.certificate import Certificate, Finding, Group, Saving, first_difference, normal
-from reasonrt.calibration.stopping.sample_size import Infeasible, check_level, least_n, plan
-from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.calibration.stopping.multiple_testing import TESTS, pareto_order
-from reasonrt.policies.stopping.traces import Split, Trace, TraceSet, refuse_overlap
+from reasonrt.calibration.stopping.sample_size import Infeasible, check_level, least_n, plan
 from reasonrt.calibration.stopping.trials import Limit, Trial, count, p_value, try_rules
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.certificate import Certificate, Finding, Group, Saving, first_difference, normal
+from reasonrt.policies.stopping.rules import StoppingRule
+from reasonrt.policies.stopping.traces import Split, Trace, TraceSet, refuse_overlap
 
 _NORMAL_975 = 1.959963984540054  # the quantile of a 95 % interval
 

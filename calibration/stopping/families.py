@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterable
 from statistics import quantiles
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.rules import Both, LowerThreshold, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
@@ -19,7 +20,6 @@ from reasonrt.policies.stopping.signals import (
     TokensUsed,
 )
 from reasonrt.policies.stopping.traces import Trace
-from reasonrt.errors import CalibrationError
 
 CONFIDENCE = Recorded("confidence")
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import parse, parse_text, read_lines, read_text
 from reasonrt.policies.stopping.spelling import Same, unify_answers
 from reasonrt.policies.stopping.traces import TRACE, Trace, TraceSet, problem_hash, same_answer
-from reasonrt.errors import CalibrationError
 
 _CONFORMAL_THINKING_SIGNALS = (
     "confidence",

@@ -6,9 +6,9 @@ arXiv 2506.02536, which reads hidden states.
 
 from collections.abc import Iterable, Sequence
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.signals import Logistic, Signal
 from reasonrt.policies.stopping.traces import Trace, same_answer
-from reasonrt.errors import CalibrationError
 
 
 def learn_signal(traces: Iterable[Trace], signals: Sequence[Signal]) -> Logistic:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from reasonrt.calibration.stopping.bounds import binomial_upper_bound
+from reasonrt.calibration.stopping.trials import Limit, count, try_rules
 from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.policies.stopping.replay import replay
 from reasonrt.policies.stopping.rules import StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.traces import TraceSet, same_answer
-from reasonrt.calibration.stopping.trials import Limit, count, try_rules
 
 _BINS = 10
 

@@ -8,8 +8,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reasonrt.policies.stopping.traces import Checkpoint, Trace, TraceSet
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.traces import Checkpoint, Trace, TraceSet
 
 CADENCE_TOKENS = 128
 PROBE_TOKENS = 6

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from reasonrt.calibration.stopping.bounds import binomial_p_value
+from reasonrt.calibration.stopping.multiple_testing import max_p
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.replay import refuse_unknown_signals, replay
 from reasonrt.policies.stopping.risks import find_risk
 from reasonrt.policies.stopping.rules import StoppingRule
-from reasonrt.calibration.stopping.multiple_testing import max_p
 from reasonrt.policies.stopping.traces import Trace
-from reasonrt.errors import CalibrationError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,18 @@ from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
-from reasonrt.ports import Capability
-from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.answers import find_answer, holds_answer
-from reasonrt.policies.base import PacedEngine, drop, sampling_for, write_step, write_steps
-from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
+from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.policies.speculation.options import SpeculationOptions
+from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
 from reasonrt.policies.speculation.verification import Verdict, can_verify, verify_step
+from reasonrt.ports import Capability, PacedEngine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
+from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
 from reasonrt.types import END_THINK, THINK, FinishReason, PolicyEvent, Request, Step, Stop
+from reasonrt.writing import sampling_for, write_step, write_steps
 
 _log = logging.getLogger(__name__)
 WARM_TOKENS = 32
@@ -101,7 +102,7 @@ class _Run:
                                 reason = event
             except _TargetAloneError as error:
                 self._tally.fallback = str(error)
-                await drop(self._warming, self._early)
+                await cancel(self._warming, self._early)
                 async with aclosing(self._written_alone()) as written:
                     async for event in written:
                         if isinstance(event, Step):
@@ -109,7 +110,7 @@ class _Run:
                         else:
                             reason = event
         finally:
-            await drop(self._warming, self._early)
+            await cancel(self._warming, self._early)
         yield Stop(reason or FinishReason.STOP, asdict(self._tally))
 
     def _router(self) -> Router:
@@ -146,7 +147,7 @@ class _Run:
                 if is_rejected and not (verdict and verdict.is_agreed):
                     break
                 if not event.is_partial:
-                    await drop(self._early)
+                    await cancel(self._early)
                     self._early, self._is_corrected, self._was_asked = None, False, is_rejected
                     if not event.is_end:
                         yield step
@@ -205,7 +206,7 @@ class _Run:
         """What the target says of the draft's step; None where it is to write the step without having read it."""
         if not self._can_verify or self._early or self._transcript.room(self._target) <= len(step.token_ids):
             return None
-        await drop(self._warming)  # it would read the same ids once more
+        await cancel(self._warming)  # it would read the same ids once more
         self._warming = None
         started = time.perf_counter()
         verdict = await verify_step(self._target, self._transcript, step)
@@ -236,7 +237,7 @@ class _Run:
             return
         if self._early is None:
             self._early = asyncio.create_task(self._target_step())
-        await drop(self._warming)
+        await cancel(self._warming)
         self._warming = None
         step, reason = await self._early
         self._early, self._is_corrected = None, False

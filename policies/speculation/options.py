@@ -18,9 +18,10 @@ and their target writes every escalated step anew.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reasonrt.errors import RequestError
 from reasonrt.answers import holds_answer
-from reasonrt.policies.base import PacedEngine, PolicyOptions
+from reasonrt.errors import RequestError
+from reasonrt.policies.options import PolicyOptions
+from reasonrt.ports import PacedEngine
 from reasonrt.routers.base import Router
 from reasonrt.types import Request, Step
 

@@ -6,9 +6,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from reasonrt.ports import Engine
-from reasonrt.policies.base import StepWriter, drop, write_step
+from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, Sampling, Step
+from reasonrt.writing import StepWriter, write_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ async def run_ahead(
                 return
             yield event
     finally:
-        await drop(task)
+        await cancel(task)
 
 
 def _end_of(engine: Engine) -> Drafted:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from reasonrt.ports import Capability, Engine
-from reasonrt.policies.base import StepWriter
 from reasonrt.transcript import Transcript
 from reasonrt.types import Step, TokenDelta
+from reasonrt.writing import StepWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import canonical, parse, parse_text, read_text, write_text
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import Fingerprints
-from reasonrt.errors import CalibrationError
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,18 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from reasonrt.answers import same_answer
+from reasonrt.errors import ReasonRTError
+from reasonrt.policies.stopping.probes import Answer, Probe, full_answer
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
 from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.service import Guard
 from reasonrt.policies.stopping.signals import LOOKS
 from reasonrt.policies.stopping.spelling import Spelling
 from reasonrt.policies.stopping.traces import Checkpoint
-from reasonrt.errors import ReasonRTError
-from reasonrt.answers import same_answer
-from reasonrt.policies.base import PacedEngine, Policy, drop
-from reasonrt.policies.stopping.policy.service import Guard
-from reasonrt.policies.stopping.policy.probes import Answer, Probe, full_answer
+from reasonrt.ports import PacedEngine, Policy
+from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
 from reasonrt.types import END_THINK, Completion, FinishReason, PolicyEvent, Request, Step, Stop
 
@@ -108,7 +109,7 @@ class StoppingLoop:
                 answer = await self._decide(asked)
                 if self._outcome.action is Action.GO_ON or self._terms.is_shadow:
                     continue
-                await drop(writing, *self._asking)
+                await cancel(writing, *self._asking)
                 if answer is not None:
                     self._returned_tokens = len(answer.token_ids)
                     yield Step(self._engine.tokenizer.decode(self._probe.suffix), self._probe.suffix, AUTHOR, False)
@@ -117,7 +118,7 @@ class StoppingLoop:
                 yield Stop(FinishReason.STOP, {"stopping": self._details()})
                 return
         finally:
-            await drop(writing, *self._asking)
+            await cancel(writing, *self._asking)
 
     async def _write(self) -> None:
         """Take what the inner policy writes, so that it never waits for a probe."""

@@ -10,16 +10,16 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any
 
+from reasonrt.errors import CalibrationError, RequestError
+from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.stopping.files import canonical, parse
+from reasonrt.policies.stopping.loop import StoppingLoop, Terms
+from reasonrt.policies.stopping.probes import SUFFIX
 from reasonrt.policies.stopping.rules import RULE
 from reasonrt.policies.stopping.schedule import SCHEDULE, Schedule
+from reasonrt.policies.stopping.service import Guards
 from reasonrt.policies.stopping.traces import Fingerprints
-from reasonrt.ports import Capability, Engine
-from reasonrt.errors import CalibrationError, RequestError
-from reasonrt.policies.base import PacedEngine, Policy, PolicyOptions
-from reasonrt.policies.stopping.policy.service import Guards
-from reasonrt.policies.stopping.policy.probes import SUFFIX
-from reasonrt.policies.stopping.loop import StoppingLoop, Terms
+from reasonrt.ports import Capability, Engine, PacedEngine, Policy
 from reasonrt.types import Message, PolicyEvent, Request, Stop
 
 OPTIONS = frozenset({"stopping", "risk"})

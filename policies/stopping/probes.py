@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from reasonrt.answers import find_answer
 from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
     arithmetic_confidence,
@@ -16,7 +17,6 @@ from reasonrt.policies.stopping.signals import (
     geometric_confidence,
 )
 from reasonrt.ports import Engine
-from reasonrt.answers import find_answer
 from reasonrt.types import END_THINK, Completion, FinishReason, Sampling, TokenDelta, Tokenizer
 
 SUFFIX = END_THINK + "\n\n\\boxed{"

@@ -7,10 +7,10 @@ were stopped.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.rules import Action
 from reasonrt.policies.stopping.traces import Trace, same_answer
-from reasonrt.errors import CalibrationError
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import canonical, parse, parse_text
 from reasonrt.policies.stopping.signals import END_OF_THINKING, ENTROPY_AFTER_THINKING, LOOKS, Signal
 from reasonrt.policies.stopping.traces import Checkpoint
-from reasonrt.errors import CalibrationError
 
 
 class Action(StrEnum):

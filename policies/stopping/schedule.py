@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from reasonrt.policies.stopping.files import canonical, parse, parse_text
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.files import canonical, parse, parse_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.certificate import Certificate, check_matches
+from reasonrt.policies.stopping.drift import DriftMonitor
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.risks import lost_correct
-from reasonrt.policies.stopping.drift import DriftMonitor
 from reasonrt.policies.stopping.traces import Fingerprints, Trace
-from reasonrt.errors import CalibrationError
 
 _log = logging.getLogger(__name__)
 

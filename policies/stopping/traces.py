@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from reasonrt.policies.stopping.files import canonical, parse, read_lines, write_text
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.files import canonical, parse, read_lines, write_text
 
 SCHEMA = "reasonrt.traces/1"
 

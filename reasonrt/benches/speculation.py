@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reasonrt.benches.speculation_arms import OURS, SWEEPS, Arm
 from reasonrt.calibration.speedup import Parts, Speed, Work, fit_speed, predicted_speedup
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
-from reasonrt.benches.speculation_arms import OURS, SWEEPS, Arm
 from reasonrt.evals.tasks import TaskProblem
 
 _TALLIED = ("steps", "draft_steps", "escalations", "useless_escalations", "router_s", "verifications", "verify_s")

@@ -10,14 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from reasonrt.calibration.stopping.bounds import binomial_lower_bound
-from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules
-from reasonrt.policies.stopping.rules import StoppingRule
-from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
-from reasonrt.calibration.stopping.multiple_testing import pareto_order
-from reasonrt.policies.stopping.traces import TraceSet
-from reasonrt.calibration.stopping.trials import Limit
-from reasonrt.errors import CalibrationError
 from reasonrt.benches.validity import (
     Choose,
     Population,
@@ -28,6 +20,14 @@ from reasonrt.benches.validity import (
     uncorrected,
     wrong_n,
 )
+from reasonrt.calibration.stopping.bounds import binomial_lower_bound
+from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules
+from reasonrt.calibration.stopping.multiple_testing import pareto_order
+from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.stopping.trials import Limit
+from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.rules import StoppingRule
+from reasonrt.policies.stopping.traces import TraceSet
 
 RISK, DELTA = "lost_correct", 0.1
 ALPHAS, SIZES = (0.02, 0.05, 0.1), (100, 300, 1000)

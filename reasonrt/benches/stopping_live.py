@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules
-from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.calibration.stopping.certification import certify, order_rules
 from reasonrt.calibration.stopping.families import published_rules
-from reasonrt.policies.stopping.files import parse_text
-from reasonrt.policies.stopping.replay import replay
 from reasonrt.calibration.stopping.sample_size import Infeasible
-from reasonrt.policies.stopping.schedule import Schedule
-from reasonrt.policies.stopping.traces import TraceSet
 from reasonrt.errors import EvalError
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings, evaluate
 from reasonrt.evals.statistics import wilson_interval
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings, trace_of
+from reasonrt.policies.stopping.certificate import Certificate
+from reasonrt.policies.stopping.files import parse_text
 from reasonrt.policies.stopping.loop import AUTHOR
+from reasonrt.policies.stopping.replay import replay
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.traces import TraceSet
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
 

@@ -13,9 +13,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonrt.calibration.stopping.trials import Limit, try_rules
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import TraceSet
-from reasonrt.calibration.stopping.trials import Limit, try_rules
 
 Array = NDArray[np.float64]
 Choose = Callable[["Draws", float], NDArray[np.int64]]

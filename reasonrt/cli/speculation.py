@@ -195,8 +195,8 @@ def plan(
     """Measure both models alone and predict what speculation can gain, or that it does not pay."""
     import tempfile
 
-    from reasonrt.calibration.speedup import break_even_share, planned, predicted_speedup
     from reasonrt.benches.speculation import alone_speeds
+    from reasonrt.calibration.speedup import break_even_share, planned, predicted_speedup
     from reasonrt.evals.tasks import load_task
 
     settings = _timing_config(load_config(config), inflate, token_level=())

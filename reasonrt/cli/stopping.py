@@ -7,16 +7,12 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
+from reasonrt.answers import same_answer
 from reasonrt.calibration.stopping.candidates import FAMILIES, candidate_rules, splits, without_gold
-from reasonrt.policies.stopping.certificate import Certificate, Finding
 from reasonrt.calibration.stopping.certification import certify, order_rules
 from reasonrt.calibration.stopping.certification import verify as verify_certificate
 from reasonrt.calibration.stopping.importers import read_conformal_thinking
 from reasonrt.calibration.stopping.sample_size import plan as plan_certificate
-from reasonrt.policies.stopping.risks import RISKS
-from reasonrt.policies.stopping.rules import to_json
-from reasonrt.policies.stopping.schedule import Schedule
-from reasonrt.policies.stopping.traces import TraceSet, read_traces, write_traces
 from reasonrt.cli.common import (
     ConfigOption,
     JsonOption,
@@ -28,7 +24,11 @@ from reasonrt.cli.common import (
     write_json,
 )
 from reasonrt.config import load_config
-from reasonrt.answers import same_answer
+from reasonrt.policies.stopping.certificate import Certificate, Finding
+from reasonrt.policies.stopping.risks import RISKS
+from reasonrt.policies.stopping.rules import to_json
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.traces import TraceSet, read_traces, write_traces
 
 Layout = Literal["reasonrt", "conformal-thinking"]
 AlphaOption = Annotated[list[float], typer.Option(help="The tolerated risk, in (0, 1); one for each --risk.")]

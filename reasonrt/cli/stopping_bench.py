@@ -9,11 +9,11 @@ import typer
 from rich.table import Table
 
 from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, splits
-from reasonrt.policies.stopping.traces import Split, problem_hash, read_traces, refuse_overlap
 from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
 from reasonrt.cli.stopping import LearnOption
 from reasonrt.config import load_config
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.traces import Split, problem_hash, read_traces, refuse_overlap
 from reasonrt.types import Limits
 
 ALPHA, DELTA = 0.05, 0.1
@@ -130,9 +130,9 @@ def _print_tightness(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _measure(recorded: Splits, split: str, settings: Any, config: Path | None) -> dict[str, Any]:
+    from reasonrt.benches.stopping_live import certify_families, measure_live, policy_of
     from reasonrt.engines.build import build_engines
     from reasonrt.evals.run import EvalProgress
-    from reasonrt.benches.stopping_live import certify_families, measure_live, policy_of
     from reasonrt.evals.tasks import load_task
     from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime

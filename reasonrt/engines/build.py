@@ -6,8 +6,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from reasonrt.config import Config, EngineConfig, PluginConfig, RemoteConfig, model_folder
-from reasonrt.ports import Engine
 from reasonrt.errors import ConfigError
+from reasonrt.ports import Engine
 
 
 def build_engines(config: Config, roles: Collection[str] | None = None) -> dict[str, Engine]:

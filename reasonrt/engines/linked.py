@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, Self
 
-from reasonrt.ports import Engine, Verified
 from reasonrt.errors import EngineError
+from reasonrt.ports import Engine, Verified
 from reasonrt.types import Sampling, TokenDelta
 
 _KEPT_COUNTS = 1024

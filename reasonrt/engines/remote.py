@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import httpx
 
-from reasonrt.ports import Capability, Verified
 from reasonrt.engines.remote_wire import (
     completion_body,
     events,
@@ -28,6 +27,7 @@ from reasonrt.engines.remote_wire import (
 )
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
+from reasonrt.ports import Capability, Verified
 from reasonrt.types import FinishReason, Sampling, TokenDelta
 
 _CONNECT_TIMEOUT_S = 10.0

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Self
 
-from reasonrt.ports import Capability, Verified
 from reasonrt.errors import EngineError, RequestError
+from reasonrt.ports import Capability, Verified
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 Script = Callable[[str, Sampling], str]

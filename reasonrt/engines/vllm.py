@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from reasonrt.ports import Capability, Verified
 from reasonrt.engines.fingerprint import model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments, quiet_vllm, score_task, start_environment
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
+from reasonrt.ports import Capability, Verified
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 _MAX_REASON = 300  # characters of vLLM's own words

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reasonrt.answers import find_answer
 from reasonrt.errors import CapabilityError, EngineError, EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal, Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem, content_hash
-from reasonrt.answers import find_answer
 from reasonrt.policies.registry import build_policy
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request

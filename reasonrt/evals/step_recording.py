@@ -17,11 +17,12 @@ from reasonrt.errors import EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal
 from reasonrt.evals.tasks import TaskProblem
-from reasonrt.policies.base import drop, sampling_for, write_step
 from reasonrt.routers.features import TOP_LOGPROBS
 from reasonrt.runtime import Runtime
+from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, Limits, Request, Step
+from reasonrt.writing import sampling_for, write_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ async def _recorded(
             for task in done:
                 yield task.result()
     finally:
-        await drop(*running)
+        await cancel(*running)
 
 
 class _Recording:

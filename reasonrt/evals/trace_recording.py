@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.policies.stopping.files import parse
-from reasonrt.policies.stopping.schedule import Schedule
-from reasonrt.policies.stopping.spelling import unify_answers
-from reasonrt.policies.stopping.traces import TRACE, Checkpoint, Fingerprints, Trace, TraceSet, problem_hash
+from reasonrt.answers import same_answer
 from reasonrt.errors import EvalError
 from reasonrt.evals.journal import Journal
 from reasonrt.evals.tasks import TaskProblem, content_hash
-from reasonrt.answers import same_answer
-from reasonrt.policies.stopping.policy.probes import SUFFIX, full_answer
 from reasonrt.policies.registry import build_policy
+from reasonrt.policies.stopping.files import parse
 from reasonrt.policies.stopping.policy import Stopping
+from reasonrt.policies.stopping.probes import SUFFIX, full_answer
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.spelling import unify_answers
+from reasonrt.policies.stopping.traces import TRACE, Checkpoint, Fingerprints, Trace, TraceSet, problem_hash
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
 

@@ -16,17 +16,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from reasonrt.errors import ReasonRTError
-from reasonrt.serve.backends.local import Backend
+from reasonrt.serve.auth import ANONYMOUS, Guard
+from reasonrt.serve.backends.base import Backend
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
-from reasonrt.serve.wire.errors import ApiError, to_api_error
 from reasonrt.serve.exposure import warn_of_open_ports
 from reasonrt.serve.gateway import Gateway
-from reasonrt.serve.auth import ANONYMOUS, Guard
 from reasonrt.serve.metrics import Metrics
-from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
-from reasonrt.serve.wire.rendering import ReplyFormat
 from reasonrt.serve.reply import Reply
+from reasonrt.serve.wire.errors import ApiError, to_api_error
+from reasonrt.serve.wire.rendering import ReplyFormat
+from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
 from reasonrt.serve.wire.responses import ChatCompletion, Error, Model, ModelList, TextCompletion
 
 _BODY_S = 30.0

@@ -13,8 +13,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reasonrt.serve.config import ServeConfig, is_loopback
-from reasonrt.serve.wire.errors import ApiError, to_api_error
 from reasonrt.serve.metrics import Metrics
+from reasonrt.serve.wire.errors import ApiError, to_api_error
 
 ANONYMOUS = "anonymous"
 OPEN_PATHS = frozenset({"/health"})

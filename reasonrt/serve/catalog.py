@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from reasonrt.errors import RequestError
-from reasonrt.policies.base import Policy
 from reasonrt.policies.registry import build_policy, policy_names
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.stopping.policy import Stopping
+from reasonrt.ports import Policy
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.requests import SEEDS, ChatRequest, CompletionRequest

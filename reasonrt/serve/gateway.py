@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from reasonrt.serve.admission import Admission
-from reasonrt.serve.backends.local import Accepted, Backend
+from reasonrt.serve.backends.base import Accepted, Backend
 from reasonrt.serve.catalog import Job
 from reasonrt.serve.config import ServeConfig
-from reasonrt.serve.wire.errors import ApiError
-from reasonrt.serve.resume import committed_usage, outlive
 from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.parting import Parts
-from reasonrt.serve.wire.rendering import STOP_TEXT, Choice
+from reasonrt.serve.resume import committed_usage, outlive
 from reasonrt.serve.tracing import Spans
+from reasonrt.serve.wire.errors import ApiError
+from reasonrt.serve.wire.rendering import STOP_TEXT, Choice
 from reasonrt.types import Completion, FinishReason, Request, Step
 
 T = TypeVar("T")

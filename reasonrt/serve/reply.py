@@ -8,10 +8,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from reasonrt.serve.backends.local import Accepted
+from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.catalog import Job
-from reasonrt.serve.wire.errors import to_api_error
 from reasonrt.serve.gateway import Gateway, Update
+from reasonrt.serve.wire.errors import to_api_error
 from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, Choice, ReplyFormat, error_event, usage
 from reasonrt.types import Completion
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import astuple, replace
 
 from reasonrt.errors import CapabilityError, EngineError
-from reasonrt.serve.backends.local import Accepted, Backend
+from reasonrt.serve.backends.base import Accepted, Backend
 from reasonrt.serve.wire.errors import OVERLOADED, ApiError
 from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Request, Step, Usage
 

@@ -15,7 +15,8 @@ from reasonrt.engines.build import build_engines
 from reasonrt.errors import ConfigError
 from reasonrt.runtime import Runtime
 from reasonrt.serve.app import build_app
-from reasonrt.serve.backends.local import Backend, Worker
+from reasonrt.serve.backends.base import Backend
+from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.gateway import Gateway

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from reasonrt import Completion, Request, Runtime
+from reasonrt.benches.speculation import alone_speeds, bench_rows, plot_bench, reading_problems
+from reasonrt.benches.speculation_arms import SWEEPS, Arm, operating_points
 from reasonrt.cli.speculation import bench
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
-from reasonrt.benches.speculation import alone_speeds, bench_rows, plot_bench, reading_problems
-from reasonrt.benches.speculation_arms import SWEEPS, Arm, operating_points
 from reasonrt.evals.tasks import TaskProblem
 
 GOOD = "<think>\none\n\ntwo\n\nthree\n\n</think>\n\n\\boxed{7}"

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from reasonrt.benches.stopping import Case, boundary_rows, cases, control_rows, tightness_row, validity_rows
+from reasonrt.benches.validity import Population
 from reasonrt.calibration import Trace, TraceSet, order_rules
 from reasonrt.calibration.stopping.candidates import splits
 from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.stopping.trials import Limit
-from reasonrt.benches.stopping import Case, boundary_rows, cases, control_rows, tightness_row, validity_rows
-from reasonrt.benches.validity import Population
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from reasonrt import Limits, Runtime
+from reasonrt.benches.stopping_live import LiveSettings, certify_families, live_arms, measure_live
 from reasonrt.calibration import Certificate, TraceSet
 from reasonrt.calibration.stopping.candidates import splits
 from reasonrt.calibration.stopping.families import published_rules
-from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.engines.scripted import ScriptedEngine, continuing
-from reasonrt.benches.stopping_live import LiveSettings, certify_families, live_arms, measure_live
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings, record_traces
-from reasonrt.policies.stopping.policy.probes import SUFFIX
+from reasonrt.policies.stopping.probes import SUFFIX
+from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.types import Sampling
 
 NUM_STEPS = 14

@@ -11,18 +11,6 @@ from functools import cache
 import numpy as np
 import pytest
 
-from reasonrt.calibration.stopping.certification import certify, order_rules
-from reasonrt.calibration.stopping.families import (
-    dynasor_rules,
-    joint_rules,
-    lower_threshold_rules,
-    quantile_thresholds,
-    upper_threshold_rules,
-)
-from reasonrt.calibration.stopping.sample_size import Infeasible
-from reasonrt.policies.stopping.rules import StoppingRule
-from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
-from reasonrt.calibration.stopping.trials import Limit
 from reasonrt.benches.validity import (
     Choose,
     Population,
@@ -33,6 +21,18 @@ from reasonrt.benches.validity import (
     uncorrected,
     wrong_n,
 )
+from reasonrt.calibration.stopping.certification import certify, order_rules
+from reasonrt.calibration.stopping.families import (
+    dynasor_rules,
+    joint_rules,
+    lower_threshold_rules,
+    quantile_thresholds,
+    upper_threshold_rules,
+)
+from reasonrt.calibration.stopping.sample_size import Infeasible
+from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
+from reasonrt.calibration.stopping.trials import Limit
+from reasonrt.policies.stopping.rules import StoppingRule
 
 NUM_PROBLEMS, DRAWS, DELTA = 1500, 2000, 0.1
 Exceeds = Callable[[int, int, float], bool]

@@ -7,11 +7,11 @@ from typing import cast
 
 import pytest
 
-from reasonrt.ports import Capability, Engine
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.metering import Calls, MeteredEngine
+from reasonrt.ports import Capability, Engine
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 MAX_TOKENS = 48

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from reasonrt import Request, Runtime
+from reasonrt.engines.linked import DistantEngine, EngineServer
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError, RequestError
-from reasonrt.engines.linked import DistantEngine, EngineServer
 from reasonrt.types import Sampling
 
 TEXT = "<think>\nOne.\n\nTwo.\n\nThree.\n\n</think>\n\n\\boxed{7}"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from reasonrt.ports import Capability
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
+from reasonrt.ports import Capability
 from reasonrt.types import FinishReason, Sampling, TokenDelta
 
 PROMPT = [1, 2, 3]

@@ -5,8 +5,8 @@ import asyncio
 import httpx
 import pytest
 
-from reasonrt.ports import Capability
 from reasonrt.engines.remote import RemoteEngine
+from reasonrt.ports import Capability
 from reasonrt.types import Message, Sampling
 
 pytestmark = pytest.mark.vllm

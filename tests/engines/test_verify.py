@@ -5,9 +5,9 @@ from contextlib import aclosing
 
 import pytest
 
-from reasonrt.ports import Capability, Engine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
+from reasonrt.ports import Capability, Engine
 from reasonrt.types import Message, Sampling, TokenDelta
 
 NUMBERS = (23, 47, 58, 91)

@@ -8,13 +8,13 @@ import pytest
 
 from reasonrt import Limits, Runtime
 from reasonrt.calibration import TraceSet, read_traces, write_traces
-from reasonrt.policies.stopping.schedule import Schedule
-from reasonrt.policies.stopping.traces import problem_hash
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EvalError
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings, record_traces
-from reasonrt.policies.stopping.policy.probes import SUFFIX
+from reasonrt.policies.stopping.probes import SUFFIX
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.traces import problem_hash
 from reasonrt.types import Sampling
 
 PROBLEMS = [TaskProblem(f"p{index}", f"question {index}", "0.5", group="a") for index in range(6)]

@@ -12,7 +12,7 @@ from reasonrt.policies.registry import policy_names
 CODE = """
 from dataclasses import dataclass
 
-from reasonrt.policies.base import PolicyOptions
+from reasonrt.policies.options import PolicyOptions
 from reasonrt.types import FinishReason, Step, Stop
 
 

@@ -10,8 +10,8 @@ import openai
 import pytest
 from pydantic import ValidationError
 
-from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.auth import KeyRing
+from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.logs import JsonFormatter
 
 KEYS = {"ada": "ada-" + "a" * 16, "bob": "bob-" + "b" * 16}

@@ -214,8 +214,8 @@ class Sick(ScriptedEngine):
 
 
 async def test_watch_outlives_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_LOOK_S", 0.01)
-    monkeypatch.setattr(backend, "_LOST_S", 0.2)
+    monkeypatch.setattr(local, "_LOOK_S", 0.01)
+    monkeypatch.setattr(local, "_LOST_S", 0.2)
     engine = Sick("target", TEXT)
     async with Worker(Runtime({"target": engine})) as worker:
         for is_sick in (True, False, True):

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from reasonrt.calibration import Certificate, certify, upper_threshold_rules
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import ConfigError
-from reasonrt.serve.backends.local import CertificateState
+from reasonrt.serve.backends.base import CertificateState
 from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.tracing import Span, Spans
 from reasonrt.types import Completion, EngineUsage, FinishReason, Request, Step

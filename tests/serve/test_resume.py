@@ -10,9 +10,9 @@ import pytest
 
 from reasonrt import Completion, FinishReason, Limits, Request, Step
 from reasonrt.errors import EngineError, RequestError
-from reasonrt.serve.backends.local import Accepted
-from reasonrt.serve.wire.errors import ApiError
+from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.resume import outlive, total_usage
+from reasonrt.serve.wire.errors import ApiError
 from reasonrt.types import EngineUsage, Event
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reasonrt.calibration.routers.training import advantages
 from reasonrt.calibration.routers.step_pairs import RecordedProblem
+from reasonrt.calibration.routers.training import advantages
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.zoo.judges import UNLABELLED, JudgeRecipe, crossed_scores, examples, judge_scores, train_judge

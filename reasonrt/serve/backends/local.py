@@ -1,17 +1,17 @@
-"""What stands behind the gateway: something that solves requests, in this process or in replicas."""
+"""Requests solved in this process."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
-from reasonrt.ports import Engine
 from reasonrt.errors import EngineError
 from reasonrt.policies.registry import build_policy
+from reasonrt.ports import Engine
 from reasonrt.runtime import Runtime
+from reasonrt.serve.backends.base import Accepted, CertificateState
 from reasonrt.serve.wire.errors import ABSENT, ApiError
 from reasonrt.types import THINK, Event, Request
 
@@ -20,52 +20,6 @@ _LOOK_S = 1.0
 _MOST_CHARACTERS_PER_TOKEN = 32
 _PROMPT_S = 0.5  # a live engine says so faster, a dead one takes seconds to start
 _LOST_S = 600.0  # the largest models take minutes to start
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The first event of every request: it can be served.
-
-    Attributes:
-        prompt_tokens: of the conversation, for the policy's first engine.
-        is_thinking: the prompt has opened the reasoning; the text begins inside of it.
-    """
-
-    prompt_tokens: int
-    is_thinking: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateState:
-    """A stopping certificate in service; `counts`, `evidence` and the alarm are those of its `Guard`."""
-
-    certificate: str
-    counts: Mapping[str, int]
-    evidence: float
-    is_alarmed: bool
-
-
-class Backend(Protocol):
-    """An async context manager: entering starts it and returns when it is warm, leaving ends it."""
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    @property
-    def restarts(self) -> int:
-        """How often an engine or a replica was replaced."""
-
-    @property
-    def certificates(self) -> Sequence[CertificateState]:
-        """Of each process that requests were stopped in."""
-
-    @property
-    def ready(self) -> int:
-        """Replicas whose engines are all warm; a process without Ray is one."""
-
-    def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
-        """First `Accepted`, then as `Runtime.solve`; the same errors, and `ApiError` for what it has no room for."""
 
 
 class Worker:

@@ -33,13 +33,14 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from reasonrt.config import Config
 from reasonrt.engines.build import build_engine
+from reasonrt.engines.linked import BuildEngine, DistantEngine, EngineServer
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.runtime import Runtime
-from reasonrt.engines.linked import BuildEngine, DistantEngine, EngineServer
-from reasonrt.serve.backends.local import Accepted, CertificateState, Worker
+from reasonrt.serve.backends.base import Accepted, CertificateState
+from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
-from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
 from reasonrt.serve.server import serve
+from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
 from reasonrt.types import Event, Request
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
-from reasonrt.serve.backends.local import Accepted
+from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.catalog import Job
-from reasonrt.serve.resume import total_usage
 from reasonrt.serve.parting import Parts, num_reasoning_characters, part
+from reasonrt.serve.resume import total_usage
 from reasonrt.types import Completion, FinishReason, Step
 
 _CUT_OFF = frozenset({FinishReason.LENGTH, FinishReason.DEADLINE, FinishReason.CALLS})

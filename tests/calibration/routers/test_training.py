@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from reasonrt.calibration.routers.report import captured, plot_routers, router_report
-from reasonrt.calibration.routers.training import advantages, fit_model_router, train_feature_router
 from reasonrt.calibration.routers.step_pairs import RecordedProblem
+from reasonrt.calibration.routers.training import advantages, fit_model_router, train_feature_router
 from reasonrt.errors import CalibrationError
 from reasonrt.routers.features import features
 from reasonrt.routers.learned import load_router

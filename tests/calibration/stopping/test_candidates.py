@@ -6,9 +6,9 @@ import pytest
 
 from reasonrt.calibration import TraceSet, certify, order_rules
 from reasonrt.calibration.stopping.candidates import FAMILIES, SHARES, candidate_rules, splits, without_gold
-from reasonrt.policies.stopping.replay import refuse_unknown_signals
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.replay import refuse_unknown_signals
 
 TRACES = synthetic_traces("honest", 300)
 

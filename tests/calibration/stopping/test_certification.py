@@ -22,9 +22,9 @@ from reasonrt.calibration import (
 )
 from reasonrt.calibration.stopping.bounds import binomial_p_value
 from reasonrt.calibration.stopping.families import dynasor_rules, joint_rules, lower_threshold_rules
-from reasonrt.policies.stopping.rules import StoppingRule, UpperThreshold
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.rules import StoppingRule, UpperThreshold
 
 THRESHOLDS = [0.3, 0.6, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999]
 RULES = upper_threshold_rules("confidence", THRESHOLDS)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from reasonrt.calibration.stopping.importers import read_conformal_thinking, read_generic
-from reasonrt.policies.stopping.traces import Checkpoint, Trace, problem_hash
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.traces import Checkpoint, Trace, problem_hash
 
 
 def item(**changes: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import pytest
 from reasonrt.calibration import Trace, certify, upper_threshold_rules
 from reasonrt.calibration.stopping.families import quantile_thresholds
 from reasonrt.calibration.stopping.learned_signal import learn_signal
-from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, TokensUsed
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
-from reasonrt.policies.stopping.traces import same_answer
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, TokensUsed
+from reasonrt.policies.stopping.traces import same_answer
 
 SIGNALS = [Recorded("confidence"), Ema(Recorded("confidence"), 0.3), Agreement(), TokensUsed()]
 

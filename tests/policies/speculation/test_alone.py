@@ -147,7 +147,7 @@ async def test_draft_whose_context_is_full_leaves_the_request_to_the_target(look
 async def test_missing_or_mismatched_router_is_the_plain_target_and_one_warning(
     router_file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    speculation_loop._warn_once.cache_clear()
+    loop._warn_once.cache_clear()
     runtime = make_runtime()
 
     with caplog.at_level(logging.WARNING):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrt import Completion, FinishReason, Request, Runtime
-from reasonrt.pace import Pace
 from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.pace import Pace
 from reasonrt.types import Sampling
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]

@@ -11,7 +11,7 @@ from reasonrt import Completion, FinishReason, Limits, Request, Runtime
 from reasonrt.calibration import upper_threshold_rules
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EngineError
-from reasonrt.policies.stopping.policy.probes import SUFFIX
+from reasonrt.policies.stopping.probes import SUFFIX
 from reasonrt.types import Sampling
 
 TEXT = "<think>\n" + "".join(f"step {index} goes on\n\n" for index in range(40)) + "</think>\n\n\\boxed{8}"

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from reasonrt import Completion, FinishReason, Limits, Request, Runtime
 from reasonrt.calibration import replay, upper_threshold_rules
 from reasonrt.calibration.stopping.families import budget_rules, lower_threshold_rules
+from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.errors import RequestError
+from reasonrt.policies.stopping.probes import SUFFIX
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, TokensUsed
 from reasonrt.policies.stopping.traces import Checkpoint, Trace
-from reasonrt.engines.scripted import ScriptedEngine, continuing
-from reasonrt.errors import RequestError
-from reasonrt.policies.stopping.policy.probes import SUFFIX
 from reasonrt.types import Sampling, TokenDelta
 
 SCHEDULE = {"first_tokens": 8, "block_tokens": 4, "growth": 1.1, "answer_tokens": 12}

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from reasonrt.policies.stopping.signals import END_OF_THINKING, ENTROPY_AFTER_THINKING, LOOKS
 from reasonrt.engines.scripted import ScriptedEngine
-from reasonrt.policies.stopping.policy.probes import SUFFIX, Probe
+from reasonrt.policies.stopping.probes import SUFFIX, Probe
+from reasonrt.policies.stopping.signals import END_OF_THINKING, ENTROPY_AFTER_THINKING, LOOKS
 
 
 def make_probe(reply: str, answer_tokens: int = 24, **settings: Any) -> tuple[Probe, ScriptedEngine]:

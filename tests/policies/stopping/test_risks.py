@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.risks import RISKS, find_risk
 from reasonrt.policies.stopping.rules import Action
 from reasonrt.policies.stopping.traces import Trace
-from reasonrt.errors import CalibrationError
 
 ANSWERS = st.sampled_from(["right", "wrong", "", " ", None])
 RAN_ON, GAVE_UP = Outcome(Action.GO_ON, None, "right", 10), Outcome(Action.GIVE_UP, 0, None, 5)

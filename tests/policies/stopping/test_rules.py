@@ -17,6 +17,8 @@ from reasonrt.calibration.stopping.families import (
     quantile_thresholds,
     upper_threshold_rules,
 )
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.replay import refuse_unknown_signals, replay
 from reasonrt.policies.stopping.rules import (
     Action,
@@ -31,9 +33,7 @@ from reasonrt.policies.stopping.rules import (
     to_json,
 )
 from reasonrt.policies.stopping.signals import Agreement, Ema, Logistic, Recorded, Signal, Steadiness, TokensUsed
-from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.policies.stopping.traces import Checkpoint, Trace, is_answer
-from reasonrt.errors import CalibrationError
 
 PLAIN_SIGNALS = st.sampled_from([Recorded("confidence"), Agreement(), TokensUsed()])
 UNIT = st.floats(0.01, 1.0)

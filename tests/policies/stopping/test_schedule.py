@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.schedule import Schedule
 
 SCHEDULES = st.builds(Schedule, st.integers(1, 300), st.floats(1, 3), st.integers(1, 64), st.integers(1, 64))
 

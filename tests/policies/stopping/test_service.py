@@ -11,15 +11,15 @@ import pytest
 
 from reasonrt import Completion, Request, Runtime
 from reasonrt.calibration import Certificate, TraceSet, certify, replay, upper_threshold_rules
-from reasonrt.policies.stopping.schedule import Schedule
-from reasonrt.policies.stopping.signals import Agreement
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import RequestError
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings, record_traces
-from reasonrt.policies.stopping.policy.service import Guard
-from reasonrt.policies.stopping.policy.probes import SUFFIX
 from reasonrt.policies.registry import build_policy, roles_of
+from reasonrt.policies.stopping.probes import SUFFIX
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.service import Guard
+from reasonrt.policies.stopping.signals import Agreement
 from reasonrt.types import Sampling
 
 SCHEDULE = Schedule(first_tokens=16, block_tokens=16, growth=1.0, answer_tokens=8)

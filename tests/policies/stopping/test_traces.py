@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.traces import (
     Checkpoint,
     Fingerprints,
@@ -23,7 +24,6 @@ from reasonrt.policies.stopping.traces import (
     split_traces,
     write_traces,
 )
-from reasonrt.errors import CalibrationError
 
 
 @pytest.mark.parametrize(

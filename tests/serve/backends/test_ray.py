@@ -16,10 +16,10 @@ import pytest
 from reasonrt import Completion, Request, Step
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import RequestError
-from reasonrt.serve.backends.local import Accepted
+from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.config import ServeConfig
-from reasonrt.serve.wire.errors import ABSENT, ApiError
 from reasonrt.serve.resume import outlive
+from reasonrt.serve.wire.errors import ABSENT, ApiError
 from reasonrt.types import Message, Sampling
 
 ray_app = pytest.importorskip("reasonrt.serve.backends.ray")

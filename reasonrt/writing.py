@@ -1,73 +1,14 @@
-"""What a policy is, and the loop that every policy writes steps with."""
+"""How every policy writes: one engine's tokens after a transcript, cut into steps."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import replace
+from typing import Any
 
 from reasonrt.boundaries import Segment, StepSplitter, boundaries_of
 from reasonrt.ports import Engine
-from reasonrt.pace import Pace
-from reasonrt.errors import RequestError
 from reasonrt.transcript import Transcript
-from reasonrt.types import FinishReason, PolicyEvent, Request, Sampling, Step, TokenDelta
-
-
-class PacedEngine(Engine, Protocol):
-    """An engine as the runtime hands it to a policy: with its recent speed, over all requests."""
-
-    @property
-    def pace(self) -> Pace: ...
-
-
-class Policy(Protocol):
-    """Solves a request. Everything above the engines that differs between two ways of reasoning is in here.
-
-    A policy is built per request from the request's options, so it may keep state. It yields committed steps
-    and, last, a `Stop`. Closing its iterator closes every generation that it has open.
-    """
-
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """The roles of the engines that it asks; `solve` gets them under these."""
-
-    @property
-    def optional_engines(self) -> tuple[str, ...]:
-        """Roles that it makes use of where there are such engines."""
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Self:
-        """Raises `RequestError` for an unknown option or a value out of range."""
-
-    def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]: ...
-
-
-@dataclass
-class PolicyOptions:
-    """Base of policies that are dataclasses of their options.
-
-    Attributes:
-        commits_as_it_goes: what it commits it has just written, so that stopping it saves the rest.
-    """
-
-    commits_as_it_goes: ClassVar[bool] = True
-
-    @property
-    def optional_engines(self) -> tuple[str, ...]:
-        return ()
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Self:
-        known = {field.name for field in fields(cls) if field.init}
-        if unknown := sorted(set(options) - known):
-            raise RequestError(
-                f"unknown option {unknown[0]!r}; {cls.__name__} knows {', '.join(sorted(known)) or 'none'}"
-            )
-        try:
-            return cls(**options)
-        except TypeError as error:
-            raise RequestError(f"{cls.__name__}: {error}") from None
+from reasonrt.types import FinishReason, Request, Sampling, Step, TokenDelta
 
 
 def sampling_for(request: Request, transcript: Transcript, engine: Engine, **changes: Any) -> Sampling:
@@ -173,11 +114,3 @@ class StepWriter:
         logprobs, self._logprobs = tuple(self._logprobs[:length]), self._logprobs[length:]
         top_logprobs, self._top_logprobs = tuple(self._top_logprobs[:length]), self._top_logprobs[length:]
         return Step(segment.text, segment.token_ids, self._author, is_complete, logprobs, top_logprobs)
-
-
-async def drop(*tasks: "asyncio.Task[Any] | None") -> None:
-    """Cancel tasks, and wait until they have left their engines."""
-    running = [task for task in tasks if task is not None]
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)

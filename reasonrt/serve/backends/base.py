@@ -1,0 +1,53 @@
+"""What stands after the gateway: something that solves requests, in this process or in replicas."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from reasonrt.types import Event, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The first event of every request: it can be served.
+
+    Attributes:
+        prompt_tokens: of the conversation, for the policy's first engine.
+        is_thinking: the prompt has opened the reasoning; the text begins inside of it.
+    """
+
+    prompt_tokens: int
+    is_thinking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateState:
+    """A stopping certificate in service; `counts`, `evidence` and the alarm are those of its `Guard`."""
+
+    certificate: str
+    counts: Mapping[str, int]
+    evidence: float
+    is_alarmed: bool
+
+
+class Backend(Protocol):
+    """An async context manager: entering starts it and returns when it is warm, leaving ends it."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    @property
+    def restarts(self) -> int:
+        """How often an engine or a replica was replaced."""
+
+    @property
+    def certificates(self) -> Sequence[CertificateState]:
+        """Of each process that requests were stopped in."""
+
+    @property
+    def ready(self) -> int:
+        """Replicas whose engines are all warm; a process without Ray is one."""
+
+    def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
+        """First `Accepted`, then as `Runtime.solve`; the same errors, and `ApiError` for what it has no room for."""
