@@ -22,7 +22,7 @@ from reasonrt.serve.wire.fields import NO_EFFECT, REFUSED, as_markdown
 from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
 from reasonrt.serve.wire.responses import ChatCompletion, ChatCompletionChunk, TextCompletion
 
-DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
+DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 ASK = [{"role": "user", "content": "3 + 4?"}]
 CATALOG = Catalog(["draft", "target"], Limits(max_tokens=100), ServeConfig(), {})
 
