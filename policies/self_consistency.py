@@ -9,15 +9,19 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated
+
+from pydantic import Field
 
 from reasonrt.answers import find_answer, normal_form
-from reasonrt.errors import RequestError
 from reasonrt.policies.options import PolicyOptions
+from reasonrt.policies.single import Role
 from reasonrt.ports import Engine
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
 from reasonrt.writing import sampling_for, write_steps
+
+_TEMPERATURE = 0.7
 
 
 @dataclass
@@ -34,22 +38,29 @@ class _Sample:
 
 @dataclass
 class SelfConsistency(PolicyOptions):
-    """Options: `k` samples (1-64) at `temperature` (0-2), from the engine in the role `engine`."""
+    """Several samples, and the answer of the majority.
 
-    commits_as_it_goes: ClassVar[bool] = False
+    Attributes:
+        k: samples.
+        temperature: None is the request's, or 0.7 where that is 0: greedy samples would all be one.
+        engine: the role of the engine that writes.
+    """
 
-    k: int = 5
-    temperature: float = 0.7
-    engine: str = "target"
+    k: Annotated[int, Field(ge=1, le=64)] = 5
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    engine: Role = "target"
 
-    def __post_init__(self) -> None:
-        if type(self.k) is not int or not 1 <= self.k <= 64:
-            raise RequestError(f"self_consistency: k must be a whole number in [1, 64], got {self.k!r}")
-        if type(self.temperature) not in (int, float) or not 0 <= self.temperature <= 2:
-            raise RequestError(f"self_consistency: temperature must be a number in [0, 2], got {self.temperature!r}")
-        if self.engine not in ("target", "draft"):
-            raise RequestError(f"self_consistency: engine must be target or draft, got {self.engine!r}")
-        self.engines = (self.engine,)
+    @property
+    def engines(self) -> tuple[str, ...]:
+        return (self.engine,)
+
+    @property
+    def num_streams(self) -> int:
+        return self.k
+
+    @property
+    def commits_as_it_goes(self) -> bool:
+        return False
 
     async def solve(self, request: Request, engines: Mapping[str, Engine]) -> AsyncGenerator[PolicyEvent, None]:
         done = await self._draw(request, engines[self.engine])
@@ -63,7 +74,7 @@ class SelfConsistency(PolicyOptions):
 
     async def _draw(self, request: Request, engine: Engine) -> list[_Sample]:
         """The samples that decide the vote, by index. On return no other one runs."""
-        transcript = Transcript(request.messages, request.committed)
+        transcript = Transcript.of(request, {self.engine: engine})
         transcript.token_ids(engine)  # refuse a prompt that is too long before any sample starts
         running = {asyncio.create_task(self._sample(index, request, transcript, engine)) for index in range(self.k)}
         done: list[_Sample] = []
@@ -78,8 +89,11 @@ class SelfConsistency(PolicyOptions):
             await asyncio.gather(*running, return_exceptions=True)
         return sorted(done, key=lambda sample: sample.index)
 
+    def _temperature(self, request: Request) -> float:
+        return self.temperature if self.temperature is not None else request.temperature or _TEMPERATURE
+
     async def _sample(self, index: int, request: Request, transcript: Transcript, engine: Engine) -> _Sample:
-        sampling = sampling_for(request, transcript, engine, temperature=float(self.temperature))
+        sampling = sampling_for(request, transcript, engine, temperature=self._temperature(request))
         if request.seed is not None:
             sampling = replace(sampling, seed=(request.seed + index) % 2**63)
         steps: list[Step] = []

@@ -3,26 +3,32 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from reasonrt.policies.options import PolicyOptions
-from reasonrt.ports import PacedEngine
+from reasonrt.ports import RequestEngine
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop
 from reasonrt.writing import sampling_for, write_steps
+
+Role = Annotated[str, Field(min_length=1)]
 
 
 @dataclass
 class Single(PolicyOptions):
     """Option: `engine`, the role of the engine that writes."""
 
-    engine: str
+    engine: Role
 
-    def __post_init__(self) -> None:
-        self.engines = (self.engine,)
+    @property
+    def engines(self) -> tuple[str, ...]:
+        return (self.engine,)
 
-    async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
+    async def solve(self, request: Request, engines: Mapping[str, RequestEngine]) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
-        transcript = Transcript(request.messages, request.committed)
+        transcript = Transcript.of(request, engines)
         async with aclosing(write_steps(engine, transcript, sampling_for(request, transcript, engine))) as written:
             async for event in written:
                 yield Stop(event) if isinstance(event, FinishReason) else event
@@ -30,9 +36,9 @@ class Single(PolicyOptions):
 
 @dataclass
 class Target(Single):
-    engine: str = "target"
+    engine: Role = "target"
 
 
 @dataclass
 class Draft(Single):
-    engine: str = "draft"
+    engine: Role = "draft"

@@ -16,6 +16,7 @@ from reasonrt.types import Limits
 DEFAULT_FILE = Path("reasonrt.yaml")
 ZOO_FOLDER = Path(__file__).parent / "zoo" / "models"
 ZOO_PREFIX = "zoo:"
+_LIMITS = Limits()
 
 
 class _Strict(BaseModel):
@@ -68,12 +69,22 @@ EngineConfig = Annotated[VllmConfig | RemoteConfig | PluginConfig, Field(discrim
 
 
 class LimitsConfig(_Strict):
-    max_tokens: int = Field(768, ge=1, le=1_000_000)
+    max_tokens: int = Field(_LIMITS.max_tokens, ge=1, le=1_000_000)
     deadline_s: float | None = Field(None, gt=0)
-    max_engine_calls: int = Field(4096, ge=1)
+    max_engine_calls: int = Field(_LIMITS.max_engine_calls, ge=1)
+    max_generated_tokens: int | None = Field(None, ge=1)
+    max_depth: int = Field(_LIMITS.max_depth, ge=0)
+    max_sub_requests: int = Field(_LIMITS.max_sub_requests, ge=1)
 
     def to_limits(self) -> Limits:
-        return Limits(self.max_tokens, self.deadline_s, self.max_engine_calls)
+        return Limits(**self.model_dump())
+
+
+class ToolConfig(_Strict):
+    """A tool of another package, by its entry point in `reasonrt.tools`."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def _zoo() -> dict[str, EngineConfig]:
@@ -89,6 +100,7 @@ class Config(_Strict):
 
     engines: dict[str, EngineConfig] = Field(default_factory=_zoo)
     policies: dict[str, dict[str, Any]] = Field(default_factory=dict, description="policy to its default options")
+    tools: dict[str, ToolConfig] = Field(default_factory=dict, description="tool to the package's tool that it is")
     limits: LimitsConfig = LimitsConfig()
     concurrency: int = Field(16, ge=1, le=4096, description="requests at once, in evaluations")
     serve: dict[str, Any] = Field(

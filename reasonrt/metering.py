@@ -1,28 +1,12 @@
 """An engine as one request sees it: every token is counted, and no call is made over the limit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 from reasonrt.pace import Pace
 from reasonrt.ports import Engine, TokenStream, Verified
+from reasonrt.scopes import Scope
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
-
-
-class CallLimitReached(Exception):  # noqa: N818 (a limit is a result, not an error)
-    """The request has used up its engine calls; the runtime ends it."""
-
-
-@dataclass
-class Calls:
-    """The engine calls that one request has left, over all engines."""
-
-    left: int
-
-    def take(self) -> None:
-        if self.left <= 0:
-            raise CallLimitReached
-        self.left -= 1
 
 
 class MeteredEngine:
@@ -30,13 +14,13 @@ class MeteredEngine:
 
     Args:
         engine: the engine itself.
-        calls: what the request may still ask for.
+        scope: what the request may still use.
         pace: the engine's, shared by all requests; this one's own if None.
         cache_salt: the request's; callers of this leave it out.
     """
 
-    def __init__(self, engine: Engine, calls: Calls, pace: Pace | None = None, cache_salt: str = "") -> None:
-        self._engine, self._calls, self.pace, self._salt = engine, calls, pace or Pace(), cache_salt
+    def __init__(self, engine: Engine, scope: Scope, pace: Pace | None = None, cache_salt: str = "") -> None:
+        self._engine, self.scope, self.pace, self._salt = engine, scope, pace or Pace(), cache_salt
         self.name, self.max_model_len = engine.name, engine.max_model_len
         self.capabilities, self.tokenizer = engine.capabilities, engine.tokenizer
         self.calls = self.prefilled = self.cached = self.generated = self.probe = 0
@@ -52,7 +36,7 @@ class MeteredEngine:
         """The engine belongs to the runtime, not to the request."""
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_MeteredStream":
-        self._calls.take()
+        self.scope.take_call()
         self.calls += 1
         stream = self._engine.generate(prompt_token_ids, sampling, cache_salt or self._salt)
         return _MeteredStream(self, stream, len(prompt_token_ids))
@@ -61,7 +45,7 @@ class MeteredEngine:
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
     ) -> list[float]:
         self._count_probe(prompt_token_ids)
-        self.generated += 1
+        self.has_generated(1)
         self.probe += 1
         return await self._engine.read(prompt_token_ids, candidate_ids, cache_salt or self._salt)
 
@@ -69,7 +53,7 @@ class MeteredEngine:
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         self._count_probe([*prompt_token_ids, *drafted_ids])
-        self.generated += 1
+        self.has_generated(1)
         watch = self.pace.watch(len(prompt_token_ids) + len(drafted_ids))
         watch.asked()
         try:
@@ -87,9 +71,14 @@ class MeteredEngine:
         return await self._engine.score(prompt_token_ids, cache_salt or self._salt)
 
     def _count_probe(self, prompt_token_ids: Sequence[int]) -> None:
-        self._calls.take()
+        self.scope.take_call()
         self.calls += 1
         self.prefilled += len(prompt_token_ids)
+
+    def has_generated(self, num_tokens: int) -> None:
+        """Count tokens that the engine has made for the request."""
+        self.generated += num_tokens
+        self.scope.spend_tokens(num_tokens)
 
     def usage(self, committed_tokens: int) -> EngineUsage:
         """What was spent, given how many of the engine's tokens are part of the committed text."""
@@ -118,6 +107,7 @@ class _MeteredStream:
         return self
 
     async def __anext__(self) -> TokenDelta:
+        self._meter.scope.check_tokens()
         self._is_asked = True
         self._watch.asked()
         try:
@@ -149,5 +139,5 @@ class _MeteredStream:
         self._meter.prefilled += self._prompt_tokens
 
     def _count(self) -> None:
-        self._meter.generated += self._stream.generated_tokens - self._counted
+        self._meter.has_generated(self._stream.generated_tokens - self._counted)
         self._counted = self._stream.generated_tokens

@@ -11,13 +11,15 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 * A dead engine raises `EngineError` and comes back by itself; what it can never do raises `CapabilityError`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
+from reasonrt.errors import RequestError
 from reasonrt.pace import Pace
-from reasonrt.types import PolicyEvent, Request, Sampling, TokenDelta, Tokenizer
+from reasonrt.types import Event, PolicyEvent, Request, Sampling, TokenDelta, Tokenizer
 
 
 class Capability(StrEnum):
@@ -109,30 +111,119 @@ class Engine(Protocol):
         """The scalar head of a reward or router model, read at the last token."""
 
 
-class PacedEngine(Engine, Protocol):
-    """An engine as the runtime hands it to a policy: with its recent speed, over all requests."""
+class RequestEngine(Engine, Protocol):
+    """An engine as the runtime hands it to a policy: what it is asked counts for one request."""
 
     @property
-    def pace(self) -> Pace: ...
+    def pace(self) -> Pace:
+        """Its recent speed, over all requests."""
+
+
+class OperatorOnly:
+    """Marks an option that only the configuration and code in this process may set, not a request over HTTP."""
+
+    def __repr__(self) -> str:
+        return "OPERATOR_ONLY"
+
+
+OPERATOR_ONLY: Final = OperatorOnly()
+"""For annotations: `Annotated[str, OPERATOR_ONLY]`."""
+
+
+class Tool(Protocol):
+    """What a policy uses beside engines, such as a sandbox; a runtime starts and closes it as it does engines."""
+
+    async def start(self) -> Self:
+        """Make it ready. Idempotent."""
+
+    async def aclose(self) -> None:
+        """Free everything. Idempotent."""
+
+
+class Engines(Mapping[str, RequestEngine], ABC):
+    """What a policy works with in one request: engines by role, tools by name, and other policies."""
+
+    @property
+    @abstractmethod
+    def tools(self) -> Mapping[str, Any]:
+        """The tools that the policy named, by name."""
+
+    @abstractmethod
+    def solve(self, request: Request) -> AsyncGenerator[Event, None]:
+        """Ask another policy. What it uses is taken from the limits of the request that asks, and counted there.
+
+        Raises:
+            RequestError: it cannot be served as it stands, or sub-requests are nested too deep.
+        """
 
 
 class Policy(Protocol):
     """Solves a request. Everything above the engines that differs between two ways of reasoning is in here.
 
-    A policy is built per request from the request's options, so it may keep state. It yields committed steps
-    and, last, a `Stop`. Closing its iterator closes every generation that it has open.
+    A policy is built per request from the request's options, so it may keep state. It must say which `engines` it
+    asks, be made by `from_options` and `solve`; the rest has defaults, also for a class that does not inherit from this
+    one. `reasonrt.testing.check_policy` tells what a policy gets wrong.
     """
 
     @property
     def engines(self) -> tuple[str, ...]:
         """The roles of the engines that it asks; `solve` gets them under these."""
+        raise NotImplementedError
 
     @property
     def optional_engines(self) -> tuple[str, ...]:
         """Roles that it makes use of where there are such engines."""
+        return ()
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """The names of the tools that it uses."""
+        return ()
+
+    @property
+    def num_streams(self) -> int:
+        """How many generations it runs concurrently on one engine, at most; a server reserves a place for each."""
+        return 1
+
+    @property
+    def commits_as_it_goes(self) -> bool:
+        """Whether it has just written what it commits, so that stopping it saves the rest."""
+        return True
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What it was built with, defaults included; certificates and journals are bound to it."""
+        return asdict(self) if is_dataclass(self) and not isinstance(self, type) else dict(vars(self))
+
+    @classmethod
+    def option_types(cls) -> tuple[type, ...]:
+        """The dataclasses whose fields are its options; a class that tells none may take options that nobody lists."""
+        return ()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
-        """Raises `RequestError` for an unknown option or a value out of range."""
+        """Raises: RequestError: an unknown option, or a value that is not allowed."""
+        ...
 
-    def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]: ...
+    def check(self, engines: Mapping[str, Engine]) -> None:
+        """Look at the files that its options name, when a runtime starts that has it configured.
+
+        Args:
+            engines: started, by role.
+
+        Raises:
+            ConfigError: a file cannot be read, or was made for other models.
+        """
+
+    def accept(self, request: Request, engines: Mapping[str, Engine]) -> None:
+        """Refuse, before anything runs, a request that this policy cannot serve.
+
+        Raises:
+            RequestError: why, and what to do instead.
+        """
+        if request.context:
+            raise RequestError(f"policy {request.policy!r} reads no context beside the messages; put it into them")
+
+    def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+        """Yield steps as they are committed and, last, a `Stop`. Closing the iterator closes all that it has open."""
+        raise NotImplementedError

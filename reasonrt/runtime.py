@@ -1,46 +1,95 @@
-"""The one entry: a `Runtime` owns the engines and solves requests by the policies that they name.
+"""The one entry: a `Runtime` owns engines and tools, and solves requests by the policies that they name.
 
-A policy says what to ask of which engine; the runtime does what is the same for all of them: it meters engines,
-enforces the limits, and makes sure that leaving the iterator stops all work under it.
+A policy says what to ask of which engine; the runtime does what is the same for all of them: it merges defaults and
+options, meters engines, enforces the limits, and makes sure that leaving the iterator stops all work under it.
 """
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
+from reasonrt.config import Config, load_config
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
-from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
+from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
 from reasonrt.policies.registry import build_policy
-from reasonrt.policies.stopping.service import Guards
-from reasonrt.ports import Engine, PacedEngine, Policy
-from reasonrt.types import Completion, Event, FinishReason, PolicyEvent, Request, Step, Stop
+from reasonrt.policies.stopping.service import ServedCertificates
+from reasonrt.ports import Engine, Engines, Policy, RequestEngine, Tool
+from reasonrt.scopes import LimitReached, Scope
+from reasonrt.tasks import Expired, before, run_bounded
+from reasonrt.types import (
+    THE_RUNTIMES,
+    Completion,
+    EngineUsage,
+    Event,
+    FinishReason,
+    Limits,
+    PolicyEvent,
+    Request,
+    Step,
+    Stop,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request with its policy: all that is known before any engine is asked.
+
+    Attributes:
+        request: with its limits; its options are those that it asked for.
+        policy: built from the defaults of the runtime and these options.
+        engines: by role, those that the policy asks and those that it makes use of; not metered.
+    """
+
+    request: Request
+    policy: Policy
+    engines: Mapping[str, Engine]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last committed step ends with an end token of its author."""
+        if not self.request.committed or not (last := self.request.committed[-1]).token_ids:
+            return False
+        authors = (engine for engine in self.engines.values() if engine.name == last.author)
+        return any(last.token_ids[-1] in author.tokenizer.eos_token_ids for author in authors)
 
 
 class Runtime:
-    """Engines by role (`target`, `draft`, ...), and the requests that run on them.
+    """Engines by role (`target`, `draft`, ...) and tools by name, and the requests that run on them.
 
-    Use it as an async context manager: entering starts the engines one after the other, leaving closes them. One
+    Use it as an async context manager: entering starts engines and tools one after the other, leaving closes them. One
     engine may have several roles.
 
     Args:
         engines: role to engine.
         options: policy to options that hold where a request says nothing else.
+        tools: name to tool.
+        limits: of a request that brings none of its own.
 
     Raises:
         ConfigError: two engines have the same name; steps and usage could not be told apart.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        self.engines = dict(engines)
-        self.options = dict(options or {})
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        tools: Mapping[str, Tool] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.engines, self.tools = dict(engines), dict(tools or {})
+        self.options, self.limits = dict(options or {}), limits or Limits()
         self.paces = {engine.name: Pace() for engine in self.engines.values()}
-        self.guards = Guards()  # of the certificates that requests are stopped under
+        self.certificates = ServedCertificates()  # that requests are stopped under
         self._closing = AsyncExitStack()
         by_name: dict[str, Engine] = {}
         for role, engine in self.engines.items():
@@ -59,63 +108,95 @@ class Runtime:
         Raises:
             ConfigError: the file, or a key in it, cannot be used.
         """
-        from reasonrt.config import load_config
-        from reasonrt.engines.build import build_engines
+        return cls.of(load_config(path, changes), roles=roles)
 
-        config = load_config(path, changes)
-        return cls(build_engines(config, roles), config.policies)
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        *,
+        roles: Iterable[str] | None = None,
+        policies: Iterable[tuple[str, Mapping[str, Any]]] = (),
+    ) -> Self:
+        """A runtime by a configuration that has been read.
+
+        Args:
+            roles: which of its engines; None is all.
+            policies: in place of `roles`, names and options of the policies that are to be solved by; of the engines,
+                those that they ask.
+
+        Raises:
+            ConfigError: an engine or a tool of it cannot be built.
+            RequestError: an option of a policy is not allowed.
+        """
+        from reasonrt.engines.build import build_engines
+        from reasonrt.tools import build_tools
+
+        if policies:
+            asking = cls({}, config.policies)
+            roles = {role for name, options in policies for role in asking.roles(name, options)}
+        engines = build_engines(config, None if roles is None else set(roles))
+        return cls(engines, config.policies, tools=build_tools(config), limits=config.limits.to_limits())
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            for part in (*self.engines.values(), *self.tools.values()):
+                stack.push_async_callback(part.aclose)
+                await part.start()
             for engine in self.engines.values():
-                stack.push_async_callback(engine.aclose)
-                await engine.start()
                 boundaries_of(engine.tokenizer)  # a large vocabulary takes a while: not in the first request
+            self._check_defaults()
             self._closing = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
 
-    async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
+    def prepare(self, request: Request) -> Prepared:
+        """The only place where defaults and options are merged, and where a policy is built.
+
+        Raises:
+            RequestError: there is no such policy, an option is not allowed, or the policy does not take the request.
+            ConfigError: no engine has a role that the policy asks for, or it uses a tool that is not there.
+        """
+        if request.limits is THE_RUNTIMES:
+            request = replace(request, limits=self.limits)
+        policy = self._build(request.policy, request.options)
+        engines = {role: self._engine(role) for role in policy.engines}
+        engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
+        if missing := [name for name in policy.tools if name not in self.tools]:
+            known = ", ".join(self.tools) or "none"
+            raise ConfigError(f"policy {request.policy} uses a tool {missing[0]!r}; there are {known}: configure it")
+        policy.accept(request, engines)
+        return Prepared(request, policy, engines)
+
+    def roles(self, policy: str, options: Mapping[str, Any] | None = None) -> list[str]:
+        """The engines that a policy asks here and those that it makes use of, whether or not they are there.
+
+        Raises:
+            RequestError, ConfigError: as `prepare`.
+        """
+        built = self._build(policy, options or {})
+        return [*built.engines, *built.optional_engines]
+
+    async def solve(self, request: Request | Prepared) -> AsyncGenerator[Event, None]:
         """Yield each step as it is committed and, last, the `Completion`.
 
-        Closing the iterator aborts what the request does in every engine. A request that was cut off goes on from
+        Closing the iterator aborts what the request does in every engine. A request that was cut off continues after
         the steps that it has as `committed`; these are not yielded again.
 
         Raises:
             RequestError: the request cannot be served as it stands.
             ConfigError: no engine has a role that the policy asks for.
-            EngineError: an engine died and the policy could not go on without it.
+            EngineError: an engine died and the policy could not continue without it.
         """
-        started = time.perf_counter()
-        options = {**self.options.get(request.policy, {}), **request.options}
-        policy = build_policy(request.policy, options, self.guards)
-        calls = Calls(request.limits.max_engine_calls)
-        roles = {role: self._engine(role) for role in policy.engines}
-        roles |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
-        meters = {
-            engine.name: MeteredEngine(engine, calls, self.paces[engine.name], request.cache_salt)
-            for engine in roles.values()
-        }
-        engines = {role: meters[engine.name] for role, engine in roles.items()}
-        steps: list[Step] = []
-        stop = Stop(FinishReason.STOP)
-        if not self.is_finished(request):
-            async with aclosing(_limited(policy, request, engines)) as events:
-                async for event in events:
-                    if isinstance(event, Stop):
-                        stop = event
-                        break
-                    steps.append(event)
-                    yield event
-        committed = Counter[str]()
-        for step in steps:
-            committed[step.author] += len(step.token_ids)
-        usage = {name: meter.usage(committed[name]) for name, meter in meters.items()}
-        yield Completion((*request.committed, *steps), stop.reason, usage, time.perf_counter() - started, stop.details)
+        prepared = request if isinstance(request, Prepared) else self.prepare(request)
+        scope = Scope(prepared.request.limits)
+        async with aclosing(_solve(prepared, _RequestEngines(self, prepared, scope))) as events:
+            async for event in events:
+                yield event
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request | Prepared) -> Completion:
         """`solve` without the steps in between."""
         async with aclosing(self.solve(request)) as events:
             async for event in events:
@@ -133,8 +214,6 @@ class Runtime:
         """
         if concurrency < 1:
             raise RequestError(f"concurrency must be at least 1, got {concurrency}")
-        waiting = enumerate(requests)
-        running: set[asyncio.Task[tuple[int, Completion | ReasonRTError]]] = set()
 
         async def run(index: int, request: Request) -> tuple[int, Completion | ReasonRTError]:
             try:
@@ -142,26 +221,13 @@ class Runtime:
             except ReasonRTError as error:
                 return index, error
 
-        try:
-            while True:
-                while len(running) < concurrency and (drawn := next(waiting, None)):
-                    running.add(asyncio.create_task(run(*drawn)))
-                if not running:
-                    return
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield task.result()
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        calls = (partial(run, index, request) for index, request in enumerate(requests))
+        async with aclosing(run_bounded(calls, concurrency)) as results:
+            async for result in results:
+                yield result
 
-    def is_finished(self, request: Request) -> bool:
-        """Whether its last committed step ends with an end token of its author."""
-        if not request.committed or not (last := request.committed[-1]).token_ids:
-            return False
-        authors = (engine for engine in self.engines.values() if engine.name == last.author)
-        return any(last.token_ids[-1] in author.tokenizer.eos_token_ids for author in authors)
+    def _build(self, policy: str, options: Mapping[str, Any]) -> Policy:
+        return build_policy(policy, {**self.options.get(policy, {}), **options}, self.certificates)
 
     def _engine(self, role: str) -> Engine:
         if role not in self.engines:
@@ -169,36 +235,103 @@ class Runtime:
             raise ConfigError(f"no engine has the role {role!r}; there are {known}: add it or choose another policy")
         return self.engines[role]
 
+    def _check_defaults(self) -> None:
+        """Open the files that the configured policies name.
 
-async def _limited(
-    policy: Policy, request: Request, engines: Mapping[str, PacedEngine]
-) -> AsyncGenerator[PolicyEvent, None]:
-    """The policy's events up to the first limit that is met; what a limit cuts off is left out."""
-    limits = request.limits
-    loop = asyncio.get_running_loop()
-    deadline = None if limits.deadline_s is None else loop.time() + limits.deadline_s
-    left = limits.max_tokens - sum(len(step.token_ids) for step in request.committed)
-    async with aclosing(policy.solve(request, engines)) as events:
-        while True:
-            if deadline is not None and loop.time() >= deadline:  # a policy that never waits meets no timeout
-                yield Stop(FinishReason.DEADLINE)
-                return
+        Raises:
+            ConfigError: one cannot be used here; names it.
+        """
+        for name, options in self.options.items():
             try:
-                async with asyncio.timeout_at(deadline) as clock:
-                    event = await anext(events)
-            except TimeoutError:
-                if not clock.expired():  # somebody else's
-                    raise
-                yield Stop(FinishReason.DEADLINE)
-                return
-            except CallLimitReached:
-                yield Stop(FinishReason.CALLS)
-                return
-            except StopAsyncIteration:
-                return
-            if isinstance(event, Step):
-                if len(event.token_ids) > left:
-                    yield Stop(FinishReason.LENGTH)
-                    return
-                left -= len(event.token_ids)
-            yield event
+                policy = self._build(name, {})
+            except RequestError as error:
+                raise ConfigError(f"policies.{name}: {error}") from None
+            engines = {role: self.engines[role] for role in self.engines if role in policy.engines}
+            engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
+            if options and set(policy.engines) <= set(engines):  # a part of the engines serves a part of the policies
+                policy.check(engines)
+
+
+class _RequestEngines(Engines):
+    """The metered engines of one request, its tools, and its sub-requests."""
+
+    def __init__(self, runtime: Runtime, prepared: Prepared, scope: Scope) -> None:
+        self._runtime, self._request, self.scope = runtime, prepared.request, scope
+        self.steps: list[Step] = []  # that the request has committed on them
+        self._meters = {
+            engine.name: MeteredEngine(engine, scope, runtime.paces[engine.name], prepared.request.cache_salt)
+            for engine in prepared.engines.values()
+        }
+        self._by_role = {role: self._meters[engine.name] for role, engine in prepared.engines.items()}
+        self._tools = MappingProxyType({name: runtime.tools[name] for name in prepared.policy.tools})
+        self._below: list[Usage] = []  # what sub-requests have used
+
+    def __getitem__(self, role: str) -> RequestEngine:
+        return self._by_role[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_role)
+
+    def __len__(self) -> int:
+        return len(self._by_role)
+
+    @property
+    def tools(self) -> Mapping[str, Any]:
+        return self._tools
+
+    async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
+        prepared = self._runtime.prepare(replace(request, cache_salt=self._request.cache_salt))
+        async with self.scope.nested(prepared.request.limits) as scope:
+            engines = _RequestEngines(self._runtime, prepared, scope)
+            try:
+                async with aclosing(_solve(prepared, engines)) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                self._below.append(engines.usage())
+
+    def usage(self) -> dict[str, EngineUsage]:
+        """What the request has spent, sub-requests included."""
+        committed = Counter[str]()
+        for step in self.steps:
+            committed[step.author] += len(step.token_ids)
+        usage = {name: meter.usage(committed[name]) for name, meter in self._meters.items()}
+        for below in self._below:
+            for name, spent in below.items():
+                usage[name] = usage.get(name, EngineUsage()) + spent
+        return usage
+
+
+async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator[Event, None]:
+    started = time.perf_counter()
+    request, steps = prepared.request, engines.steps
+    stop = Stop(FinishReason.STOP)
+    if not prepared.is_finished:
+        async with aclosing(_limited(prepared, engines, engines.scope)) as events:
+            async for event in events:
+                if isinstance(event, Stop):
+                    stop = event
+                    break
+                steps.append(event)
+                yield event
+    seconds = time.perf_counter() - started
+    yield Completion((*request.committed, *steps), stop.reason, engines.usage(), seconds, stop.details)
+
+
+async def _limited(prepared: Prepared, engines: Engines, scope: Scope) -> AsyncGenerator[PolicyEvent, None]:
+    """The policy's events up to the first limit that is met; what a limit cuts off is left out."""
+    request = prepared.request
+    left = request.limits.max_tokens - sum(len(step.token_ids) for step in request.committed)
+    try:
+        async with aclosing(before(scope.deadline, prepared.policy.solve(request, engines))) as events:
+            async for event in events:
+                if isinstance(event, Step):
+                    if len(event.token_ids) > left:
+                        yield Stop(FinishReason.LENGTH)
+                        return
+                    left -= len(event.token_ids)
+                yield event
+    except Expired:
+        yield Stop(FinishReason.DEADLINE)
+    except LimitReached as limit:
+        yield Stop(limit.reason)

@@ -4,11 +4,33 @@ Engines with the same tokenizer share one list of ids. Engines with different to
 else: a step's text is tokenized once for each of them, and never again, so that a prefix cache always hits.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
 
 from reasonrt.errors import RequestError
 from reasonrt.ports import Engine
-from reasonrt.types import Message, Step
+from reasonrt.types import Message, Prompts, Request, Step
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Prompt and committed steps in one vocabulary.
+
+    Attributes:
+        prompt_tokens: how many of the ids are the prompt.
+        num_steps: how many steps the ids hold.
+        closed: how many of the ids stand before what the last steps have begun.
+    """
+
+    ids: list[int]
+    prompt_tokens: int
+    num_steps: int = 0
+    closed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.closed = self.prompt_tokens
 
 
 class Transcript:
@@ -16,18 +38,32 @@ class Transcript:
 
     Args:
         messages: the conversation up to where the assistant begins.
-        committed: the steps that it has written already.
+        engines: those that may have written steps; the token ids of their steps are kept in their vocabulary, while
+            the steps of other authors are tokenized from text.
+        committed: the steps that are written already.
+        prompts: of the request, where there is one.
     """
 
-    def __init__(self, messages: Sequence[Message], committed: Sequence[Step] = ()) -> None:
-        self.messages = tuple(messages)
-        self.steps = list(committed)
-        self.num_tokens = sum(len(step.token_ids) for step in committed)  # as their authors wrote them
-        self._ids: dict[str, list[int]] = {}  # tokenizer fingerprint -> prompt and committed steps
-        self._prompt_tokens: dict[str, int] = {}
-        self._known_steps: dict[str, int] = {}
-        self._closed: dict[str, int] = {}  # how many of the ids stand before what the last steps have begun
-        self._authors: dict[str, str] = {}  # engine name -> tokenizer fingerprint
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        engines: Iterable[Engine] = (),
+        committed: Iterable[Step] = (),
+        prompts: Prompts | None = None,
+    ) -> None:
+        self.messages, self.prompts = tuple(messages), prompts or Prompts()
+        self.steps: list[Step] = []
+        self.num_tokens = 0  # of the steps, as their authors wrote them
+        self.num_tokens_by = Counter[str]()  # author to the same
+        self._vocabularies = {engine.name: engine.tokenizer.fingerprint for engine in engines}
+        self._readings: dict[str, _Reading] = {}  # by tokenizer fingerprint
+        for step in committed:
+            self.commit(step)
+
+    @classmethod
+    def of(cls, request: Request, engines: Mapping[str, Engine]) -> Self:
+        """What is committed of a request; `engines` by role, as a policy gets them."""
+        return cls(request.messages, engines.values(), request.committed, request.prompts)
 
     def token_ids(self, engine: Engine) -> list[int]:
         """Prompt and committed steps in `engine`'s vocabulary. A view: valid until the next commit.
@@ -35,31 +71,18 @@ class Transcript:
         Raises:
             RequestError: the prompt alone fills the engine's context.
         """
-        fingerprint = engine.tokenizer.fingerprint
-        self._authors[engine.name] = fingerprint
-        if fingerprint not in self._ids:
-            self._ids[fingerprint] = engine.tokenizer.chat(self.messages)
-            self._prompt_tokens[fingerprint] = len(self._ids[fingerprint])
-            self._known_steps[fingerprint] = 0
-            self._closed[fingerprint] = len(self._ids[fingerprint])
-        ids = self._ids[fingerprint]
-        for step in self.steps[self._known_steps[fingerprint] :]:
-            same = self._authors.get(step.author) == fingerprint
-            ids.extend(step.token_ids if same else engine.tokenizer.encode(step.text))
-            if step.is_complete:
-                self._closed[fingerprint] = len(ids)
-        self._known_steps[fingerprint] = len(self.steps)
-        if (prompt_tokens := self._prompt_tokens[fingerprint]) >= engine.max_model_len:
+        reading = self._read(engine)
+        if reading.prompt_tokens >= engine.max_model_len:
             raise RequestError(
-                f"the prompt has {prompt_tokens} tokens, engine {engine.name!r} takes at most "
+                f"the prompt has {reading.prompt_tokens} tokens, engine {engine.name!r} takes at most "
                 f"{engine.max_model_len - 1}; shorten it or raise max_model_len"
             )
-        return ids
+        return reading.ids
 
     def begun(self, engine: Engine) -> list[int]:
         """What is committed of a step that is not complete yet, in `engine`'s vocabulary."""
         ids = self.token_ids(engine)
-        return ids[self._closed[engine.tokenizer.fingerprint] :]
+        return ids[self._read(engine).closed :]
 
     def room(self, engine: Engine) -> int:
         """How many tokens `engine` can still write before its context is full; 0 when committed steps fill it."""
@@ -68,7 +91,23 @@ class Transcript:
     def commit(self, step: Step) -> None:
         self.steps.append(step)
         self.num_tokens += len(step.token_ids)
+        self.num_tokens_by[step.author] += len(step.token_ids)
 
     @property
     def text(self) -> str:
         return "".join(step.text for step in self.steps)
+
+    def _read(self, engine: Engine) -> _Reading:
+        tokenizer = engine.tokenizer
+        vocabulary = tokenizer.fingerprint
+        if vocabulary not in self._readings:
+            prompt = list(self.prompts.token_ids(tokenizer, self.messages))
+            self._readings[vocabulary] = _Reading(prompt, len(prompt))
+        reading = self._readings[vocabulary]
+        for step in self.steps[reading.num_steps :]:
+            is_own = self._vocabularies.get(step.author) == vocabulary
+            reading.ids.extend(step.token_ids if is_own else tokenizer.encode(step.text))
+            if step.is_complete:
+                reading.closed = len(reading.ids)
+        reading.num_steps = len(self.steps)
+        return reading

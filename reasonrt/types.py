@@ -1,7 +1,7 @@
 """The nouns that everything else is written in. Frozen values, standard library only."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # the token limit
     DEADLINE = "deadline"  # the wall clock
     CALLS = "calls"  # the limit on engine calls
+    BUDGET = "budget"  # the limit on generated tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Sampling:
         stop_token_ids: generation ends with, and includes, the first of these.
         logprobs: whether each token comes with its log-probability.
         top_logprobs: how many of the highest log-probabilities come with each token, in [0, 20].
+        decoding: the engine's own schedule, such as how a block of masked tokens becomes text; the engine checks it
+            and refuses what it does not know.
     """
 
     max_tokens: int
@@ -51,6 +54,7 @@ class Sampling:
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: bool = False
     top_logprobs: int = 0
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
@@ -62,22 +66,32 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may use; the runtime enforces each of them.
+    """What one request may use, its sub-requests included; the runtime enforces each of them.
 
     Attributes:
         max_tokens: tokens of the committed text, >= 1.
         deadline_s: seconds from the start of `solve`; None is no deadline.
-        max_engine_calls: generations, reads and scores together, >= 1.
+        max_engine_calls: generations, reads, verifications and scores together, >= 1.
+        max_generated_tokens: what all engines generate together, thrown away or not; None is no limit.
+        max_depth: how deep sub-requests may be nested, >= 0.
+        max_sub_requests: how many sub-requests may run concurrently, >= 1; more wait.
     """
 
-    max_tokens: int = 1024
+    max_tokens: int = 768
     deadline_s: float | None = None
     max_engine_calls: int = 4096
+    max_generated_tokens: int | None = None
+    max_depth: int = 1
+    max_sub_requests: int = 64
 
     def __post_init__(self) -> None:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
         _require(self.deadline_s is None or self.deadline_s > 0, "deadline_s must be positive", self.deadline_s)
         _require(self.max_engine_calls >= 1, "max_engine_calls must be at least 1", self.max_engine_calls)
+        budget = self.max_generated_tokens
+        _require(budget is None or budget >= 1, "max_generated_tokens must be at least 1", budget)
+        _require(self.max_depth >= 0, "max_depth must be at least 0", self.max_depth)
+        _require(self.max_sub_requests >= 1, "max_sub_requests must be at least 1", self.max_sub_requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,32 @@ class Step:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
+THE_RUNTIMES = Limits()
+"""In the place of limits of its own: a request takes those of the runtime that it runs on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that a request is about: of any length, and never tokenized whole."""
+
+    text: str
+    name: str = ""
+
+
+class Prompts:
+    """One request's conversations as token ids: the chat template is applied once for each vocabulary."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, tuple[Message, ...]], tuple[int, ...]] = {}
+
+    def token_ids(self, tokenizer: "Tokenizer", messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """What `tokenizer.chat(messages)` gives, asked for once."""
+        key = tokenizer.fingerprint, messages
+        if key not in self._known:
+            self._known[key] = tuple(tokenizer.chat(messages))
+        return self._known[key]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A question, the policy that is to solve it, and what it may cost.
@@ -110,19 +150,24 @@ class Request:
         messages: the conversation so far, the question last.
         policy: its name.
         options: the policy's own settings; unknown ones are refused.
-        committed: steps of the answer that are there already; the policy goes on behind them.
+        limits: what it may use; by default what the runtime allows.
+        committed: steps of the answer that are there already; the policy continues after them.
         cache_salt: requests with different ones share nothing of the engines' prefix caches.
+        context: documents beside the messages, for a policy that reads them; another one refuses the request.
+        prompts: the conversation as token ids, shared with every request that was made from this one.
     """
 
     messages: tuple[Message, ...]
     policy: str = "target"
     options: Mapping[str, Any] = field(default_factory=dict)
-    limits: Limits = Limits()
+    limits: Limits = THE_RUNTIMES
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     committed: tuple[Step, ...] = ()
     cache_salt: str = ""
+    context: tuple[Document, ...] = ()
+    prompts: Prompts = field(default_factory=Prompts, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.messages or not self.messages[-1].content.strip():
@@ -130,9 +175,17 @@ class Request:
         Sampling(self.limits.max_tokens, self.temperature, self.top_p, self.seed)  # the same bounds hold here
 
     @classmethod
-    def ask(cls, question: str, policy: str = "target", **fields: Any) -> "Request":
-        """A request of a single user message; `fields` are those of `Request`."""
-        return cls((Message("user", question),), policy, **fields)
+    def ask(
+        cls, question: str, policy: str = "target", *, context: str | Iterable[Document] = (), **fields: Any
+    ) -> "Request":
+        """A request of a single user message.
+
+        Args:
+            context: a text, or documents, that the question is about.
+            fields: the other fields of `Request`.
+        """
+        documents = (Document(context),) if isinstance(context, str) else tuple(context)
+        return cls((Message("user", question),), policy, context=documents, **fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +234,9 @@ class EngineUsage:
     generated: int = 0
     discarded: int = 0
     probe: int = 0
+
+    def __add__(self, other: "EngineUsage") -> "EngineUsage":
+        return EngineUsage(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
 Usage = Mapping[str, EngineUsage]

@@ -7,20 +7,21 @@ fingerprints, so that a router is never used on models that it knows nothing abo
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from reasonrt.config import ZOO_FOLDER, ZOO_PREFIX
 from reasonrt.errors import ConfigError
-from reasonrt.ports import Engine
+from reasonrt.ports import OPERATOR_ONLY, Engine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import FEATURES, features
 from reasonrt.routers.prompts import MARKED, StepPrompt
 from reasonrt.routers.trees import Trees
 from reasonrt.transcript import Transcript
-from reasonrt.types import Step
+from reasonrt.types import Request, Step
 
 FORMAT = "reasonrt-router/1"
 KINDS = ("features", "engine")
@@ -77,6 +78,29 @@ class RouterFile:
         if self.trees is not None:
             return FeatureRouter(self.trees)
         return ModelRouter(engines["router"], *self.curve)
+
+
+@dataclass
+class LearnedOptions:
+    """Options of `arbitrage`, source: Arbitrage (arXiv 2512.05033).
+
+    Attributes:
+        router_file: what `reasonrt calibrate router` wrote, or `zoo:NAME`.
+    """
+
+    router_file: Annotated[str, OPERATOR_ONLY] = "zoo:nano-features"
+
+
+def bind_learned(options: LearnedOptions, request: Request, engines: Mapping[str, Engine]) -> Router:
+    """The router of a file, for one request; see `RouterFile.bind`."""
+    return load_router(options.router_file).bind(engines)
+
+
+def roles_of_learned(options: LearnedOptions) -> tuple[str, ...]:
+    """`router`, where the file asks a router model."""
+    with suppress(ConfigError):  # raised when the router is built
+        return ("router",) if "router" in load_router(options.router_file).models else ()
+    return ()
 
 
 class FeatureRouter:

@@ -4,14 +4,14 @@ Each prompt begins with the one before it, so an engine reads only what is new f
 no step is ever tokenized twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from reasonrt.errors import RequestError
 from reasonrt.ports import Engine
 from reasonrt.routers.history import whole_steps
 from reasonrt.transcript import Transcript
-from reasonrt.types import Message, Step, Tokenizer
+from reasonrt.types import Message, Prompts, Step, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class Layout:
         step: from a step's text, and whether the target wrote it, to its ids.
     """
 
-    opening: Callable[[Tokenizer, Sequence[Message]], list[int]]
+    opening: Callable[[Tokenizer, Prompts, tuple[Message, ...]], Sequence[int]]
     step: Callable[[Tokenizer, str, bool], list[int]]
 
 
-def _chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    return tokenizer.chat(messages)
+def _chat(tokenizer: Tokenizer, prompts: Prompts, messages: tuple[Message, ...]) -> Sequence[int]:
+    return prompts.token_ids(tokenizer, messages)
 
 
 PLAIN = Layout(_chat, lambda tokenizer, text, by_target: tokenizer.encode(text))
@@ -39,29 +39,24 @@ MARKED = Layout(_chat, lambda tokenizer, text, by_target: tokenizer.encode(f"Mod
 
 SKYWORK = Layout(
     # the beginning-of-text token is named by no tokenizer here; Qwen has none, and this model is a Qwen
-    lambda tokenizer, messages: tokenizer.encode(messages[-1].content + "\n"),
+    lambda tokenizer, prompts, messages: tokenizer.encode(messages[-1].content + "\n"),
     lambda tokenizer, text, by_target: tokenizer.encode(text.rstrip("\n")) + tokenizer.encode("\n")[-1:],
 )
 """Skywork-o1-Open-PRM: question, a line feed, and each step closed by the token at which its score is read."""
 
 QWEN_PRM = Layout(
-    lambda tokenizer, messages: tokenizer.chat(
-        [Message("system", "Please reason step by step, and put your final answer within \\boxed{}."), *messages]
+    lambda tokenizer, prompts, messages: prompts.token_ids(
+        tokenizer,
+        (Message("system", "Please reason step by step, and put your final answer within \\boxed{}."), *messages)
         if messages[0].role != "system"
-        else messages
+        else messages,
     ),
     lambda tokenizer, text, by_target: tokenizer.encode(text.strip() + "<extra_0>"),
 )
 """Qwen2.5-Math-PRM: each step closed by `<extra_0>`, at which its score is read."""
 
-LAYOUTS = {"plain": PLAIN, "marked": MARKED, "skywork": SKYWORK, "qwen_prm": QWEN_PRM}
-
-
-def find_layout(name: str) -> Layout:
-    """Raises: RequestError: there is no layout of that name."""
-    if name not in LAYOUTS:
-        raise RequestError(f"unknown layout {name!r}; there are {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+LayoutName = Literal["plain", "marked", "skywork", "qwen_prm"]
+LAYOUTS: Mapping[LayoutName, Layout] = {"plain": PLAIN, "marked": MARKED, "skywork": SKYWORK, "qwen_prm": QWEN_PRM}
 
 
 class StepPrompt:
@@ -86,7 +81,7 @@ class StepPrompt:
     def token_ids(self, transcript: Transcript, step: Step) -> list[int]:
         tokenizer = self._engine.tokenizer
         if self._num_steps < 0:
-            self._ids = list(self._layout.opening(tokenizer, transcript.messages))
+            self._ids = list(self._layout.opening(tokenizer, transcript.prompts, transcript.messages))
             self._num_steps = 0
         for committed in whole_steps(transcript.steps[self._num_steps :], step.author):
             self._ids += self._encoded(committed, by_target=committed.author != step.author)

@@ -2,10 +2,13 @@
 
 import math
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from reasonrt.errors import ConfigError
 from reasonrt.ports import Engine
 from reasonrt.routers.features import entropy
-from reasonrt.routers.prompts import Layout, StepPrompt
+from reasonrt.routers.prompts import LAYOUTS, Layout, LayoutName, StepPrompt
 from reasonrt.transcript import Transcript
 from reasonrt.types import Request, Step
 
@@ -21,6 +24,24 @@ class RewardRouter:
 
     async def advantage(self, transcript: Transcript, step: Step) -> float:
         return 1.0 - await self._prompt.score(transcript, step)
+
+
+@dataclass
+class RewardOptions:
+    """Options of `rsd`.
+
+    Attributes:
+        layout: what the reward model in the role `reward` reads; see `reasonrt.routers.prompts`.
+    """
+
+    layout: LayoutName = "plain"
+
+
+def build_reward_router(options: RewardOptions, request: Request, engines: Mapping[str, Engine]) -> RewardRouter:
+    """Raises: ConfigError: there is no engine `reward`."""
+    if "reward" not in engines:
+        raise ConfigError("rsd asks an engine 'reward' and there is none; add it to the configuration")
+    return RewardRouter(engines["reward"], LAYOUTS[options.layout])
 
 
 QUESTION = (

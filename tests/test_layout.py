@@ -16,7 +16,7 @@ FLOORS = (  # from the top: an import never goes up
     ("runtime", "calibration"),
     ("policies",),
     ("writing", "routers"),
-    ("metering", "programs", "engines", "transcript"),
+    ("metering", "scopes", "tools", "programs", "engines", "transcript"),
     ("ports",),
     ("boundaries", "pace", "thinking", "answers", "diffusion", "config"),
     ("types",),

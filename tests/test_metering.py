@@ -7,9 +7,10 @@ import pytest
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError
-from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
+from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
-from reasonrt.types import Sampling
+from reasonrt.scopes import LimitReached, Scope
+from reasonrt.types import Limits, Sampling
 
 PROMPT = list(range(2, 42))
 
@@ -25,7 +26,7 @@ async def test_the_pace_is_that_of_the_engine_and_shared_by_requests() -> None:
     pace = Pace(clock=lambda: engine.generated_tokens * 0.01)
 
     for _ in range(3):
-        await drain(MeteredEngine(engine, Calls(1), pace), Sampling(40))
+        await drain(MeteredEngine(engine, Scope(Limits(max_engine_calls=1)), pace), Sampling(40))
 
     assert pace.running == 0
     assert pace.seconds_per_token == pytest.approx(0.01)
@@ -36,7 +37,7 @@ async def test_the_pace_is_that_of_the_engine_and_shared_by_requests() -> None:
 @pytest.mark.parametrize("end", ["closed", "cancelled", "dead"])
 async def test_a_generation_that_is_cut_short_no_longer_runs(end: str) -> None:
     engine = ScriptedEngine("mortal", "x" * 200, seconds_per_token=0.01)
-    meter = MeteredEngine(engine, Calls(1))
+    meter = MeteredEngine(engine, Scope(Limits(max_engine_calls=1)))
     async with aclosing(meter.generate(PROMPT, Sampling(100))) as stream:
         await anext(stream)
         assert meter.pace.running == 1
@@ -52,10 +53,10 @@ async def test_a_generation_that_is_cut_short_no_longer_runs(end: str) -> None:
 
 
 async def test_a_call_over_the_limit_does_not_reach_the_engine() -> None:
-    meter = MeteredEngine(ScriptedEngine("fake", "text"), Calls(1))
+    meter = MeteredEngine(ScriptedEngine("fake", "text"), Scope(Limits(max_engine_calls=1)))
     await meter.read(PROMPT, [2])
 
-    with pytest.raises(CallLimitReached):
+    with pytest.raises(LimitReached):
         meter.generate(PROMPT, Sampling(1))
 
     assert meter.pace.running == 0
@@ -64,7 +65,7 @@ async def test_a_call_over_the_limit_does_not_reach_the_engine() -> None:
 
 async def test_the_pace_knows_what_verifying_takes() -> None:
     engine = ScriptedEngine("fake", "text", seconds_per_token=0.01)
-    meter = MeteredEngine(engine, Calls(1))
+    meter = MeteredEngine(engine, Scope(Limits(max_engine_calls=1)))
 
     await meter.verify(PROMPT, [2, 3])
 
@@ -74,7 +75,7 @@ async def test_the_pace_knows_what_verifying_takes() -> None:
 
 async def test_what_the_cache_held_is_not_counted_as_missing() -> None:
     engine = ScriptedEngine("fake", "text")
-    meter = MeteredEngine(engine, Calls(2))
+    meter = MeteredEngine(engine, Scope(Limits(max_engine_calls=2)))
     await drain(meter, Sampling(10))
     await drain(meter, Sampling(10))
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
 from reasonrt.errors import RequestError
 from reasonrt.transcript import Transcript
-from reasonrt.types import Message, Step
+from reasonrt.types import Message, Request, Step
 
 QUESTION = (Message("user", "What is 2 + 2?"),)
 
@@ -74,7 +75,7 @@ def test_ids_are_only_added_and_nothing_is_tokenized_twice(moves: list[tuple[str
     characters.tokenizer = CountingTokenizer()
     words = WordEngine("words")
     engines = (characters, words)
-    transcript = Transcript(QUESTION)
+    transcript = Transcript(QUESTION, engines)
     seen: dict[str, list[int]] = {engine.name: list(transcript.token_ids(engine)) for engine in engines}
     for engine in engines:
         engine.tokenizer.encoded.clear()  # type: ignore[attr-defined]
@@ -101,15 +102,41 @@ def test_ids_are_only_added_and_nothing_is_tokenized_twice(moves: list[tuple[str
 def test_engines_with_one_tokenizer_exchange_ids_as_they_are() -> None:
     draft, target = ScriptedEngine("draft", ""), ScriptedEngine("target", "")
     draft.tokenizer = target.tokenizer = CountingTokenizer()
-    transcript = Transcript(QUESTION)
+    transcript = Transcript(QUESTION, (draft, target))
     prompt = list(transcript.token_ids(target))
-    transcript.token_ids(draft)
 
     odd_ids = (2 + ord("\n"), 2 + ord("\n"))  # the tokenizer itself would write a blank line as one token
     transcript.commit(Step("\n\n", odd_ids, "draft"))
 
     assert transcript.token_ids(target) == [*prompt, *odd_ids]
     assert len(target.tokenizer.encoded) == 1  # the chat
+
+
+def test_committed_ids_are_kept_whoever_is_asked_first() -> None:
+    """As a request resumes: the target reads the draft's ids before the draft has been asked for anything."""
+    draft, target = ScriptedEngine("draft", ""), ScriptedEngine("target", "")
+    odd_ids = (2 + ord("\n"), 2 + ord("\n"))
+    request = Request(QUESTION, committed=(Step("\n\n", odd_ids, "draft"), Step("x", (2 + ord("x"),), "a sandbox")))
+
+    transcript = Transcript.of(request, {"draft": draft, "target": target})
+
+    ids = transcript.token_ids(target)
+    assert ids == [*target.tokenizer.chat(QUESTION), *odd_ids, *target.tokenizer.encode("x")]
+    assert ids == transcript.token_ids(target) == transcript.token_ids(draft)
+
+
+def test_chat_template_is_applied_once_for_each_vocabulary_and_request() -> None:
+    engines = {name: ScriptedEngine(name, "") for name in ("draft", "target")}
+    tokenizer = CountingTokenizer()
+    for engine in engines.values():
+        engine.tokenizer = tokenizer
+    request = Request(QUESTION)
+
+    for again in (request, replace(request, seed=1), replace(request, committed=(Step("x", (1,), "draft"),))):
+        for engine in engines.values():
+            Transcript.of(again, engines).token_ids(engine)
+
+    assert len(tokenizer.encoded) == 1
 
 
 def test_room_is_what_the_context_still_holds() -> None:

@@ -1,4 +1,4 @@
-"""The loop of step-level speculation: what it is, and its options, are in `policies/speculation/options.py`."""
+"""The loop of step-level speculation: draft, judge, verify, escalate, commit. What it is for: `policy.py`."""
 
 import asyncio
 import logging
@@ -7,14 +7,16 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
+from enum import Enum, auto
 from functools import cache
+from typing import Protocol
 
 from reasonrt.answers import find_answer, holds_answer
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
 from reasonrt.policies.speculation.verification import Verdict, can_verify, verify_step
-from reasonrt.ports import Capability, PacedEngine
+from reasonrt.ports import Capability, Engine, RequestEngine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
 from reasonrt.tasks import cancel
@@ -27,6 +29,19 @@ WARM_TOKENS = 32
 """The target's cache is filled in blocks: less than one is not worth a pass."""
 MIN_KEPT_TOKENS = 3
 """A corrected step of which the target keeps fewer further tokens is the target's to write: the draft has lost it."""
+
+
+class Terms(Protocol):
+    """What the loop asks of its policy."""
+
+    @property
+    def options(self) -> SpeculationOptions: ...
+
+    def router(self, request: Request, engines: Mapping[str, Engine]) -> Router:
+        """Raises: ConfigError: there is none for these engines; the target writes alone."""
+
+    def is_worth(self, advantage: float, step: Step, target_s: float | None) -> bool:
+        """Whether a step of this predicted advantage goes to the target, which would take `target_s` for it."""
 
 
 @dataclass
@@ -43,58 +58,49 @@ class Tally:
     fallback: str = ""  # why the target wrote alone from some step on
 
 
-@dataclass
-class Speculation(SpeculationOptions):
-    """The policy but for its router."""
+class Standing(Enum):
+    """How the target stands to the step that is being written."""
 
-    async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
-        asked = {**engines, "target": engines[self.target]}
-        async with aclosing(_Run(self, request, asked).events()) as events:
-            async for event in events:
-                yield event
+    UNASKED = auto()  # it has not been asked about the step before
+    ASKED = auto()  # it has: an end after that step is its to judge, too
+    CORRECTED = auto()  # the step holds a token of the target's, so its rest is verified without asking the router
 
 
-class _TargetAloneError(Exception):
-    """The draft or the router is not there, or has no room; says why."""
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A drafted step after the router: with its advantage, and whether it is the target's to write."""
+
+    step: Step
+    is_rejected: bool
 
 
-@cache
-def _warn_once(message: str) -> None:
-    _log.warning("%s; the target writes alone", message)
+class SpeculationLoop:
+    """One request on its way.
 
+    Args:
+        engines: by role; `target` is the one that the options name.
+    """
 
-def _is_answered(text: str) -> bool:
-    said = text.rpartition(END_THINK)[2]
-    return THINK not in said and holds_answer(said) and find_answer(said) is not None
-
-
-class _Run:
-    """One request on its way."""
-
-    def __init__(self, options: SpeculationOptions, request: Request, engines: Mapping[str, PacedEngine]) -> None:
-        self._options, self._request, self._engines = options, request, engines
+    def __init__(self, terms: Terms, request: Request, engines: Mapping[str, RequestEngine]) -> None:
+        self._terms, self._options = terms, terms.options
+        self._request, self._engines = request, engines
         self._draft, self._target = engines["draft"], engines["target"]
-        self._transcript = Transcript(request.messages, request.committed)
+        self._transcript = Transcript.of(request, engines)
         self._tally = Tally()
-        by_target = [step for step in request.committed if step.author == self._target.name]
-        self._can_verify = options.verify and request.temperature == 0 and can_verify(self._draft, self._target)
-        self._is_corrected = False  # the step that is being written has a token of the target's: it is verified on
-        self._was_asked = False  # the target, about the last step
-        self._target_tokens = sum(len(step.token_ids) for step in by_target)  # committed
-        self._read_tokens = 0  # of the target's ids, how many it has read or written
-        self._can_warm = options.warm_target and options.max_target_share > 0
-        self._can_warm &= Capability.READ in self._target.capabilities
-        self._warming: asyncio.Task[None] | None = None
-        self._early: asyncio.Task[tuple[Step | None, FinishReason | None]] | None = None  # the target's step
+        self._can_verify = self._options.verify and request.temperature == 0 and can_verify(self._draft, self._target)
+        self._standing = Standing.UNASKED
+        self._beside = _TargetBeside(self._target, self._transcript, request)
+        if request.committed and not request.committed[-1].is_complete:
+            self._standing = Standing.CORRECTED if self._can_verify else Standing.UNASKED
 
     async def events(self) -> AsyncGenerator[PolicyEvent, None]:
         self._transcript.token_ids(self._target)  # refuse a prompt that is too long before anything starts
         reason: FinishReason | None = None
         try:
             try:
-                router = self._router()
+                router = self._build_router()
                 while reason is None:
-                    async with aclosing(self._next_steps(router)) as events:
+                    async with aclosing(self._write(router)) as events:
                         async for event in events:
                             if isinstance(event, Step):
                                 yield self._commit(event)
@@ -102,39 +108,20 @@ class _Run:
                                 reason = event
             except _TargetAloneError as error:
                 self._tally.fallback = str(error)
-                await cancel(self._warming, self._early)
-                async with aclosing(self._written_alone()) as written:
+                await self._beside.aclose()
+                async with aclosing(self._write_alone()) as written:
                     async for event in written:
                         if isinstance(event, Step):
-                            yield self._count(event)  # the stream itself goes on: nothing to commit to
+                            yield self._count(event)  # the stream itself continues: nothing to commit to
                         else:
                             reason = event
         finally:
-            await cancel(self._warming, self._early)
+            await self._beside.aclose()
         yield Stop(reason or FinishReason.STOP, asdict(self._tally))
 
-    def _router(self) -> Router:
-        try:
-            return self._options.router(self._request, self._engines)
-        except ConfigError as error:
-            _warn_once(str(error))
-            raise _TargetAloneError(str(error)) from error
-
-    async def _written_alone(self) -> AsyncGenerator[Step | FinishReason, None]:
-        if not self._transcript.room(self._target):
-            yield FinishReason.LENGTH
-            return
-        sampling = sampling_for(self._request, self._transcript, self._target)
-        async with aclosing(write_steps(self._target, self._transcript, sampling)) as events:
-            async for event in events:
-                yield event
-
-    async def _next_steps(self, router: Router) -> AsyncGenerator[Step | FinishReason, None]:
-        """The draft's steps up to one that the target should write, and that one from the target.
-
-        Whoever takes a step commits it before asking for the next one.
-        """
-        async with aclosing(self._drafted()) as drafted:
+    async def _write(self, router: Router) -> AsyncGenerator[Step | FinishReason, None]:
+        """The draft's steps up to one that is the target's to write, and that one. Each is committed as it comes."""
+        async with aclosing(self._draft_ahead()) as drafted:
             async for event in drafted:
                 if isinstance(event, FinishReason):
                     yield event
@@ -142,22 +129,22 @@ class _Run:
                 self._start_early(event.step)
                 if event.is_partial and (self._can_verify or not self._options.reject_early):
                     continue
-                step, is_rejected = await self._judged(router, event)
-                verdict = await self._verified(step) if is_rejected else None
-                if is_rejected and not (verdict and verdict.is_agreed):
+                judged = await self._judge(router, event)
+                verdict = await self._verify(judged.step) if judged.is_rejected else None
+                if judged.is_rejected and not (verdict and verdict.is_agreed):
                     break
                 if not event.is_partial:
-                    await cancel(self._early)
-                    self._early, self._is_corrected, self._was_asked = None, False, is_rejected
+                    await self._beside.drop_step()
+                    self._standing = Standing.ASKED if judged.is_rejected else Standing.UNASKED
                     if not event.is_end:
-                        yield step
+                        yield judged.step
             else:
-                return  # it was too far ahead: it begins again behind what is committed
-        async with aclosing(self._escalated(step, verdict)) as events:
+                return  # the draft was too far ahead: it begins again after what is committed
+        async with aclosing(self._escalate(judged.step, verdict)) as events:
             async for written in events:
                 yield written
 
-    async def _drafted(self) -> AsyncGenerator[Drafted | FinishReason, None]:
+    async def _draft_ahead(self) -> AsyncGenerator[Drafted | FinishReason, None]:
         options, transcript = self._options, self._transcript
         watch = options.reject_early or options.start_early is not None
         try:
@@ -172,55 +159,41 @@ class _Run:
         except (EngineError, RequestError) as error:
             raise _TargetAloneError(str(error)) from error
 
-    def _may_ask(self, step: Step) -> bool:
-        """Whether the target may write as much as this without more than its share."""
-        length = max(1, len(step.token_ids))
-        share = (self._target_tokens + length) / (self._transcript.num_tokens + length)
-        return share <= self._options.max_target_share
-
-    async def _judged(self, router: Router, drafted: Drafted) -> tuple[Step, bool]:
+    async def _judge(self, router: Router, drafted: Drafted) -> Judged:
         """The step with its advantage, and whether the target should write it."""
-        options, step = self._options, drafted.step
-        if self._is_corrected or not self._may_ask(step):
-            return step, self._is_corrected
+        step = drafted.step
+        if self._standing is Standing.CORRECTED:
+            return Judged(step, is_rejected=True)
+        if not self._may_ask(step):
+            return Judged(step, is_rejected=False)
         if drafted.is_end:  # nothing that a router knows: it goes with the step before, if the answer is there
-            is_rejected = self._was_asked or not _is_answered(self._transcript.text)
-            self._tally.escalations += is_rejected
-            return step, is_rejected
-        started = time.perf_counter()
-        try:
-            advantage = await router.advantage(self._transcript, step)
-        except (EngineError, RequestError) as error:  # it died, or the transcript has outgrown its context
-            raise _TargetAloneError(f"the router is lost: {error}") from error
-        self._tally.router_s += time.perf_counter() - started
-        missing = len(self._transcript.token_ids(self._target)) - self._read_tokens
-        length = len(step.token_ids)
-        work = (1, missing + length) if self._can_verify else (length, missing)
-        target_s = self._target.pace.seconds(*work) if options.price is not None else None
-        step = replace(step, scores={**step.scores, "advantage": advantage})
-        is_rejected = options.is_worth(advantage, step, target_s)
+            is_rejected = self._standing is Standing.ASKED or not _is_answered(self._transcript.text)
+        else:
+            advantage = await self._ask_router(router, step)
+            is_rejected = self._terms.is_worth(advantage, step, self._target_seconds(step))
+            step = replace(step, scores={**step.scores, "advantage": advantage})
         self._tally.escalations += is_rejected
-        return step, is_rejected
+        return Judged(step, is_rejected)
 
-    async def _verified(self, step: Step) -> Verdict | None:
+    async def _verify(self, step: Step) -> Verdict | None:
         """What the target says of the draft's step; None where it is to write the step without having read it."""
-        if not self._can_verify or self._early or self._transcript.room(self._target) <= len(step.token_ids):
+        has_no_room = self._transcript.room(self._target) <= len(step.token_ids)
+        if not self._can_verify or self._beside.is_writing or has_no_room:
             return None
-        await cancel(self._warming)  # it would read the same ids once more
-        self._warming = None
+        await self._beside.stop_reading()  # it would read the same ids once more
         started = time.perf_counter()
         verdict = await verify_step(self._target, self._transcript, step)
         self._tally.verify_s += time.perf_counter() - started
         self._tally.verifications += 1
         stays = step if verdict.is_agreed else verdict.kept
-        self._read_tokens = len(self._transcript.token_ids(self._target)) + (len(stays.token_ids) if stays else 0)
-        self._tally.useless_escalations += verdict.is_agreed and not self._is_corrected
+        self._beside.has_read(len(stays.token_ids) if stays else 0)
+        self._tally.useless_escalations += verdict.is_agreed and self._standing is not Standing.CORRECTED
         return verdict
 
-    async def _escalated(self, rejected: Step, verdict: Verdict | None) -> AsyncGenerator[Step | FinishReason, None]:
-        """The target's step in place of `rejected`, or its first token that differs, behind the part that is kept."""
-        self._was_asked = True
-        kept = verdict.kept if verdict else self._kept(rejected)
+    async def _escalate(self, rejected: Step, verdict: Verdict | None) -> AsyncGenerator[Step | FinishReason, None]:
+        """The target's step in place of `rejected`, or its first token that differs, after the part that is kept."""
+        was_corrected, self._standing = self._standing is Standing.CORRECTED, Standing.ASKED
+        kept = verdict.kept if verdict else self._keep_sure_part(rejected)
         if kept is not None:
             yield replace(kept, scores=rejected.scores)
         if verdict and verdict.is_end:
@@ -228,67 +201,165 @@ class _Run:
             return
         if verdict and verdict.correction:
             yield replace(verdict.correction, scores=rejected.scores)
-            is_lost = self._is_corrected and (kept is None or len(kept.token_ids) < MIN_KEPT_TOKENS)
-            self._is_corrected = not verdict.correction.is_complete
-            if not is_lost or not self._is_corrected:
+            is_lost = was_corrected and (kept is None or len(kept.token_ids) < MIN_KEPT_TOKENS)
+            if verdict.correction.is_complete:
+                return
+            if not is_lost:
+                self._standing = Standing.CORRECTED
                 return
         if not self._transcript.room(self._target):
             yield FinishReason.LENGTH
             return
-        if self._early is None:
-            self._early = asyncio.create_task(self._target_step())
-        await cancel(self._warming)
-        self._warming = None
-        step, reason = await self._early
-        self._early, self._is_corrected = None, False
+        step, reason = await self._beside.step()
         written = (kept.text if kept else "") + (step.text if step else "")
         self._tally.useless_escalations += written == rejected.text
         if step is not None:
             yield replace(step, scores=rejected.scores)
-            self._read_tokens = len(self._transcript.token_ids(self._target))
+            self._beside.has_read(0)
         if reason is not None:
             yield reason
 
-    def _kept(self, rejected: Step) -> Step | None:
-        """The tokens of a rejected step before the first of which the draft was not sure enough."""
-        sure = self._options.keep_prefix
-        doubts = (i for i, logprob in enumerate(rejected.logprobs) if not sure or logprob < math.log(sure))
-        length = next(doubts, 0)
-        text = self._draft.tokenizer.decode(rejected.token_ids[:length])
-        # not behind a step that has begun already, and not within a character
-        if not text or self._early is not None or not rejected.text.startswith(text):
-            return None
-        return Step(text, rejected.token_ids[:length], rejected.author, False, rejected.logprobs[:length])
-
-    async def _target_step(self) -> tuple[Step | None, FinishReason | None]:
-        return await write_step(
-            self._target, self._transcript, sampling_for(self._request, self._transcript, self._target)
-        )
-
-    def _start_early(self, step: Step) -> None:
-        limit = self._options.start_early
-        if limit is None or self._early or not step.top_logprobs or not self._may_ask(step):
-            return
-        if entropy(step.top_logprobs[0]) > limit:
-            self._early = asyncio.create_task(self._target_step())
-
     def _commit(self, step: Step) -> Step:
         self._transcript.commit(step)
-        missing = len(self._transcript.token_ids(self._target)) - self._read_tokens
-        if self._can_warm and step.author == self._draft.name and missing >= WARM_TOKENS and self._warming is None:
-            self._warming = asyncio.create_task(self._warm())
+        options = self._options
+        if options.warm_target and options.max_target_share > 0 and step.author == self._draft.name:
+            self._beside.start_reading()
         return self._count(step)
 
     def _count(self, step: Step) -> Step:
         self._tally.steps += step.is_complete
         self._tally.draft_steps += step.is_complete and step.author == self._draft.name
-        self._target_tokens += len(step.token_ids) * (step.author == self._target.name)
         return step
 
-    async def _warm(self) -> None:
-        """Let the target read what is committed; what it cannot read now it will read when it is asked."""
+    def _build_router(self) -> Router:
+        try:
+            return self._terms.router(self._request, self._engines)
+        except ConfigError as error:
+            _warn_once(str(error))
+            raise _TargetAloneError(str(error)) from error
+
+    async def _ask_router(self, router: Router, step: Step) -> float:
+        started = time.perf_counter()
+        try:
+            advantage = await router.advantage(self._transcript, step)
+        except (EngineError, RequestError) as error:  # it died, or the transcript has outgrown its context
+            raise _TargetAloneError(f"the router is lost: {error}") from error
+        self._tally.router_s += time.perf_counter() - started
+        return advantage
+
+    async def _write_alone(self) -> AsyncGenerator[Step | FinishReason, None]:
+        if not self._transcript.room(self._target):
+            yield FinishReason.LENGTH
+            return
+        sampling = sampling_for(self._request, self._transcript, self._target)
+        async with aclosing(write_steps(self._target, self._transcript, sampling)) as events:
+            async for event in events:
+                yield event
+
+    def _may_ask(self, step: Step) -> bool:
+        """Whether the target may write as much as this without more than its share."""
+        length = max(1, len(step.token_ids))
+        written = self._transcript.num_tokens_by[self._target.name]
+        return (written + length) / (self._transcript.num_tokens + length) <= self._options.max_target_share
+
+    def _target_seconds(self, step: Step) -> float | None:
+        """What the target is predicted to take for the step, where that has a price."""
+        if self._options.price is None:
+            return None
+        missing, length = self._beside.missing_tokens, len(step.token_ids)
+        work = (1, missing + length) if self._can_verify else (length, missing)
+        return self._target.pace.seconds(*work)
+
+    def _keep_sure_part(self, rejected: Step) -> Step | None:
+        """The tokens of a rejected step before the first of which the draft was not sure enough."""
+        sure = self._options.keep_prefix
+        doubts = (i for i, logprob in enumerate(rejected.logprobs) if not sure or logprob < math.log(sure))
+        length = next(doubts, 0)
+        text = self._draft.tokenizer.decode(rejected.token_ids[:length])
+        # not after a step that has begun already, and not within a character
+        if not text or self._beside.is_writing or not rejected.text.startswith(text):
+            return None
+        return Step(text, rejected.token_ids[:length], rejected.author, False, rejected.logprobs[:length])
+
+    def _start_early(self, step: Step) -> None:
+        limit = self._options.start_early
+        if limit is None or self._beside.is_writing or not step.top_logprobs or not self._may_ask(step):
+            return
+        if entropy(step.top_logprobs[0]) > limit:
+            self._beside.start_step()
+
+
+class _TargetBeside:
+    """What the target does while the draft writes: it reads what is committed, or it begins the step itself."""
+
+    def __init__(self, target: RequestEngine, transcript: Transcript, request: Request) -> None:
+        self._target, self._transcript, self._request = target, transcript, request
+        self._read_tokens = 0  # of the target's ids, how many it has read or written
+        self._reading: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[tuple[Step | None, FinishReason | None]] | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        return self._writing is not None
+
+    @property
+    def missing_tokens(self) -> int:
+        """Of its ids, those that it has neither read nor written."""
+        return len(self._transcript.token_ids(self._target)) - self._read_tokens
+
+    def has_read(self, further_tokens: int) -> None:
+        """It has read all that is committed, and so many tokens after it."""
+        self._read_tokens = len(self._transcript.token_ids(self._target)) + further_tokens
+
+    def start_reading(self) -> None:
+        can_read = Capability.READ in self._target.capabilities
+        if can_read and self._reading is None and self.missing_tokens >= WARM_TOKENS:
+            self._reading = asyncio.create_task(self._read())
+
+    async def stop_reading(self) -> None:
+        await cancel(self._reading)
+        self._reading = None
+
+    def start_step(self) -> None:
+        sampling = sampling_for(self._request, self._transcript, self._target)
+        self._writing = asyncio.create_task(write_step(self._target, self._transcript, sampling))
+
+    async def drop_step(self) -> None:
+        await cancel(self._writing)
+        self._writing = None
+
+    async def step(self) -> tuple[Step | None, FinishReason | None]:
+        """The target's step, begun now if it is not begun already."""
+        if self._writing is None:
+            self.start_step()
+        await self.stop_reading()
+        assert self._writing is not None  # noqa: S101 - for the type checker
+        try:
+            return await self._writing
+        finally:
+            await self.drop_step()
+
+    async def aclose(self) -> None:
+        await cancel(self._reading, self._writing)
+
+    async def _read(self) -> None:
+        """What the target cannot read now it will read when it is asked."""
         ids = list(self._transcript.token_ids(self._target))
         with suppress(ReasonRTError):
             await self._target.read(ids, ids[:1])
             self._read_tokens = max(self._read_tokens, len(ids))
-        self._warming = None
+        self._reading = None
+
+
+class _TargetAloneError(Exception):
+    """The draft or the router is not there, or has no room; says why."""
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s; the target writes alone", message)
+
+
+def _is_answered(text: str) -> bool:
+    said = text.rpartition(END_THINK)[2]
+    return THINK not in said and holds_answer(said) and find_answer(said) is not None

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar
 
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.speculation.loop import Tally
-from reasonrt.ports import PacedEngine
-from reasonrt.routers.prompts import LAYOUTS, StepPrompt, find_layout
+from reasonrt.policies.speculation.options import Threshold
+from reasonrt.ports import RequestEngine
+from reasonrt.routers.prompts import LAYOUTS, LayoutName, StepPrompt
 from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop
@@ -20,22 +20,19 @@ class Oracle(PolicyOptions):
     """Both models write every step and the reward picks: a bound on accuracy, of no use for time.
 
     Attributes:
-        threshold: how much better the target's step must be.
-        layout: see `RSD`.
+        threshold: how much better the target's step must be, in the unit of the rewards.
+        layout: what the reward model in the role `reward` reads; see `reasonrt.routers.prompts`.
 
     Source: Arbitrage (arXiv 2512.05033), section 4.1.
     """
 
-    threshold: float = 0.0
-    layout: str = "plain"
+    threshold: Threshold = 0.0
+    layout: LayoutName = "plain"
 
-    engines: ClassVar[tuple[str, ...]] = ("draft", "target", "reward")
+    engines = ("draft", "target", "reward")
 
-    def __post_init__(self) -> None:
-        find_layout(self.layout)
-
-    async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
-        transcript, tally = Transcript(request.messages, request.committed), Tally()
+    async def solve(self, request: Request, engines: Mapping[str, RequestEngine]) -> AsyncGenerator[PolicyEvent, None]:
+        transcript, tally = Transcript.of(request, engines), Tally()
         prompt = StepPrompt(engines["reward"], LAYOUTS[self.layout])
         authors = [engines["draft"], engines["target"]]
         reason = None

@@ -9,7 +9,7 @@ with room left for a probe.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,11 +19,12 @@ from reasonrt.policies.stopping.probes import Answer, Probe, full_answer
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
 from reasonrt.policies.stopping.schedule import Schedule
-from reasonrt.policies.stopping.service import Guard
+from reasonrt.policies.stopping.service import ServedCertificate
 from reasonrt.policies.stopping.signals import LOOKS
 from reasonrt.policies.stopping.spelling import Spelling
 from reasonrt.policies.stopping.traces import Checkpoint
-from reasonrt.ports import PacedEngine, Policy
+from reasonrt.ports import Engines, Policy, RequestEngine
+from reasonrt.scopes import LimitReached
 from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
 from reasonrt.types import END_THINK, Completion, FinishReason, PolicyEvent, Request, Step, Stop
@@ -42,8 +43,8 @@ class Terms:
         rule: None records.
         suffix: token ids that a probe appends.
         max_running, patience_s: as in `StoppingOptions`; a recording is patient without end.
-        guard: the certificate's, where there is one.
-        is_shadow: think to the end, and tell the guard what the rule would have done.
+        served: the certificate, where there is one.
+        is_shadow: think to the end, and tell the certificate what the rule would have done.
     """
 
     rule: StoppingRule | None
@@ -51,7 +52,7 @@ class Terms:
     suffix: Sequence[int]
     max_running: int
     patience_s: float | None = None
-    guard: Guard | None = None
+    served: ServedCertificate | None = None
     is_shadow: bool = False
 
 
@@ -71,14 +72,12 @@ class StoppingLoop:
         self,
         inner: Policy,
         request: Request,
-        engines: Mapping[str, PacedEngine],
-        engine: PacedEngine,
+        engines: Engines,
+        engine: RequestEngine,
         terms: Terms,
     ) -> None:
         self._inner, self._request, self._engines, self._engine, self._terms = inner, request, engines, engine, terms
-        self._transcript = Transcript(request.messages, request.committed)
-        for role in inner.engines:  # of an author that the transcript knows, token ids are taken as they are
-            self._transcript.token_ids(engines[role])
+        self._transcript = Transcript.of(request, engines)
         self._ends = {author.name: author.tokenizer.eos_token_ids for author in engines.values()}
         self._is_thinking = END_THINK not in self._transcript.text
         self._mark = terms.schedule.next_mark(self._transcript.num_tokens)
@@ -91,6 +90,8 @@ class StoppingLoop:
         self._outcome = Outcome(Action.GO_ON, None, None, 0)
         self._written: asyncio.Queue[tuple[PolicyEvent, _Asked | None] | Exception] = asyncio.Queue()
         self._asking: set[_Telling] = set()
+        # one probe beside what the inner policy writes; a recording takes as many as there are checkpoints
+        self._turn = asyncio.Semaphore(1) if terms.rule else nullcontext()
 
     async def events(self) -> AsyncGenerator[PolicyEvent, None]:
         writing = asyncio.create_task(self._write())
@@ -155,7 +156,7 @@ class StoppingLoop:
         signals: dict[str, float] = {}
         answer = None
         if self._has_time():
-            async with self._patiently():
+            async with self._turn, self._patiently():
                 signals = await self._probe.look(self._looks, token_ids)
                 if self._watch is None or self._watch.wants_answer(signals):
                     answer = await self._probe.answer(token_ids)
@@ -177,7 +178,8 @@ class StoppingLoop:
         try:
             async with asyncio.timeout(self._terms.patience_s):
                 yield
-        except (ReasonRTError, TimeoutError):  # where the engine itself is lost, the inner policy will say so
+        # where the engine itself is lost, or no call is left, the inner policy meets it too
+        except (ReasonRTError, LimitReached, TimeoutError):
             self._num_dropped += 1
 
     async def _decide(self, asked: _Asked) -> Answer | None:
@@ -186,7 +188,7 @@ class StoppingLoop:
         checkpoint = self._checkpoint(asked, signals, answer)
         action = self._watch.see(checkpoint) if self._watch else Action.GO_ON
         if action is Action.ANSWER and answer is None and self._has_time():
-            async with self._patiently():
+            async with self._turn, self._patiently():
                 answer = await self._probe.answer(asked.token_ids)
                 checkpoint = self._checkpoint(asked, signals, answer)
         self._seen.append(checkpoint)
@@ -204,10 +206,10 @@ class StoppingLoop:
 
     def _ended(self, stop: Stop) -> Stop:
         """The inner policy has come to its end."""
-        guard = self._terms.guard
-        if guard and self._terms.is_shadow:
+        served = self._terms.served
+        if served and self._terms.is_shadow:
             completion = Completion(tuple(self._transcript.steps), stop.reason, {}, 0.0)
-            guard.ran_to_the_end(self._spelling.of(full_answer(completion)), self._outcome)
+            served.ran_to_the_end(self._spelling.of(full_answer(completion)), self._outcome)
         return replace(stop, details={**stop.details, "stopping": self._details()})
 
     def _details(self) -> dict[str, Any]:
@@ -217,14 +219,14 @@ class StoppingLoop:
             "action": str(Action.GO_ON if terms.is_shadow else outcome.action),
             "tokens": None if outcome.index is None else self._seen[outcome.index].tokens,
             "rule": asdict(terms.rule) if terms.rule else None,
-            "certificate": terms.guard.sha256 if terms.guard else None,
+            "certificate": terms.served.sha256 if terms.served else None,
             "is_shadow": terms.is_shadow,
             "num_checkpoints": len(self._seen),
             "num_dropped": self._num_dropped,
             "probe_tokens": self._probe.spent_tokens,
             "returned_tokens": self._returned_tokens,  # of these, the ones that are the answer
         }
-        if terms.guard:
-            terms.guard.counts["dropped"] += self._num_dropped
-            terms.guard.counts[found["action"]] += 1
+        if terms.served:
+            terms.served.counts["dropped"] += self._num_dropped
+            terms.served.counts[found["action"]] += 1
         return found if terms.rule else found | {"checkpoints": [asdict(checkpoint) for checkpoint in self._seen]}

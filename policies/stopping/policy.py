@@ -7,28 +7,31 @@ for another model for instance, the request thinks to the end, and its details s
 import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import Annotated, Any, Self
 
-from reasonrt.errors import CalibrationError, RequestError
-from reasonrt.policies.options import PolicyOptions
-from reasonrt.policies.stopping.files import canonical, parse
+from pydantic import Field
+
+from reasonrt.errors import CalibrationError, ConfigError, RequestError
+from reasonrt.policies.stopping.files import canonical
 from reasonrt.policies.stopping.loop import StoppingLoop, Terms
 from reasonrt.policies.stopping.probes import SUFFIX
-from reasonrt.policies.stopping.rules import RULE
-from reasonrt.policies.stopping.schedule import SCHEDULE, Schedule
-from reasonrt.policies.stopping.service import Guards
+from reasonrt.policies.stopping.rules import StoppingRule
+from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.policies.stopping.traces import Fingerprints
-from reasonrt.ports import Capability, Engine, PacedEngine, Policy
-from reasonrt.types import Message, PolicyEvent, Request, Stop
+from reasonrt.ports import OPERATOR_ONLY, Capability, Engine, Engines, Policy, RequestEngine
+from reasonrt.types import Message, PolicyEvent, Request, Stop, Tokenizer
 
-OPTIONS = frozenset({"stopping", "risk"})
-"""Of every policy; a policy itself never sees them."""
 PROBE = "answer"
 
 
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 @dataclass
-class StoppingOptions(PolicyOptions):
+class StoppingOptions:
     """What stands under `stopping`: one of the first three, and how.
 
     Attributes:
@@ -40,63 +43,103 @@ class StoppingOptions(PolicyOptions):
         shadow: share of the requests under a certificate that run to their end, in [0, 1].
         max_running: while the engine works on so many generations, probes are dropped; a dropped one means "go on".
         patience_s: a probe that takes longer, in an engine's queue for instance, is dropped.
-        risk: the highest tolerated; picks the certificate with the highest alpha up to it.
     """
 
-    certificate: str | Sequence[str] = ()
-    rule: Any = None
-    record: bool = False
-    suffix: str = SUFFIX
-    schedule: Any = field(default_factory=Schedule)
-    shadow: float = 0.05
-    max_running: int = 48
-    patience_s: float = 5.0
-    risk: float | None = None
+    certificate: Annotated[Text | Annotated[list[Text], Field(min_length=1)] | None, OPERATOR_ONLY] = None
+    rule: StoppingRule | None = None
+    record: Annotated[bool, OPERATOR_ONLY] = False
+    suffix: Text = SUFFIX
+    schedule: Annotated[Schedule, OPERATOR_ONLY] = field(default_factory=Schedule)
+    shadow: Annotated[float, Field(ge=0, le=1), OPERATOR_ONLY] = 0.05
+    max_running: Annotated[int, Field(ge=0, le=1_000_000), OPERATOR_ONLY] = 48
+    patience_s: Annotated[float, Field(ge=0, le=3600), OPERATOR_ONLY] = 5.0
+
+    @property
+    def certificates(self) -> tuple[str, ...]:
+        return (self.certificate,) if isinstance(self.certificate, str) else tuple(self.certificate or ())
 
     def __post_init__(self) -> None:
-        self.certificate = (self.certificate,) if isinstance(self.certificate, str) else tuple(self.certificate)
-        if self.risk is not None and not self.certificate:
-            raise RequestError("risk picks among certificates; give stopping some")
         if bool(self.certificate) + (self.rule is not None) + self.record != 1:
             raise RequestError("stopping takes one of certificate, rule and record; give one")
-        numbers = {"shadow": 1, "max_running": 1_000_000, "patience_s": 3600}
-        numbers |= {} if self.risk is None else {"risk": 1}
-        for name, high in numbers.items():
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value <= high:
-                raise RequestError(f"{name} must be a number in [0, {high}], got {value!r}")
-        for text in (self.suffix, *self.certificate):
-            if not isinstance(text, str) or not text:
-                raise RequestError(f"suffix and certificate must be text, got {text!r}")
-        try:
-            self.rule = self.rule and parse(RULE, self.rule, "rule")
-            self.schedule = parse(SCHEDULE, self.schedule, "schedule")
-        except CalibrationError as error:
-            raise RequestError(f"stopping: {error}") from None
 
 
 @dataclass
-class Stopping(PolicyOptions):
-    """An inner policy whose requests may be ended by a rule.
+class CommonOptions:
+    """Options of every policy that commits as it goes; a policy itself never sees them.
 
     Attributes:
+        stopping: how a request is ended early; None lets it think to the end.
+        risk: the highest tolerated; picks the certificate with the highest alpha up to it.
+    """
+
+    stopping: StoppingOptions | None = None
+    risk: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.risk is not None and (self.stopping is None or not self.stopping.certificates):
+            raise RequestError("risk picks among certificates; give stopping some")
+
+
+@dataclass
+class Stopping(Policy):
+    """A policy whose requests may be ended by a rule.
+
+    Attributes:
+        inner: the policy.
         name: of the inner policy.
-        guards: the runtime's; all its requests share them.
+        certificates: in service; all requests of a runtime share them.
+        risk: as in `CommonOptions`.
     """
 
     inner: Policy
     name: str
     options: StoppingOptions
-    guards: Guards
+    certificates: ServedCertificates
+    risk: float | None = None
 
-    def __post_init__(self) -> None:
-        self.engines = self.inner.engines
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        raise NotImplementedError("it wraps another policy; see `stopped`")
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        return self.inner.engines
 
     @property
     def optional_engines(self) -> tuple[str, ...]:
         return self.inner.optional_engines
 
-    async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
+    @property
+    def tools(self) -> tuple[str, ...]:
+        return self.inner.tools
+
+    @property
+    def num_streams(self) -> int:
+        """A probe runs beside what the inner policy writes."""
+        return self.inner.num_streams + 1
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {**self.inner.settings, "stopping": asdict(self.options), "risk": self.risk}
+
+    def check(self, engines: Mapping[str, Engine]) -> None:
+        self.inner.check(engines)
+        for file in self.options.certificates:
+            try:
+                model = self.certificates.read(file).certificate.fingerprints.model
+            except CalibrationError as error:
+                raise ConfigError(f"policy {self.name}: {error}") from None
+            served = engines[self._role].fingerprint
+            if model not in ("", served):
+                raise ConfigError(
+                    f"policy {self.name}: {file} was certified for another model ({model[:12]}, engine "
+                    f"{engines[self._role].name!r} is {served[:12]}); certify on traces of this one"
+                )
+
+    def accept(self, request: Request, engines: Mapping[str, Engine]) -> None:
+        self.inner.accept(request, engines)
+
+    async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self._role]
         try:
             terms = self._terms(request, engines)
@@ -122,17 +165,15 @@ class Stopping(PolicyOptions):
             schedule, suffix: in place of those in the options.
         """
         tokenizer = engines[self._role].tokenizer
-        template = canonical(tokenizer.chat((Message("user", "?"),)))
-        settings: dict[str, Any] = asdict(self.inner) if is_dataclass(self.inner) else {}
         return Fingerprints(
             model=engines[self._role].fingerprint,
             tokenizer=tokenizer.fingerprint,
-            template=hashlib.sha256(template.encode()).hexdigest(),
+            template=_template_fingerprint(tokenizer),
             engine=canonical({role: engine.fingerprint for role, engine in engines.items()}),
             sampling=canonical({"temperature": float(request.temperature), "top_p": float(request.top_p)}),
             schedule=(schedule or self.options.schedule).to_json(),
             probes={PROBE: tuple(suffix or tokenizer.encode(self.options.suffix))},
-            policy=canonical({"name": self.name, "options": settings}),
+            policy=canonical({"name": self.name, "options": dict(self.inner.settings)}),
             max_tokens=request.limits.max_tokens,
         )
 
@@ -141,38 +182,42 @@ class Stopping(PolicyOptions):
         """Of the engine that is probed: the one whose answer it would be."""
         return "target" if "target" in self.engines else self.engines[0]
 
-    def _terms(self, request: Request, engines: Mapping[str, PacedEngine]) -> Terms:
+    def _terms(self, request: Request, engines: Mapping[str, RequestEngine]) -> Terms:
         """Raises: CalibrationError: why the request must think to the end."""
         options, engine = self.options, engines[self._role]
         if Capability.LOGPROBS not in engine.capabilities:
             raise CalibrationError(f"engine {engine.name!r} returns no log-probabilities, so nothing can be probed")
         suffix = tuple(engine.tokenizer.encode(options.suffix))
         patience_s = None if options.record else options.patience_s
-        if not options.certificate:
+        if not options.certificates:
             return Terms(options.rule, options.schedule, suffix, options.max_running, patience_s)
         if request.committed:  # a rule that remembers would decide otherwise than in replay
-            raise CalibrationError("the request goes on behind committed steps, whose signals are not known")
-        guard = self.guards.pick(options.certificate, options.risk)
-        recorded = guard.certificate.fingerprints
+            raise CalibrationError("the request continues after committed steps, whose signals are not known")
+        served = self.certificates.pick(options.certificates, self.risk)
+        recorded = served.certificate.fingerprints
         schedule = Schedule.from_json(recorded.schedule) if recorded.schedule else options.schedule
         suffix = recorded.probes.get(PROBE, suffix)
-        guard.check(self.fingerprints(request, engines, schedule, suffix))
+        served.check(self.fingerprints(request, engines, schedule, suffix))
         is_shadow = _is_shadow(request, options.shadow)
-        return Terms(guard.certificate.rule, schedule, suffix, options.max_running, patience_s, guard, is_shadow)
+        return Terms(served.certificate.rule, schedule, suffix, options.max_running, patience_s, served, is_shadow)
 
 
-def around(policy: Policy, name: str, options: Mapping[str, Any], guards: Guards) -> Stopping:
-    """`policy` under what `options` say of stopping.
+def stopped(policy: Policy, name: str, common: CommonOptions, certificates: ServedCertificates) -> Policy:
+    """`policy` under what its options say of stopping.
 
     Raises:
-        RequestError: an option that is not known, or a value out of range.
+        RequestError: it commits nothing before all of it is written.
     """
-    if not getattr(policy, "commits_as_it_goes", True):
+    if common.stopping is None:
+        return policy
+    if not policy.commits_as_it_goes:
         raise RequestError(f"{name} commits nothing before all of it is written: there is nothing to stop")
-    known = options.get("stopping") or {}
-    if not isinstance(known, Mapping):
-        raise RequestError(f"stopping takes options, as in {{certificate: FILE}}, got {known!r}")
-    return Stopping(policy, name, StoppingOptions.from_options({**known, "risk": options.get("risk")}), guards)
+    return Stopping(policy, name, common.stopping, certificates, common.risk)
+
+
+@lru_cache(maxsize=32)
+def _template_fingerprint(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(canonical(tokenizer.chat((Message("user", "?"),))).encode()).hexdigest()
 
 
 def _is_shadow(request: Request, share: float) -> bool:

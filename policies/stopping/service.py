@@ -15,7 +15,7 @@ from reasonrt.policies.stopping.traces import Fingerprints, Trace
 _log = logging.getLogger(__name__)
 
 
-class Guard:
+class ServedCertificate:
     """One certificate, over all requests that it is asked for.
 
     Attributes:
@@ -60,37 +60,37 @@ class Guard:
             )
 
 
-class Guards:
+class ServedCertificates:
     """The certificates of one runtime, by their files. A file that has changed is read again and starts anew."""
 
     def __init__(self) -> None:
-        self._by_file: dict[str, tuple[int, Guard]] = {}
+        self._by_file: dict[str, tuple[int, ServedCertificate]] = {}
         self._refused: set[str] = set()
 
-    def __iter__(self) -> Iterator[Guard]:
+    def __iter__(self) -> Iterator[ServedCertificate]:
         """For metrics."""
-        return (guard for _, guard in self._by_file.values())
+        return (served for _, served in self._by_file.values())
 
-    def pick(self, files: Sequence[str], risk: float | None = None) -> Guard:
+    def pick(self, files: Sequence[str], risk: float | None = None) -> ServedCertificate:
         """The first one or, for a tolerated risk, that with the highest alpha up to it.
 
         Raises:
             CalibrationError: none is for so little, or a file holds no certificate as it was made.
         """
-        guards = [self._read(file) for file in files]
+        known = [self.read(file) for file in files]
         if risk is None:
-            return guards[0]
-        alphas = [guard.certificate.alpha for guard in guards]
+            return known[0]
+        alphas = [served.certificate.alpha for served in known]
         if risk < min(alphas):
             raise CalibrationError(f"no certificate is for a risk of {risk:g}, the least is {min(alphas):g}")
-        return guards[alphas.index(max(alpha for alpha in alphas if alpha <= risk))]
+        return known[alphas.index(max(alpha for alpha in alphas if alpha <= risk))]
 
-    def _read(self, file: str) -> Guard:
+    def read(self, file: str) -> ServedCertificate:
         path = Path(file)
         changed_at = path.stat().st_mtime_ns if path.is_file() else -1
         if file not in self._by_file or self._by_file[file][0] != changed_at:
             try:
-                self._by_file[file] = changed_at, Guard(Certificate.read(path))
+                self._by_file[file] = changed_at, ServedCertificate(Certificate.read(path))
             except CalibrationError as error:
                 if file not in self._refused:
                     _log.warning("%s; requests think to the end", error)

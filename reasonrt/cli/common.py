@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from reasonrt.errors import ConfigError, RequestError
+from reasonrt.errors import ConfigError
+from reasonrt.policies.options import format_policy, parse_options, parse_policy
 from reasonrt.types import Limits
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
@@ -57,14 +60,15 @@ def change_limits(limits: Limits, max_tokens: int | None, deadline_s: float | No
     return limits if deadline_s is None else replace(limits, deadline_s=deadline_s)
 
 
-def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """`["k=3", "engine=draft"]` as a policy's options; values are read as YAML does."""
-    import yaml
+def read_policy(text: str, pairs: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+    """`NAME@key=value,key=value` as a policy's name and options.
 
-    options = {}
+    Two older spellings are accepted until the next version, with a hint: `NAME:key=value`, and `pairs` from `--option`.
+    """
+    old = re.fullmatch(r"([\w-]+):(\w+=.*)", text)
+    name, options = parse_policy(f"{old[1]}@{old[2]}" if old else text)
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise RequestError(f"an option is NAME=VALUE, got {pair!r}")
-        options[key] = yaml.safe_load(value)
-    return options
+        options |= parse_options(pair)
+    if old or pairs:
+        console.print(f"[yellow]hint:[/] write --policy {escape(format_policy(name, options))}", soft_wrap=True)
+    return name, options

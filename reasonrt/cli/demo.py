@@ -27,7 +27,6 @@ def demo(
 ) -> None:
     """Solve one problem aloud, then compare policies on many; nothing is cached between runs."""
     from reasonrt.config import load_config
-    from reasonrt.engines.build import build_engines
     from reasonrt.evals.tasks import load_task
 
     settings = load_config(config)
@@ -35,7 +34,7 @@ def demo(
 
     async def work(out: Path) -> Report:
         with console.status("starting two language models in vLLM ..."):
-            runtime = await Runtime(build_engines(settings, ("draft", "target"))).__aenter__()
+            runtime = await Runtime.of(settings, roles=("draft", "target")).__aenter__()
         try:
             aloud = next(problem for problem in problems if problem.group.startswith("gsm"))
             await _solve_aloud(runtime, aloud.question)

@@ -11,8 +11,8 @@ from reasonrt.cli.common import (
     JsonOption,
     change_limits,
     console,
-    parse_options,
     progress,
+    read_policy,
     run,
     write_json,
 )
@@ -23,7 +23,7 @@ from reasonrt.evals.run import evaluate as evaluate_policies
 
 def evaluate(
     task: Annotated[str, typer.Option(help="zoo, a family, FAMILY:LEVEL, gsm8k, or a JSONL file.")],
-    policy: Annotated[list[str], typer.Option(help="A policy, or NAME:OPTION=VALUE,...; may be repeated.")],
+    policy: Annotated[list[str], typer.Option(help="A policy, as NAME or NAME@OPTION=VALUE,...; may be repeated.")],
     out: Annotated[Path, typer.Option(help="The run's folder: journal, results.json, plot.png.")],
     limit: Annotated[int, typer.Option(help="Problems.")] = 200,
     split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "test",
@@ -37,24 +37,19 @@ def evaluate(
 ) -> None:
     """Evaluate policies on the same problems. Run it again after a kill and it goes on where it was."""
     from reasonrt.config import load_config
-    from reasonrt.engines.build import build_engines
     from reasonrt.evals.tasks import load_task
-    from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime
 
     settings = load_config(config)
     limits = change_limits(settings.limits.to_limits(), max_tokens, deadline_s)
-    specs = [_parse_policy(text) for text in policy]
-    roles = {
-        role for spec in specs for role in roles_of(spec.name, {**settings.policies.get(spec.name, {}), **spec.options})
-    }
+    specs = [PolicySpec(*read_policy(text)) for text in policy]
     problems = load_task(task, limit, split)
-    engines = build_engines(settings, roles)
+    runtime = Runtime.of(settings, policies=[(spec.name, spec.options) for spec in specs])
     run_settings = RunSettings(task, limits, concurrency or settings.concurrency, temperature, prompt_suffix=suffix)
 
     async def work() -> Report:
-        with console.status(f"starting {', '.join(engines)} ..."):
-            runtime = await Runtime(engines, settings.policies).__aenter__()
+        with console.status(f"starting {', '.join(runtime.engines)} ..."):
+            await runtime.__aenter__()
         try:
             with progress() as bar:
                 line = bar.add_task(task, total=len(problems) * len(specs))
@@ -76,11 +71,6 @@ def evaluate(
     write_json(json_file, report.to_json())
     plot(report, out / "plot.png")
     console.print(f"[dim]journal, results.json and plot.png are in {out}[/]")
-
-
-def _parse_policy(text: str) -> PolicySpec:
-    name, _, options = text.partition(":")
-    return PolicySpec(name, parse_options(options.split(",")) if options else {})
 
 
 def print_report(report: Report) -> None:

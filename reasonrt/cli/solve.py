@@ -13,7 +13,7 @@ from reasonrt.cli.common import (
     JsonOption,
     change_limits,
     console,
-    parse_options,
+    read_policy,
     run,
     write_json,
 )
@@ -22,8 +22,8 @@ from reasonrt.types import Completion, FinishReason, Request, Step
 
 def solve(
     question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
-    policy: Annotated[str, typer.Option(help="Which policy solves it.")] = "target",
-    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A policy option, NAME=VALUE.")] = None,
+    policy: Annotated[str, typer.Option(help="Which policy solves it, as NAME or NAME@OPTION=VALUE,...")] = "target",
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", hidden=True)] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of reasoning and answer.")] = None,
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds; then what is there.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -33,22 +33,18 @@ def solve(
 ) -> None:
     """Solve one question and show the steps as they come."""
     from reasonrt.config import load_config
-    from reasonrt.engines.build import build_engines
-    from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime
 
     settings = load_config(config)
     limits = change_limits(settings.limits.to_limits(), max_tokens, deadline_s)
     text = typer.get_text_stream("stdin").read() if question == "-" else question
-    request = Request.ask(
-        text, policy, options=parse_options(option or []), limits=limits, temperature=temperature, seed=seed
-    )
-    options = {**settings.policies.get(policy, {}), **request.options}
-    engines = build_engines(settings, roles_of(policy, options))  # only what this policy asks is started
+    name, options = read_policy(policy, option or ())
+    request = Request.ask(text, name, options=options, limits=limits, temperature=temperature, seed=seed)
+    runtime = Runtime.of(settings, policies=[(name, options)])  # only what this policy asks is started
 
     async def work() -> Completion:
-        with console.status(f"starting {', '.join(engines)} ..."):
-            runtime = await Runtime(engines, settings.policies).__aenter__()
+        with console.status(f"starting {', '.join(runtime.engines)} ..."):
+            await runtime.__aenter__()
         try:
             async with aclosing(runtime.solve(request)) as events:
                 async for event in events:

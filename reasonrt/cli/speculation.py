@@ -134,15 +134,13 @@ def _reading(problems: Sequence[TaskProblem], settings: RunSettings, out: Path) 
 
 async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list[Report]:
     """The reports of several evaluations on the same engines."""
-    from reasonrt.engines.build import build_engines
     from reasonrt.evals.run import evaluate
-    from reasonrt.policies.registry import roles_of
 
-    roles = {role for _, specs, _, _ in evaluations for spec in specs for role in roles_of(spec.name, spec.options)}
-    engines = build_engines(settings, roles)
+    policies = [(spec.name, spec.options) for _, specs, _, _ in evaluations for spec in specs]
+    runtime = Runtime.of(settings, policies=policies)
     reports = []
-    with console.status(f"starting {', '.join(engines)} ...") as status:
-        async with Runtime(engines, settings.policies) as runtime:
+    with console.status(f"starting {', '.join(runtime.engines)} ...") as status:
+        async with runtime:
             for problems, specs, run_settings, out in evaluations:
 
                 def advance(progress: EvalProgress, name: str = out.name) -> None:

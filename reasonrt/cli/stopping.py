@@ -18,8 +18,8 @@ from reasonrt.cli.common import (
     JsonOption,
     change_limits,
     console,
-    parse_options,
     progress,
+    read_policy,
     run,
     write_json,
 )
@@ -46,8 +46,8 @@ def traces(
     task: Annotated[str, typer.Option(help="What to record on, as for `reasonrt eval`.")] = "zoo",
     split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "certify",
     problems: Annotated[int, typer.Option(min=1, help="How many.")] = 1600,
-    policy: Annotated[str, typer.Option(help="What generates.")] = "target",
-    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A policy option, NAME=VALUE.")] = None,
+    policy: Annotated[str, typer.Option(help="What generates, as NAME or NAME@OPTION=VALUE,...")] = "target",
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", hidden=True)] = None,
     first_tokens: Annotated[int, typer.Option(min=1, help="The first checkpoint.")] = 32,
     growth: Annotated[float, typer.Option(min=1.0, help="From one checkpoint to the next.")] = 1.25,
     block_tokens: Annotated[int, typer.Option(min=1, help="The engine's cache block.")] = 32,
@@ -58,29 +58,24 @@ def traces(
     config: ConfigOption = None,
 ) -> None:
     """Think problems through to the end and probe them on the way. Ctrl-C stops it; it goes on later."""
-    from reasonrt.engines.build import build_engines
     from reasonrt.evals.tasks import load_task
     from reasonrt.evals.trace_recording import TraceSettings, record_traces
-    from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime
 
     settings = load_config(config)
-    options = {**settings.policies.get(policy, {}), **parse_options(option or [])}
-    options.pop("stopping", None)
     recording = TraceSettings(
-        policy,
-        options,
+        *read_policy(policy, option or ()),
         Schedule(first_tokens, growth, block_tokens, answer_tokens),
         limits=change_limits(settings.limits.to_limits(), max_tokens, None),
         temperature=temperature,
         concurrency=concurrency or settings.concurrency,
     )
     drawn = load_task(task, problems, split)
-    engines = build_engines(settings, roles_of(policy, options))
+    runtime = Runtime.of(settings, policies=[(recording.policy, recording.options)])
 
     async def record() -> TraceSet:
-        with console.status(f"starting {', '.join(engines)} ..."):
-            runtime = await Runtime(engines).__aenter__()
+        with console.status(f"starting {', '.join(runtime.engines)} ..."):
+            await runtime.__aenter__()
         try:
             with progress() as bar:
                 line = bar.add_task("recording traces", total=len(drawn))

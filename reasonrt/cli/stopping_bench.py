@@ -131,17 +131,16 @@ def _print_tightness(rows: Sequence[dict[str, Any]]) -> None:
 
 def _measure(recorded: Splits, split: str, settings: Any, config: Path | None) -> dict[str, Any]:
     from reasonrt.benches.stopping_live import certify_families, measure_live, policy_of
-    from reasonrt.engines.build import build_engines
     from reasonrt.evals.run import EvalProgress
     from reasonrt.evals.tasks import load_task
-    from reasonrt.policies.registry import roles_of
     from reasonrt.runtime import Runtime
 
     drawn = load_task(settings.task, max(settings.problems, settings.timed, settings.replayed), split)
     fresh = Split("", frozenset(problem_hash(problem.question) for problem in drawn))
     refuse_overlap({**{role: part.split for role, part in recorded._asdict().items()}, "test": fresh})
     policy = policy_of(recorded.certify)
-    engines = build_engines(load_config(config), roles_of(policy.name, policy.options))
+    # without the configured defaults: each arm says all of its own options, and one of them never stops
+    runtime = Runtime.of(load_config(config, {"policies": {}}), policies=[(policy.name, policy.options)])
 
     async def work() -> dict[str, Any]:
         with console.status("certifying ...") as status:
@@ -150,8 +149,8 @@ def _measure(recorded: Splits, split: str, settings: Any, config: Path | None) -
             def advance(name: str, progress: EvalProgress) -> None:
                 status.update(f"{name}: {progress.done} of {progress.total}")
 
-            status.update(f"starting {', '.join(engines)} ...")
-            async with Runtime(engines) as runtime:
+            status.update(f"starting {', '.join(runtime.engines)} ...")
+            async with runtime:
                 found = await measure_live(runtime, drawn, recorded.certify, certificates, settings, advance)
         return found | {"infeasible": {name: why for name, why in certificates.items() if isinstance(why, str)}}
 

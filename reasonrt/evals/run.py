@@ -13,7 +13,7 @@ from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal, Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem, content_hash
-from reasonrt.policies.registry import build_policy
+from reasonrt.policies.options import format_policy
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
 
@@ -27,8 +27,11 @@ class PolicySpec:
 
     @property
     def label(self) -> str:
-        options = ",".join(f"{key}={value}" for key, value in sorted(self.options.items()))
-        return f"{self.name}({options})" if options else self.name
+        return format_policy(self.name, self.options)
+
+    def request(self, question: str, **fields: Any) -> Request:
+        """A question to this policy; `fields` are those of `Request`."""
+        return Request.ask(question, self.name, options=self.options, **fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +106,7 @@ async def evaluate(
 def _check(runtime: Runtime, policies: Sequence[PolicySpec]) -> None:
     """Refuse before the first problem what would fail on every one of them."""
     for policy in policies:
-        for role in build_policy(policy.name, policy.options).engines:
-            if role not in runtime.engines:
-                raise EvalError(
-                    f"policy {policy.label} needs an engine {role!r}; there are {', '.join(runtime.engines)}"
-                )
+        runtime.prepare(policy.request("?"))
     try:
         import scipy  # noqa: F401 - the report needs it, and should not fail at the end
     except ImportError:
@@ -125,10 +124,8 @@ async def _solve_block(
     """Records as problems end. What an engine's death took along is tried once more, then the run ends."""
     for attempt in (1, 2):
         requests = [
-            Request.ask(
+            policy.request(
                 problem.question + settings.prompt_suffix,
-                policy.name,
-                options=policy.options,
                 limits=settings.limits,
                 temperature=settings.temperature,
                 seed=settings.seed,

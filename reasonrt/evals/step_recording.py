@@ -100,7 +100,7 @@ class _Recording:
     def __init__(self, runtime: Runtime, grader: Grader, problem: TaskProblem, settings: RecordingSettings) -> None:
         self._runtime, self._grader, self._problem, self._settings = runtime, grader, problem, settings
         self._request = Request.ask(problem.question, "target", limits=Limits(settings.max_tokens))
-        self._transcript = Transcript(self._request.messages)
+        self._transcript = Transcript.of(self._request, runtime.engines)
 
     async def pairs(self) -> RecordedProblem:
         rng = random.Random(f"{self._settings.seed}/{self._problem.id}")
@@ -131,7 +131,7 @@ class _Recording:
         right."""
         settings, committed = self._settings, (*self._transcript.steps, *steps)
         request = replace(self._request, committed=committed)
-        count = 1 if self._runtime.is_finished(request) else settings.rollouts
+        count = 1 if self._runtime.prepare(request).is_finished else settings.rollouts
         drawn = [
             replace(request, seed=seed, temperature=settings.temperature if seed else 0.0) for seed in range(count)
         ]

@@ -14,7 +14,6 @@ from reasonrt.answers import same_answer
 from reasonrt.errors import EvalError
 from reasonrt.evals.journal import Journal
 from reasonrt.evals.tasks import TaskProblem, content_hash
-from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.files import parse
 from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.policies.stopping.probes import SUFFIX, full_answer
@@ -51,7 +50,7 @@ class TraceSettings:
         return Request.ask(
             question,
             self.policy,
-            options={**self.options, "stopping": how},
+            options={**self.options, "stopping": how, "risk": None},
             limits=replace(self.limits, deadline_s=None),  # how long recording takes says nothing of serving
             temperature=self.temperature,
             seed=self.seed,
@@ -136,11 +135,7 @@ def _refuse_duplicates(problems: Sequence[TaskProblem]) -> None:
 
 def _fingerprints(runtime: Runtime, settings: TraceSettings) -> Fingerprints:
     request = settings.request("?")
-    policy = build_policy(request.policy, {**runtime.options.get(request.policy, {}), **request.options})
-    assert isinstance(policy, Stopping)  # noqa: S101 - for the type checker: the request says so
-    if missing := [role for role in policy.engines if role not in runtime.engines]:
-        known = ", ".join(runtime.engines)
-        raise EvalError(f"policy {settings.policy} needs an engine {missing[0]!r}; there are {known}")
-    roles = [role for role in (*policy.engines, *policy.optional_engines) if role in runtime.engines]
-    prints = policy.fingerprints(request, {role: runtime.engines[role] for role in roles})
+    prepared = runtime.prepare(request)
+    assert isinstance(prepared.policy, Stopping)  # noqa: S101 - for the type checker: the request says so
+    prints = prepared.policy.fingerprints(prepared.request, prepared.engines)
     return replace(prints, max_tokens=None)  # until one is cut off

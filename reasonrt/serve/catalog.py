@@ -2,26 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from reasonrt.errors import RequestError
-from reasonrt.policies.registry import build_policy, policy_names
-from reasonrt.policies.self_consistency import SelfConsistency
-from reasonrt.policies.stopping.policy import Stopping
-from reasonrt.ports import Policy
+from reasonrt.errors import ConfigError, RequestError
+from reasonrt.policies.options import parse_policy
+from reasonrt.policies.registry import CONTROLS, policy_names, refuse_operator_options
+from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.requests import SEEDS, ChatRequest, CompletionRequest
-from reasonrt.types import Limits, Message, Request
+from reasonrt.types import Message, Request
 
 AUTO = "auto"
 """The model id under which `reasoning_effort` chooses the policy."""
 
 _DEFAULT_EFFORT: Effort = "medium"
-_FILE_OPTIONS = frozenset({"file", "path", "folder", "certificate"})
-_FILE_ENDINGS = ("_file", "_path", "_folder", "_certificate")
 
 Number = TypeVar("Number", int, float)
 
@@ -31,13 +28,13 @@ class Job:
     """What one HTTP request asks for.
 
     Attributes:
-        requests: one per choice; they differ by their seeds.
-        places: that it takes; self-consistency writes `k` samples for each choice.
+        choices: one request each; they differ by their seeds.
+        places: that it takes: one for each generation that it runs concurrently on one engine.
         stop: the answer ends before the first of these; the reasoning is not searched.
         session: equal for the requests of one conversation, so that they find the same prefix cache.
     """
 
-    requests: tuple[Request, ...]
+    choices: tuple[Prepared, ...]
     places: int
     model: str
     stop: tuple[str, ...]
@@ -47,21 +44,18 @@ class Job:
     has_running_usage: bool
     has_trace: bool
 
+    @property
+    def request(self) -> Request:
+        """That of the first choice."""
+        return self.choices[0].request
+
 
 class Catalog:
-    """The model ids of one server: `auto`, and each policy whose engines are there.
+    """The model ids of one server: `auto`, and each policy whose engines and tools are there."""
 
-    Args:
-        roles: of the engines.
-        limits: of a request that asks for none.
-        defaults: policy to options that hold where a request says nothing else.
-    """
-
-    def __init__(
-        self, roles: Iterable[str], limits: Limits, config: ServeConfig, defaults: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        self._roles, self._limits, self._config, self._defaults = frozenset(roles), limits, config, defaults
-        self.policies = [name for name in policy_names() if self._is_served(name)]
+    def __init__(self, runtime: Runtime, config: ServeConfig) -> None:
+        self._runtime, self._config = runtime, config
+        self.policies = [name for name in policy_names() if self._is_shown(name)]
 
     @property
     def model_ids(self) -> list[str]:
@@ -78,29 +72,30 @@ class Catalog:
 
         Raises:
             ApiError: a value over a bound of this server, or a model that it does not have.
-            RequestError: options that the policy does not take.
+            RequestError: options that the policy does not take, or that only the configuration may set.
+            ConfigError: an engine that the options name is not there.
         """
         policy, options = self._choose(body)
-        built = self._build(policy, options)
-        if missing := sorted(set(built.engines) - self._roles):
-            raise ApiError(400, f"no engine has the role {missing[0]!r} on this server", "reasonrt.options")
-        writer = built.inner if isinstance(built, Stopping) else built
-        if body.temperature is not None and "temperature" not in options and hasattr(writer, "temperature"):
-            options["temperature"] = body.temperature  # its own, where it has one
-        bounds, own, usual = self._config.bounds, body.reasonrt, self._limits
+        bounds, own, usual = self._config.bounds, body.reasonrt, self._runtime.limits
         num_choices = _within(bounds.n, "n", body.n, 1)
-        limits = Limits(
-            _within(bounds.max_tokens, "max_tokens", body.token_limit(), usual.max_tokens),
-            _within(bounds.deadline_s, "reasonrt.deadline_s", own.deadline_s, usual.deadline_s),
-            _within(bounds.engine_calls, "reasonrt.max_engine_calls", own.max_engine_calls, usual.max_engine_calls),
+        limits = replace(
+            usual,
+            max_tokens=_within(bounds.max_tokens, "max_tokens", body.token_limit(), usual.max_tokens),
+            deadline_s=_within(bounds.deadline_s, "reasonrt.deadline_s", own.deadline_s, usual.deadline_s),
+            max_engine_calls=_within(
+                bounds.engine_calls, "reasonrt.max_engine_calls", own.max_engine_calls, usual.max_engine_calls
+            ),
         )
         messages = body.to_messages()
         first = Request(
             messages, policy, options, limits, body.temperature or 0.0, body.top_p, body.seed, cache_salt=cache_salt
         )
+        choices = tuple(
+            self._runtime.prepare(replace(first, seed=_nth_seed(body.seed, index))) for index in range(num_choices)
+        )
         return Job(
-            tuple(replace(first, seed=_nth_seed(body.seed, index)) for index in range(num_choices)),
-            num_choices * (writer.k if isinstance(writer, SelfConsistency) else 1),
+            choices,
+            sum(choice.policy.num_streams for choice in choices),
             body.model,
             (body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
             body.prompt_cache_key or _conversation(messages),
@@ -111,7 +106,7 @@ class Catalog:
         )
 
     def _choose(self, body: ChatRequest | CompletionRequest) -> tuple[str, dict[str, Any]]:
-        name, _, suffix = body.model.partition("@")
+        name, asked = parse_policy(body.model)
         own = body.reasonrt
         if name == AUTO and own.policy is None:
             preset = self._config.efforts.get(body.reasoning_effort or _DEFAULT_EFFORT)
@@ -126,44 +121,21 @@ class Catalog:
             name, options = own.policy or name, {}
         if name not in self.policies:
             known = ", ".join(self.model_ids)
-            raise ApiError(404, f"there is no model {name!r}; there are {known}", "model", "model_not_found")
-        asked = _parse_options(suffix) | own.options | ({} if own.risk is None else {"risk": own.risk})
-        _require_no_files(asked)
+            raise ApiError(404, f"there is no model {name[:64]!r}; there are {known}", "model", "model_not_found")
+        asked |= own.options | ({} if own.risk is None else {"risk": own.risk})
+        refuse_operator_options(name, asked)
         return name, options | asked
 
-    def _build(self, policy: str, options: Mapping[str, Any]) -> Policy:
-        return build_policy(policy, {**self._defaults.get(policy, {}), **options})
-
-    def _is_served(self, policy: str) -> bool:
+    def _is_shown(self, policy: str) -> bool:
+        if policy in CONTROLS and policy not in self._runtime.options:
+            return False
         try:
-            return set(self._build(policy, {}).engines) <= self._roles
-        except RequestError:  # it has options without a default
+            self._runtime.prepare(Request.ask("?", policy))
+        except ConfigError:  # an engine or a tool is missing
+            return False
+        except RequestError:  # it has an option without a default
             return True
-
-
-def _parse_options(suffix: str) -> dict[str, Any]:
-    """`max_target_share=0.3,k=5` as options; a value that is no JSON is text."""
-    options: dict[str, Any] = {}
-    for pair in filter(None, suffix.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ApiError(400, "after @ come options, NAME=VALUE,NAME=VALUE", "model")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    return options
-
-
-def _require_no_files(value: Any) -> None:
-    """No file of this machine is read because a request names it; the configuration may name some."""
-    if isinstance(value, dict):
-        for name in value:
-            if name in _FILE_OPTIONS or name.endswith(_FILE_ENDINGS):
-                raise ApiError(400, f"option {name!r} names a file; only the configuration may", "reasonrt")
-    if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            _require_no_files(part)
+        return True
 
 
 def _within(bound: Number, name: str, value: Number | None, usual: Number | None) -> Number:

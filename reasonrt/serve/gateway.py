@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from reasonrt.runtime import Prepared
 from reasonrt.serve.admission import Admission
 from reasonrt.serve.backends.base import Accepted, Backend
 from reasonrt.serve.catalog import Job
@@ -17,7 +18,7 @@ from reasonrt.serve.resume import committed_usage, outlive
 from reasonrt.serve.tracing import Spans
 from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.rendering import STOP_TEXT, Choice
-from reasonrt.types import Completion, FinishReason, Request, Step
+from reasonrt.types import Completion, FinishReason, Step
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class Gateway:
         try:
             async with self.admission.places(key, job.places):
                 self.metrics.queue_seconds.observe(time.perf_counter() - arrived)
-                choices = [self._choice(job, index, arrived) for index in range(len(job.requests))]
+                choices = [self._choice(job, index, arrived) for index in range(len(job.choices))]
                 async with aclosing(merge(choices, self.config.keep_alive_s)) as updates:
                     async for update in updates:
                         yield update
@@ -71,12 +72,12 @@ class Gateway:
             raise
         finally:
             if not is_refused:  # which takes no time, and says nothing about those that are served
-                self.metrics.request_seconds.labels(job.requests[0].policy).observe(time.perf_counter() - arrived)
+                self.metrics.request_seconds.labels(job.request.policy).observe(time.perf_counter() - arrived)
 
     async def _choice(self, job: Job, index: int, arrived: float) -> AsyncGenerator[Update, None]:
-        request = _with_less_time(job.requests[index], time.perf_counter() - arrived)
-        choice, last = Choice(index, job), arrived
-        attempts = outlive(self.backend, request, job.session, self.config.max_resumes, self.metrics.resumes.inc)
+        prepared = _with_less_time(job.choices[index], time.perf_counter() - arrived)
+        request, choice, last = prepared.request, Choice(index, job), arrived
+        attempts = outlive(self.backend, prepared, job.session, self.config.max_resumes, self.metrics.resumes.inc)
         steps: list[Step] = []
         ended: Completion | None = None
         span = self._spans.begin(request)
@@ -114,9 +115,10 @@ def _cut_off(steps: Sequence[Step]) -> Completion:
     return Completion(tuple(steps), FinishReason.STOP, committed_usage(steps), 0.0)
 
 
-def _with_less_time(request: Request, seconds: float) -> Request:
-    left_s = request.limits.deadline_s and max(1e-3, request.limits.deadline_s - seconds)
-    return replace(request, limits=replace(request.limits, deadline_s=left_s))
+def _with_less_time(prepared: Prepared, seconds: float) -> Prepared:
+    limits = prepared.request.limits
+    left_s = limits.deadline_s and max(1e-3, limits.deadline_s - seconds)
+    return replace(prepared, request=replace(prepared.request, limits=replace(limits, deadline_s=left_s)))
 
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]], patience_s: float) -> AsyncGenerator[T | None, None]:

@@ -35,7 +35,7 @@ class Reply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises what `Gateway.solve` raises, as long as nothing was sent."""
-        request = self._job.requests[0]
+        request = self._job.request
         self._note |= {"model": self._job.model, "policy": request.policy, "stream": self._job.is_stream}
         if self._gateway.config.log_prompts:
             self._note["messages"] = [[message.role, message.content] for message in request.messages]

@@ -7,16 +7,17 @@ from contextlib import aclosing
 from dataclasses import astuple, replace
 
 from reasonrt.errors import CapabilityError, EngineError
+from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted, Backend
 from reasonrt.serve.wire.errors import OVERLOADED, ApiError
-from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Request, Step, Usage
+from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Step, Usage
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _SLACK_S = 2.0  # a live backend ends a request at its deadline by itself
 
 
 async def outlive(
-    backend: Backend, request: Request, session: str, max_resumes: int, on_resume: Callable[[], None]
+    backend: Backend, prepared: Prepared, session: str, max_resumes: int, on_resume: Callable[[], None]
 ) -> AsyncGenerator[Accepted | Event, None]:
     """`backend.solve`, taken up after the last committed step whenever an engine or a replica dies.
 
@@ -28,7 +29,7 @@ async def outlive(
         ApiError: the replicas are full before it has begun.
         EngineError: more than `max_resumes` deaths.
     """
-    began = time.perf_counter()
+    began, request = time.perf_counter(), prepared.request
     steps: list[Step] = []
     of_the_dead: Usage = {}
     deaths, is_accepted = 0, False
@@ -46,10 +47,11 @@ async def outlive(
             return
         num_kept = len(steps)
         attempt = replace(request, limits=replace(request.limits, deadline_s=left_s), committed=tuple(steps))
+        prepared = backend.runtime.prepare(attempt) if steps else replace(prepared, request=attempt)
         try:
             # another session after each death: a consistent hash would lead back to a replica that is sick
             place = f"{session}#{deaths}" if deaths else session
-            async with aclosing(_until(backend.solve(attempt, place), left_s and left_s + _SLACK_S)) as events:
+            async with aclosing(_until(backend.solve(prepared, place), left_s and left_s + _SLACK_S)) as events:
                 async for event in events:
                     if isinstance(event, Step):
                         steps.append(event)

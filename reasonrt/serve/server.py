@@ -11,7 +11,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from reasonrt.config import Config
-from reasonrt.engines.build import build_engines
 from reasonrt.errors import ConfigError
 from reasonrt.runtime import Runtime
 from reasonrt.serve.app import build_app
@@ -76,7 +75,7 @@ class Server(uvicorn.Server):
         return gateway
 
 
-def serve(backend: Backend, settings: Config, config: ServeConfig, announce: Callable[[str], None]) -> None:
+def serve(backend: Backend, config: ServeConfig, announce: Callable[[str], None]) -> None:
     """Serve until a signal comes.
 
     Args:
@@ -86,8 +85,7 @@ def serve(backend: Backend, settings: Config, config: ServeConfig, announce: Cal
         ConfigError: the address cannot be used.
         EngineError: the engines could not start.
     """
-    catalog = Catalog(settings.engines, settings.limits.to_limits(), config, settings.policies)
-    server = Server(build_app(backend, catalog, config), config)
+    server = Server(build_app(backend, Catalog(backend.runtime, config), config), config)
     with _listen(config.host, config.port) as listening:
         host, port = listening.getsockname()[:2]
         announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
@@ -98,7 +96,7 @@ def serve(backend: Backend, settings: Config, config: ServeConfig, announce: Cal
 
 def serve_local(settings: Config, config: ServeConfig, announce: Callable[[str], None]) -> None:
     """Engines, policies and endpoint in this process."""
-    serve(Worker(Runtime(build_engines(settings), settings.policies)), settings, config, announce)
+    serve(Worker(Runtime.of(settings)), config, announce)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -6,7 +6,7 @@ end of each step, since the model is causal; only steps that were not taken need
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from reasonrt.calibration.routers.step_pairs import DRAFT, TARGET, RecordedProbl
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import cpu_dtype
-from reasonrt.routers.prompts import LAYOUTS, Layout
-from reasonrt.types import Message, Tokenizer
+from reasonrt.routers.prompts import LAYOUTS, Layout, LayoutName
+from reasonrt.types import Message, Prompts, Tokenizer
 
 UNLABELLED = -1.0
-JUDGES = {"nano-router": "marked", "nano-reward": "plain"}
+JUDGES: Mapping[str, LayoutName] = {"nano-router": "marked", "nano-reward": "plain"}
 """Model to the layout that it reads (`routers/prompts.py`)."""
 
 
@@ -76,7 +76,7 @@ def _sequences(
     """Sequences in which each labelled step ends once; `label` is asked for each pair and author in order."""
     found: list[Labelled] = []
     for record in records:
-        opening = layout.opening(tokenizer, (Message("user", record.question),))
+        opening = list(layout.opening(tokenizer, Prompts(), (Message("user", record.question),)))
         taken = Labelled(opening, [UNLABELLED] * len(opening))
         for _, pair in record.situations():
             texts = {DRAFT: pair.draft, TARGET: pair.target}

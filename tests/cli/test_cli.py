@@ -27,7 +27,7 @@ def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProc
         (["solve", "1 + 1", "--deadline", "0"], "deadline_s must be positive, got 0"),
         (["solve", "1 + 1", "--temperature", "9"], "temperature must be in [0, 2], got 9.0"),
         (["solve", "1 + 1", "-o", "k=3"], "unknown option 'k'"),
-        (["solve", "1 + 1", "-o", "k"], "an option is NAME=VALUE, got 'k'"),
+        (["solve", "1 + 1", "-o", "k"], "options are NAME=VALUE,NAME=VALUE, got 'k'"),
         (["solve", "1 + 1", "--policy", "self_consistency", "-o", "k=0"], "k must be a whole number in [1, 64], got 0"),
         (["solve", "1 + 1", "--config", "no.yaml"], "cannot read no.yaml"),
         (["config", "show", "--config", "no.yaml"], "cannot read no.yaml"),

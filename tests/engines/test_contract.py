@@ -10,9 +10,10 @@ import pytest
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
-from reasonrt.metering import Calls, MeteredEngine
+from reasonrt.metering import MeteredEngine
 from reasonrt.ports import Capability, Engine
-from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+from reasonrt.scopes import Scope
+from reasonrt.types import FinishReason, Limits, Message, Sampling, TokenDelta
 
 MAX_TOKENS = 48
 NUMBERS = (23, 47, 58, 91)
@@ -157,7 +158,7 @@ async def test_reads_leave_the_log_probabilities_of_what_runs_alone(engine: Engi
 
 
 async def test_fingerprint_is_that_of_the_model(engine: Engine) -> None:
-    assert engine.fingerprint == MeteredEngine(engine, Calls(1)).fingerprint != ""
+    assert engine.fingerprint == MeteredEngine(engine, Scope(Limits())).fingerprint != ""
 
 
 async def test_greedy_is_deterministic(engine: Engine) -> None:

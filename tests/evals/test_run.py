@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reasonrt.engines.scripted import ScriptedEngine
-from reasonrt.errors import EvalError
+from reasonrt.errors import ConfigError, EvalError
 from reasonrt.evals.report import plot
 from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
 from reasonrt.evals.tasks import TaskProblem
@@ -104,7 +104,7 @@ async def test_plot_is_a_picture(tmp_path: Path) -> None:
 async def test_what_would_fail_on_every_problem_is_refused_before_the_first(tmp_path: Path) -> None:
     alone = Runtime({"target": adder("target", 99)})
 
-    with pytest.raises(EvalError, match="policy draft needs an engine 'draft'; there are target"):
+    with pytest.raises(ConfigError, match="no engine has the role 'draft'; there are target"):
         await evaluate(alone, PROBLEMS, BOTH, SETTINGS, tmp_path)
     assert not (tmp_path / "journal.jsonl").exists()
 

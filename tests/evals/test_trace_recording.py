@@ -9,7 +9,7 @@ import pytest
 from reasonrt import Limits, Runtime
 from reasonrt.calibration import TraceSet, read_traces, write_traces
 from reasonrt.engines.scripted import ScriptedEngine, continuing
-from reasonrt.errors import EvalError
+from reasonrt.errors import ConfigError, EvalError
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings, record_traces
 from reasonrt.policies.stopping.probes import SUFFIX
@@ -109,7 +109,7 @@ async def test_duplicates_are_refused_before_anything_runs(tmp_path: Path) -> No
 
 
 async def test_missing_engine_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EvalError, match="policy arbitrage needs an engine 'draft'; there are target"):
+    with pytest.raises(ConfigError, match="no engine has the role 'draft'; there are target"):
         await record(tmp_path, policy="arbitrage")
 
 

@@ -23,7 +23,7 @@ def steps(draw: st.DrawFn) -> Step:
 
 
 def named(before: list[Step], step: Step) -> dict[str, float]:
-    transcript = Transcript((Message("user", "What?"),), before)
+    transcript = Transcript((Message("user", "What?"),), (), before)
     return dict(zip(FEATURES, features(transcript, step), strict=True))
 
 

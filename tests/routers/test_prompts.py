@@ -24,7 +24,7 @@ class CountingTokenizer(CharacterTokenizer):
 def read(layout: str, *texts: tuple[str, str]) -> str:
     """What a judge reads of the last of these (author, text) steps, the others being committed."""
     engine = ScriptedEngine("judge", "")
-    transcript = Transcript((Message("user", "Why?"),), [Step(text, (1,), author) for author, text in texts[:-1]])
+    transcript = Transcript((Message("user", "Why?"),), (), [Step(text, (1,), author) for author, text in texts[:-1]])
     author, text = texts[-1]
     return engine.tokenizer.decode(StepPrompt(engine, LAYOUTS[layout]).token_ids(transcript, Step(text, (1,), author)))
 
@@ -50,7 +50,7 @@ def test_parts_of_a_step_are_read_as_one_and_the_targets_where_any_is() -> None:
         Step("fo", (1, 2), "draft", False),
         Step("ur\n\n", (3, 4, 5), "draft"),
     ]
-    transcript = Transcript((Message("user", "Why?"),), parts)
+    transcript = Transcript((Message("user", "Why?"),), (), parts)
 
     ids = StepPrompt(engine, LAYOUTS["marked"]).token_ids(transcript, Step("B\n\n", (1,), "draft"))
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from reasonrt import Limits, Runtime
+from reasonrt import Runtime
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.serve.app import build_app
 from reasonrt.serve.backends.local import Worker
@@ -66,8 +66,7 @@ def start() -> Iterator[Start]:
     ) -> Running:
         config = ServeConfig.model_validate({"port": 0} | keys)
         runtime = Runtime({role: kind(role, script, **(engine or {})) for role in ("draft", "target")}, policies)
-        catalog = Catalog(runtime.engines, Limits(), config, policies or {})
-        server = Server(build_app(Worker(runtime), catalog, config), config)
+        server = Server(build_app(Worker(runtime), Catalog(runtime, config), config), config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         servers.append((server, thread))

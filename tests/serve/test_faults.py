@@ -194,9 +194,10 @@ async def test_who_can_go_elsewhere_does_not_wait_for_an_engine() -> None:
             assert time.monotonic() < give_up
             await asyncio.sleep(0.02)
 
+        prepared = worker.runtime.prepare(Request.ask("?"))
         with pytest.raises(ApiError) as raised:
-            await anext(worker.solve(Request.ask("?"), is_patient=False))
-        *_, completion = [event async for event in worker.solve(Request.ask("?"))]
+            await anext(worker.solve(prepared, is_patient=False))
+        *_, completion = [event async for event in worker.solve(prepared)]
 
     assert raised.value.code == ABSENT
     assert isinstance(completion, Completion)

@@ -114,10 +114,11 @@ def test_policy_is_chosen_in_three_ways(running: Any) -> None:
     assert by_effort.reasonrt["options"]["k"] == 5
 
 
-def test_temperature_is_the_policys_own_where_it_has_one(running: Any) -> None:
-    answer = running.openai().chat.completions.create(model="self_consistency@k=2", messages=ASK, temperature=1.5)
+def test_model_names_a_policy_with_options_that_are_yaml_values(running: Any) -> None:
+    """The text "no" would be true, and switch verification on."""
+    answer = running.openai().chat.completions.create(model="arbitrage@verify=no,threshold=0.5", messages=ASK)
 
-    assert answer.reasonrt["options"] == {"k": 2, "temperature": 1.5}
+    assert answer.reasonrt["options"] == {"verify": False, "threshold": 0.5}
 
 
 def test_n_gives_as_many_choices(running: Any) -> None:
@@ -179,7 +180,7 @@ def test_models_are_the_policies(running: Any) -> None:
     [
         ({"model": "gpt"}, openai.NotFoundError, "there is no model 'gpt'"),
         ({"model": "target@k=3"}, openai.BadRequestError, "unknown option 'k'"),
-        ({"model": "target@k"}, openai.BadRequestError, "after @ come options"),
+        ({"model": "target@k"}, openai.BadRequestError, "options are NAME=VALUE"),
         ({"model": "self_consistency@k=99"}, openai.BadRequestError, r"k must be a whole number in \[1, 64\], got 99"),
         ({"messages": []}, openai.BadRequestError, "messages: List should have at least 1 item"),
         ({"messages": [{"role": "user", "content": " "}]}, openai.BadRequestError, "the prompt is empty"),
@@ -203,7 +204,11 @@ def test_models_are_the_policies(running: Any) -> None:
         ({"extra_body": {"reasonrt": {"budget": 5}}}, openai.BadRequestError, r"reasonrt\.budget: unknown field"),
         ({"extra_body": {"reasonrt": {"policy": "draft"}}}, openai.BadRequestError, "model names another policy"),
         ({"extra_body": {"reasonrt": {"deadline_s": 1e9}}}, openai.BadRequestError, "deadline_s must be at most 600"),
-        ({"model": "arbitrage@router_file=/etc/passwd"}, openai.BadRequestError, "'router_file' names a file"),
+        (
+            {"model": "arbitrage@router_file=/etc/passwd"},
+            openai.BadRequestError,
+            "'router_file' may be set by the server's configuration only",
+        ),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(running: Any, fields: Any, error: Any, message: str) -> None:

@@ -4,7 +4,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from reasonrt.types import Event, Request
+from reasonrt.runtime import Prepared, Runtime
+from reasonrt.types import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class CertificateState:
-    """A stopping certificate in service; `counts`, `evidence` and the alarm are those of its `Guard`."""
+    """A stopping certificate in service; `counts`, `evidence` and the alarm are those of its `ServedCertificate`."""
 
     certificate: str
     counts: Mapping[str, int]
@@ -49,5 +50,9 @@ class Backend(Protocol):
     def ready(self) -> int:
         """Replicas whose engines are all warm; a process without Ray is one."""
 
-    def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
+    @property
+    def runtime(self) -> Runtime:
+        """Prepares requests; where replicas solve them, its own engines are never started."""
+
+    def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Event, None]:
         """First `Accepted`, then as `Runtime.solve`; the same errors, and `ApiError` for what it has no room for."""

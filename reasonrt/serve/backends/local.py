@@ -8,12 +8,11 @@ from contextlib import aclosing
 from typing import Self
 
 from reasonrt.errors import EngineError
-from reasonrt.policies.registry import build_policy
 from reasonrt.ports import Engine
-from reasonrt.runtime import Runtime
+from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState
 from reasonrt.serve.wire.errors import ABSENT, ApiError
-from reasonrt.types import THINK, Event, Request
+from reasonrt.types import THINK, Event
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
@@ -59,12 +58,12 @@ class Worker:
     @property
     def certificates(self) -> Sequence[CertificateState]:
         return [
-            CertificateState(guard.sha256[:12], dict(guard.counts), guard.monitor.evidence, guard.monitor.alarm)
-            for guard in self.runtime.guards
+            CertificateState(served.sha256[:12], dict(served.counts), served.monitor.evidence, served.monitor.alarm)
+            for served in self.runtime.certificates
         ]
 
     async def solve(
-        self, request: Request, session: str = "", is_patient: bool = True
+        self, prepared: Prepared, session: str = "", is_patient: bool = True
     ) -> AsyncGenerator[Accepted | Event, None]:
         """See the protocol; `session` means nothing to a single worker.
 
@@ -74,30 +73,28 @@ class Worker:
         Raises:
             ApiError: with the code `ABSENT`, where such an engine is needed and not waited for.
         """
-        accepted = self._accept(request, is_patient)
+        accepted = self._accept(prepared, is_patient)
         self.running += 1
         try:
             yield accepted
-            async with aclosing(self.runtime.solve(request)) as events:
+            async with aclosing(self.runtime.solve(prepared)) as events:
                 async for event in events:
                     yield event
         finally:
             self.running -= 1
             self.served += 1
 
-    def _accept(self, request: Request, is_patient: bool) -> Accepted:
+    def _accept(self, prepared: Prepared, is_patient: bool) -> Accepted:
         if not self._is_started:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
-        defaults = self.runtime.options.get(request.policy, {})
-        roles = build_policy(request.policy, {**defaults, **request.options}).engines
-        engines = [self.runtime.engines[role] for role in roles]
+        request, engines = prepared.request, [prepared.engines[role] for role in prepared.policy.engines]
         if not is_patient and any(engine.name in self._absent for engine in engines):
             raise ApiError(503, "an engine is being started again", code=ABSENT, retry_after_s=5.0)
         room = min(engine.max_model_len for engine in engines)
         num_characters = sum(len(message.content) for message in request.messages)
         if num_characters > _MOST_CHARACTERS_PER_TOKEN * room:  # no need to find out exactly, which takes long
             raise _too_long(f"{num_characters} characters", room)
-        prompt = engines[0].tokenizer.chat(request.messages)
+        prompt = request.prompts.token_ids(engines[0].tokenizer, request.messages)
         if len(prompt) >= room:
             raise _too_long(f"{len(prompt)} tokens", room)
         is_thinking = engines[0].tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK)

@@ -35,13 +35,13 @@ from reasonrt.config import Config
 from reasonrt.engines.build import build_engine
 from reasonrt.engines.linked import BuildEngine, DistantEngine, EngineServer
 from reasonrt.errors import ConfigError, EngineError
-from reasonrt.runtime import Runtime
+from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
 from reasonrt.serve.server import serve
 from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
-from reasonrt.types import Event, Request
+from reasonrt.types import Event, Limits, Request
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 _LOOK_S = 1.0
@@ -124,7 +124,8 @@ class Replica:
         self._worker = await Worker(Runtime(built, options)).__aenter__()
 
     async def solve(self, request: Request, is_patient: bool) -> AsyncGenerator[Accepted | Event, None]:
-        async with aclosing(self._worker.solve(request, is_patient=is_patient)) as events:
+        prepared = self._worker.runtime.prepare(request)
+        async with aclosing(self._worker.solve(prepared, is_patient=is_patient)) as events:
             async for event in events:
                 yield event
 
@@ -150,6 +151,7 @@ class RayBackend:
         options: policy to default options.
         config: of the replicas.
         name: of the application in the cluster.
+        limits: of a request that brings none.
     """
 
     def __init__(
@@ -158,8 +160,10 @@ class RayBackend:
         options: Mapping[str, Mapping[str, Any]],
         config: ServeConfig,
         name: str = "reasonrt",
+        limits: Limits | None = None,
     ) -> None:
         self._app, self._name = _application(engines, options, config), name
+        self.runtime = Runtime({role: build() for role, build in engines.items()}, options, limits=limits)
         self._cluster = config.replicas.cluster
         self.replicas: RayLink | None = None
         self.ready, self._is_own = 0, False
@@ -187,13 +191,13 @@ class RayBackend:
     def certificates(self) -> Sequence[CertificateState]:
         return [certificate for state in self._states.values() for certificate in state.certificates]
 
-    async def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
+    async def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Event, None]:
         if self.replicas is None:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
         for place in range(_PLACES):  # a replica that starts an engine again hands on what has not begun there
             name, is_last = f"{session}@{place}" if place else session, place == _PLACES - 1
             try:
-                async with aclosing(self.replicas.stream("solve", request, is_last, session=name)) as events:
+                async with aclosing(self.replicas.stream("solve", prepared.request, is_last, session=name)) as events:
                     async for event in events:
                         yield event
                 return
@@ -233,7 +237,7 @@ class RayBackend:
 def serve_on_ray(settings: Config, config: ServeConfig, announce: Callable[[str], None]) -> None:
     """Engines and policies in replicas, the endpoint in this process."""
     engines = {role: partial(build_engine, role, engine) for role, engine in settings.engines.items()}
-    serve(RayBackend(engines, settings.policies, config), settings, config, announce)
+    serve(RayBackend(engines, settings.policies, config, limits=settings.limits.to_limits()), config, announce)
 
 
 def _application(

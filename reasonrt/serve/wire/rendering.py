@@ -187,7 +187,7 @@ class ReplyFormat:
         }
 
     def _usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        request = self._job.requests[0]
+        request = self._job.request
         engines = total_usage(choice.completion.usage for choice in choices)
         own = {"policy": request.policy, "options": dict(request.options), "usage": engines}
         return {"usage": usage(choices), "reasonrt": own}

@@ -94,11 +94,11 @@ async def test_answer_has_its_stricter_threshold() -> None:
 )
 def test_answers_threshold_is_in_the_unit_of_the_other(policy: str, strict: float, stricter: float) -> None:
     """Between both, a step is good enough and an answer is not."""
-    options: Any = build_policy(policy, {"threshold": strict, "answer_threshold": stricter})
-    between = options.advantage_at((strict + stricter) / 2)
+    built: Any = build_policy(policy, {"threshold": strict, "answer_threshold": stricter})
+    between = built.kind.advantage_at((strict + stricter) / 2)
 
-    assert not options.is_worth(between, Step("so\n\n", (1,), "draft"), None)
-    assert options.is_worth(between, Step(r"\boxed{7}", (1,), "draft"), None)
+    assert not built.is_worth(between, Step("so\n\n", (1,), "draft"), None)
+    assert built.is_worth(between, Step(r"\boxed{7}", (1,), "draft"), None)
 
 
 async def test_target_share_is_kept() -> None:
@@ -238,9 +238,14 @@ async def test_oracle_takes_the_better_step_of_both() -> None:
     ("policy", "options", "message"),
     [
         ("rsd", {"max_target_share": 2}, r"max_target_share must be a number in \[0, 1\], got 2"),
-        ("rsd", {"price": -1}, "price must be"),
+        ("rsd", {"price": -1}, "price must be a number in .0, 1e.06. or null, got -1"),
+        ("oracle", {"threshold": "abc"}, "threshold must be a number"),
+        ("arbitrage", {"verify": "no"}, "verify must be true or false, got 'no'"),
+        ("target", {"engine": {}}, "engine must be text, got {}"),
+        ("arbitrage", {"target": ["x"]}, "target must be text"),
+        ("arbitrage", {"threshold": float("nan")}, "threshold must be"),
         ("rsd", {"threshold": "high"}, "threshold must be .* got 'high'"),
-        ("rsd", {"layout": "magic"}, "unknown layout 'magic'; there are plain"),
+        ("rsd", {"layout": "magic"}, "layout must be one of plain, marked, skywork, qwen_prm, got 'magic'"),
         ("random", {"look_ahead": True}, "look_ahead must be"),
         ("arbitrage", {"patience": 5}, "unknown option 'patience'"),
     ],

@@ -86,13 +86,15 @@ async def test_deadline_returns_what_is_committed() -> None:
     assert_adds_up(completion, runtime)
 
 
-async def test_limit_on_engine_calls_counts_probes() -> None:
+async def test_probe_over_the_limit_on_engine_calls_is_dropped_and_the_request_goes_on() -> None:
     runtime = make_runtime()
 
     completion = await runtime.complete(stopped_request(limits=Limits(max_engine_calls=3)))
 
-    assert completion.finish_reason is FinishReason.CALLS
+    assert completion.finish_reason is FinishReason.STOP
+    assert completion.content == r"\boxed{8}"
     assert completion.usage["target"].calls == 3
+    assert completion.details["stopping"]["num_dropped"] > 0
     assert is_idle(runtime)
 
 

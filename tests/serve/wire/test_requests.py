@@ -12,9 +12,9 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_message_param import ChatCompletionMessageParam
 from pydantic import TypeAdapter
 
-from reasonrt import Limits, ReasonRTError
-from reasonrt.errors import RequestError
-from reasonrt.policies.self_consistency import SelfConsistency
+from reasonrt import Limits, ReasonRTError, Runtime
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.errors import ConfigError, RequestError
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig, load_serve_config
 from reasonrt.serve.wire.errors import ApiError, to_api_error
@@ -24,7 +24,14 @@ from reasonrt.serve.wire.responses import ChatCompletion, ChatCompletionChunk, T
 
 DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 ASK = [{"role": "user", "content": "3 + 4?"}]
-CATALOG = Catalog(["draft", "target"], Limits(max_tokens=100), ServeConfig(), {})
+
+
+def catalog_of(roles: list[str], limits: Limits, config: ServeConfig, defaults: dict[str, Any]) -> Catalog:
+    engines = {role: ScriptedEngine(role, "") for role in roles}
+    return Catalog(Runtime(engines, defaults, limits=limits), config)
+
+
+CATALOG = catalog_of(["draft", "target"], Limits(max_tokens=100), ServeConfig(), {})
 
 
 def to_job(**fields: Any) -> Any:
@@ -87,18 +94,18 @@ def test_fields_arrive() -> None:
         reasonrt=own,
     )
 
-    first, second = job.requests
-    assert first.options == {"engine": "draft", "k": 3, "temperature": 0.5}
+    first, second = (choice.request for choice in job.choices)
+    assert first.options == {"engine": "draft", "k": 3}
     assert first.limits == Limits(50, 9.0, 8)
     assert (first.temperature, first.top_p, first.seed, second.seed) == (0.5, 0.9, 7, 8)
     assert (job.stop, job.is_stream, job.has_usage_chunk, job.has_trace) == (("a", "b"), True, True, True)
 
 
 def test_what_is_not_said_comes_from_the_server() -> None:
-    catalog = Catalog(["target"], Limits(max_tokens=77, deadline_s=5), ServeConfig(), {})
+    catalog = catalog_of(["target"], Limits(max_tokens=77, deadline_s=5), ServeConfig(), {})
     body = parse(ChatRequest, json.dumps({"model": "target", "messages": ASK}).encode())
 
-    (request,) = catalog.to_job(body).requests
+    request = catalog.to_job(body).request
 
     assert request.limits == Limits(77, 5.0)
     assert {"auto", "target", "self_consistency"} <= set(catalog.model_ids)
@@ -108,28 +115,50 @@ def test_what_is_not_said_comes_from_the_server() -> None:
 def test_what_is_not_said_stays_within_the_bounds() -> None:
     bounds = {"max_tokens": 50, "engine_calls": 7, "deadline_s": 3}
     config = ServeConfig.model_validate({"bounds": bounds})
-    catalog = Catalog(["target"], Limits(max_tokens=77), config, {})
+    catalog = catalog_of(["target"], Limits(max_tokens=77), config, {})
 
-    (request,) = catalog.to_job(parse(ChatRequest, json.dumps({"model": "target", "messages": ASK}).encode())).requests
+    request = catalog.to_job(parse(ChatRequest, json.dumps({"model": "target", "messages": ASK}).encode())).request
 
     assert request.limits == Limits(50, 3.0, 7)
 
 
-def test_a_temperature_is_the_policys_own_under_stopping_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SelfConsistency, "commits_as_it_goes", True)  # as a plugin with a temperature may say
-    stopping = {"stopping": {"record": True}}
+def test_every_generation_takes_a_place() -> None:
+    rule = {"kind": "upper_threshold", "signal": {"kind": "agreement"}, "threshold": 3}
 
-    job = to_job(model="self_consistency", temperature=0.25, n=2, reasonrt={"options": stopping | {"k": 3}})
+    assert to_job(n=2).places == 2
+    assert to_job(model="self_consistency@k=3", n=2).places == 6
+    assert to_job(reasonrt={"options": {"stopping": {"rule": rule}}}).places == 2  # a probe runs beside the text
 
-    assert job.requests[0].options == stopping | {"k": 3, "temperature": 0.25}
-    assert job.places == 6
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stopping": {"record": True}},
+        {"stopping": {"rule": {}, "schedule": {"first_tokens": 1}}},
+        {"stopping": {"certificate": "/etc/passwd"}},
+        {"stopping": {"rule": {}, "max_running": 1000}},
+        {"stopping": {"rule": {}, "patience_s": 1000}},
+        {"stopping": {"rule": {}, "shadow": 1}},
+        {"router_file": "/etc/passwd"},
+    ],
+)
+def test_what_the_operator_decides_is_refused_from_a_caller(options: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="may be set by the server's configuration only"):
+        to_job(model="arbitrage", reasonrt={"options": options})
+
+
+def test_controls_are_shown_where_they_are_configured_only() -> None:
+    roles = ["draft", "target", "reward"]
+
+    assert not {"random", "oracle"} & set(catalog_of(roles, Limits(), ServeConfig(), {}).model_ids)
+    assert "random" in catalog_of(roles, Limits(), ServeConfig(), {"random": {"threshold": 0.5}}).model_ids
 
 
 def test_risk_arrives_as_the_option_that_picks_a_certificate() -> None:
-    catalog = Catalog(["target"], Limits(), ServeConfig(), {"target": {"stopping": {"certificate": ["a", "b"]}}})
+    catalog = catalog_of(["target"], Limits(), ServeConfig(), {"target": {"stopping": {"certificate": ["a", "b"]}}})
     body: Any = {"model": "target", "messages": ASK, "reasonrt": {"risk": 0.05}}
 
-    assert catalog.to_job(parse(ChatRequest, json.dumps(body).encode())).requests[0].options == {"risk": 0.05}
+    assert catalog.to_job(parse(ChatRequest, json.dumps(body).encode())).request.options == {"risk": 0.05}
     for risk, message in ((1.5, "reasonrt.risk"), (True, "reasonrt.risk"), (0.1, "risk picks among certificates")):
         with pytest.raises(ReasonRTError, match=message):
             to_job(reasonrt={"risk": risk})
@@ -147,15 +176,15 @@ def test_whole_numbers_may_be_written_as_fractions(value: float) -> None:
 
 
 def test_options_that_ask_for_an_engine_that_is_not_there_are_refused() -> None:
-    catalog = Catalog(["target"], Limits(), ServeConfig(), {})
+    catalog = catalog_of(["target"], Limits(), ServeConfig(), {})
     body = {"model": "self_consistency@engine=draft", "messages": ASK}
 
-    with pytest.raises(ApiError, match="no engine has the role 'draft' on this server"):
+    with pytest.raises(ConfigError, match="no engine has the role 'draft'; there are target"):
         catalog.to_job(parse(ChatRequest, json.dumps(body).encode()))
 
 
 def test_default_options_of_the_configuration_count() -> None:
-    catalog = Catalog(["draft", "target"], Limits(), ServeConfig(), {"self_consistency": {"k": 99}})
+    catalog = catalog_of(["draft", "target"], Limits(), ServeConfig(), {"self_consistency": {"k": 99}})
     body = {"model": "self_consistency", "messages": ASK}
 
     with pytest.raises(RequestError, match="k must be a whole number"):
@@ -172,12 +201,6 @@ def test_requests_of_one_conversation_have_one_session() -> None:
         assert len(sessions) == 1
     assert to_job(messages=[{"role": "user", "content": "else"}]).session != to_job().session
     assert to_job(prompt_cache_key="mine").session == "mine"
-
-
-@pytest.mark.parametrize("policy", [{"option_file": "/x"}, {"a": [{"path": "/x"}]}, {"stopping": {"certificate": "x"}}])
-def test_no_request_names_a_file(policy: Any) -> None:
-    with pytest.raises(ApiError, match="names a file; only the configuration may"):
-        to_job(reasonrt={"options": policy})
 
 
 JSON = st.recursive(
@@ -200,9 +223,9 @@ def test_any_json_is_a_job_or_one_clear_error(fields: dict[str, Any]) -> None:
     if told:
         assert "\\n" not in told
     else:
-        assert 1 <= len(job.requests) <= 8
-        assert all(request.limits.max_tokens <= 32_768 for request in job.requests)
-        assert all((request.limits.deadline_s or 0) <= 600 for request in job.requests)
+        assert 1 <= len(job.choices) <= 8
+        assert all(request.limits.max_tokens <= 32_768 for request in (choice.request for choice in job.choices))
+        assert all((request.limits.deadline_s or 0) <= 600 for request in (choice.request for choice in job.choices))
 
 
 @settings(deadline=None, max_examples=200)

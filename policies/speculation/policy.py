@@ -1,0 +1,120 @@
+"""Step-level speculation: the draft writes, a router judges each step, the target writes those that it should.
+
+One loop for all such policies (`policies/speculation/loop.py`); they differ in their router alone, a row of
+`routers/registry.py`. Per request:
+
+* **run-ahead**: the draft is not stopped at a boundary. Steps are cut from its stream and judged while it writes
+  the next ones; one that the target writes instead aborts it and goes back to what is committed.
+* **verified**: the target reads a rejected step before it writes one. What it would have written itself stays, with
+  its own token after it, from where the draft continues: an escalation costs passes where they differ, not tokens.
+* **warm target** (off: what it saves, a verification reads in its one pass): while the draft writes, the target
+  reads what is committed, so that it can begin immediately.
+* **priced**: escalate when the predicted advantage is worth the seconds that the target is predicted to take.
+
+Source of the decision: Arbitrage (arXiv 2512.05033), algorithm 1. The loop is ours: published ones are lock-step,
+and their target writes every escalated step anew.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Self
+
+from reasonrt.answers import holds_answer
+from reasonrt.errors import RequestError
+from reasonrt.policies.options import option_names, read_options, settings_of
+from reasonrt.policies.speculation.loop import SpeculationLoop
+from reasonrt.policies.speculation.options import SpeculationOptions
+from reasonrt.ports import Engine, Engines, Policy
+from reasonrt.routers.base import Router
+from reasonrt.routers.registry import RouterKind
+from reasonrt.types import PolicyEvent, Request, Step
+
+
+@dataclass
+class Speculation(Policy):
+    """Speculation with one kind of router.
+
+    Attributes:
+        kind: the router's row in the registry.
+        options: of the loop, with a threshold.
+        router_options: the router's own, of the type `kind.options`.
+    """
+
+    kind: RouterKind
+    options: SpeculationOptions
+    router_options: Any
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        raise NotImplementedError("its router is not an option; see SpeculationKind")
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        return ("draft", self.options.target)
+
+    @property
+    def optional_engines(self) -> tuple[str, ...]:
+        return self.kind.roles(self.router_options)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return settings_of(self.options, self.router_options)
+
+    def check(self, engines: Mapping[str, Engine]) -> None:
+        self.router(Request.ask("?"), engines)
+
+    def router(self, request: Request, engines: Mapping[str, Engine]) -> Router:
+        """The router for this request.
+
+        Raises:
+            ConfigError: there is none for these engines; the target will write alone.
+        """
+        return self.kind.build(self.router_options, request, self._with_target(engines))
+
+    def is_worth(self, advantage: float, step: Step, target_s: float | None) -> bool:
+        """Whether a step of this predicted advantage goes to the target, which would take `target_s` for it."""
+        options = self.options
+        bar = self.kind.advantage_at(self.kind.threshold if options.threshold is None else options.threshold)
+        if options.price is not None:
+            bar = options.price * (target_s or 0.0)  # unmeasured: free, and so measured
+        if holds_answer(step.text):
+            stricter = options.answer_threshold
+            bar = min(bar, bar / 2 if stricter is None else self.kind.advantage_at(stricter))
+        return advantage > bar
+
+    async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+        async with aclosing(SpeculationLoop(self, request, self._with_target(engines)).events()) as events:
+            async for event in events:
+                yield event
+
+    def _with_target(self, engines: Mapping[str, Any]) -> dict[str, Any]:
+        return {**engines, "target": engines[self.options.target]} if self.options.target in engines else {**engines}
+
+
+@dataclass(frozen=True)
+class SpeculationKind:
+    """The policies that speculate with one kind of router; in the place of a class of policies.
+
+    Attributes:
+        name: of the router.
+    """
+
+    name: str
+    kind: RouterKind
+
+    def option_types(self) -> tuple[type, ...]:
+        return (SpeculationOptions, self.kind.options)
+
+    def from_options(self, options: Mapping[str, Any]) -> Speculation:
+        """Raises: RequestError: an option that is not known, or a value that is not allowed."""
+        own, common = option_names(self.kind.options), option_names(SpeculationOptions)
+        if unknown := sorted(set(map(str, options)) - {*own, *common}):
+            known = ", ".join(sorted({*own, *common}))
+            raise RequestError(f"unknown option {unknown[0][:64]!r}; {self.name} knows {known}")
+        given = {**self.kind.defaults, **options}
+        return Speculation(
+            self.kind,
+            read_options(SpeculationOptions, {key: given[key] for key in common if key in given}, self.name),
+            read_options(self.kind.options, {key: given[key] for key in own if key in given}, self.name),
+        )

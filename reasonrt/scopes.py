@@ -1,0 +1,94 @@
+"""What a request may still use: a tree of scopes, in which a sub-request draws from its own and from all above it."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Self
+
+from reasonrt.errors import RequestError
+from reasonrt.types import FinishReason, Limits
+
+
+class LimitReached(Exception):  # noqa: N818 (a limit is a result, not an error)
+    """The request has used up one of its limits; the runtime ends it.
+
+    Attributes:
+        reason: which.
+    """
+
+    def __init__(self, reason: FinishReason) -> None:
+        super().__init__(f"the request has reached its limit: {reason}")
+        self.reason = reason
+
+
+class Scope:
+    """What one request may use, of what the request that asked for it may use.
+
+    Args:
+        limits: the request's own.
+        parent: the scope of the request that asks; None for one that comes from outside.
+    """
+
+    def __init__(self, limits: Limits, parent: Self | None = None) -> None:
+        self._parent, self._limits = parent, limits
+        self._calls_left = limits.max_engine_calls
+        self._tokens_left = limits.max_generated_tokens
+        self._places = asyncio.Semaphore(limits.max_sub_requests)
+        self._depth_left = limits.max_depth
+        own = None if limits.deadline_s is None else time.monotonic() + limits.deadline_s
+        above: float | None = parent.deadline if parent else None
+        self.deadline: float | None = own if above is None else above if own is None else min(own, above)
+        """In the time of `time.monotonic`, which is also that of the event loop; None is no deadline."""
+        if parent:
+            self._depth_left = min(self._depth_left, parent._depth_left - 1)
+
+    def take_call(self) -> None:
+        """Count one engine call, before it is made.
+
+        Raises:
+            LimitReached: none is left here or above.
+        """
+        if self.calls_left <= 0:
+            raise LimitReached(FinishReason.CALLS)
+        for scope in self._upwards():
+            scope._calls_left -= 1
+
+    def spend_tokens(self, num_tokens: int) -> None:
+        """Count tokens that an engine has generated; they are spent, whatever becomes of them."""
+        for scope in self._upwards():
+            if scope._tokens_left is not None:
+                scope._tokens_left -= num_tokens
+
+    def check_tokens(self) -> None:
+        """Raises: LimitReached: no generated token is left here or above."""
+        left = self.tokens_left
+        if left is not None and left <= 0:
+            raise LimitReached(FinishReason.BUDGET)
+
+    @property
+    def calls_left(self) -> int:
+        return min(scope._calls_left for scope in self._upwards())
+
+    @property
+    def tokens_left(self) -> int | None:
+        """Tokens that engines may still generate; None is no limit. It may be negative: tokens come in batches."""
+        return min((scope._tokens_left for scope in self._upwards() if scope._tokens_left is not None), default=None)
+
+    @asynccontextmanager
+    async def nested(self, limits: Limits) -> AsyncGenerator["Scope", None]:
+        """The scope of a sub-request, once there is a place for it.
+
+        Raises:
+            RequestError: sub-requests are nested too deep.
+        """
+        if self._depth_left <= 0:
+            raise RequestError(
+                f"sub-requests are nested too deep; max_depth of the request is {self._limits.max_depth}, raise it or "
+                "answer without asking further"
+            )
+        async with self._places:
+            yield Scope(limits, self)
+
+    def _upwards(self) -> "list[Scope]":
+        return [self, *(self._parent._upwards() if self._parent else ())]
