@@ -8,8 +8,10 @@ from typing import Any, Self
 
 import pytest
 
-from reasonrt import Completion, FinishReason, Limits, Request, Step
+from reasonrt import Completion, FinishReason, Limits, Request, Runtime, Step
+from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError, RequestError
+from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.resume import outlive, total_usage
 from reasonrt.serve.wire.errors import ApiError
@@ -27,6 +29,7 @@ class Scenario:
         self.attempts = list(attempts)
         self.seen: list[Request] = []
         self.sessions: list[str] = []
+        self.runtime = Runtime({"target": ScriptedEngine("target", "")})
 
     async def __aenter__(self) -> Self:
         return self
@@ -34,7 +37,8 @@ class Scenario:
     async def __aexit__(self, *_: object) -> None:
         pass
 
-    async def solve(self, request: Request, session: str) -> AsyncGenerator[Accepted | Event, None]:
+    async def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Event, None]:
+        request = prepared.request
         self.seen.append(request)
         self.sessions.append(session)
         num_steps, end = self.attempts.pop(0)
@@ -55,8 +59,8 @@ class Scenario:
 
 
 async def play(backend: Scenario, max_resumes: int = 5, **limits: Any) -> list[Accepted | Event]:
-    request = Request.ask("?", limits=Limits(**limits))
-    async with aclosing(outlive(backend, request, "s", max_resumes, lambda: None)) as events:
+    prepared = backend.runtime.prepare(Request.ask("?", limits=Limits(**limits)))
+    async with aclosing(outlive(backend, prepared, "s", max_resumes, lambda: None)) as events:
         return [event async for event in events]
 
 

@@ -16,6 +16,8 @@ import pytest
 from reasonrt import Completion, Request, Step
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import RequestError
+from reasonrt.policies.single import Target
+from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.resume import outlive
@@ -100,7 +102,8 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
     monkeypatch.setattr(ray_app.RayBackend, "_deploy", lambda backend: Replicas())
     monkeypatch.setattr(ray_app.RayBackend, "_end", lambda backend: None)
     async with ray_app.RayBackend({}, {}, ServeConfig()) as entered:
-        events = [event async for event in entered.solve(Request.ask("?"), "s")]
+        prepared = Prepared(Request.ask("?"), Target(), {})
+        events = [event async for event in entered.solve(prepared, "s")]
 
     assert events == [Accepted(1, False)]
     assert len({session for session, _ in asked}) == len(asked) == num_cold + 1
@@ -114,7 +117,8 @@ async def backend() -> AsyncIterator[Any]:
 
 
 async def collect(backend: Any, request: Request, session: str = "s") -> list[Any]:
-    return [event async for event in outlive(backend, request, session, 10, lambda: None)]
+    prepared = backend.runtime.prepare(request)
+    return [event async for event in outlive(backend, prepared, session, 10, lambda: None)]
 
 
 def replica_pids() -> list[int]:
@@ -152,7 +156,7 @@ async def test_request_outlives_its_replica(backend: Any, round_: int) -> None:
     before = set(replica_pids())
     events = []
 
-    async for event in outlive(backend, Request.ask("?"), "session", 10, lambda: None):
+    async for event in outlive(backend, backend.runtime.prepare(Request.ask("?")), "session", 10, lambda: None):
         events.append(event)
         if len(events) == 4:
             for pid in before:  # wherever it runs
@@ -168,7 +172,7 @@ async def test_request_outlives_its_replica(backend: Any, round_: int) -> None:
 
 async def test_leaving_frees_the_replica(backend: Any) -> None:
     await until_ready(backend, 2)
-    events = backend.solve(Request.ask("?"), "leaving")
+    events = backend.solve(backend.runtime.prepare(Request.ask("?")), "leaving")
     for _ in range(3):
         await anext(events)
 
