@@ -199,7 +199,7 @@ async def test_conversation_stays_with_its_replica(backend: Any) -> None:
 async def test_engines_may_stand_apart(backend: Any, policy: str) -> None:
     async with make_backend("apart", split=True) as apart:
         _, *steps, completion = await collect(apart, Request.ask("?", policy))
-        events = apart.solve(Request.ask("?", policy), "s")
+        events = apart.solve(apart.runtime.prepare(Request.ask("?", policy)), "s")
         await anext(events)
         await events.aclose()
 
