@@ -125,7 +125,7 @@ class Stopping(PolicyOptions):
         template = canonical(tokenizer.chat((Message("user", "?"),)))
         settings: dict[str, Any] = asdict(self.inner) if is_dataclass(self.inner) else {}
         return Fingerprints(
-            model=engines[self._role].fingerprint,
+            model=engines[self._role].model_fingerprint,
             tokenizer=tokenizer.fingerprint,
             template=hashlib.sha256(template.encode()).hexdigest(),
             engine=canonical({role: engine.fingerprint for role, engine in engines.items()}),

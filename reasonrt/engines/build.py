@@ -1,12 +1,11 @@
 """From configuration to engines; the only place that knows every kind."""
 
-import os
 from collections.abc import Collection
 from functools import partial
 from importlib.metadata import entry_points
-from pathlib import Path
 
 from reasonrt.config import Config, EngineConfig, PluginConfig, RemoteConfig, model_folder
+from reasonrt.engines.fingerprint import cache_folder
 from reasonrt.engines.linked import LinkedEngine
 from reasonrt.engines.local_link import LocalLink
 from reasonrt.errors import ConfigError
@@ -52,9 +51,5 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
     settings = config.model_dump(exclude={"kind", "model", "inflate", "own_process"})
     if config.speculative and "model" in config.speculative:
         settings["speculative"] = config.speculative | {"model": str(model_folder(str(config.speculative["model"])))}
-    folder = inflated(config.model, config.inflate, _cache_folder() / "inflated")
+    folder = inflated(config.model, config.inflate, cache_folder() / "inflated")
     return VllmEngine(role, folder, VllmSettings(**settings))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reasonrt"

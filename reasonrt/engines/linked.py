@@ -56,6 +56,7 @@ class EngineProperties:
     max_model_len: int
     capabilities: frozenset[Capability]
     fingerprint: str
+    model_fingerprint: str
 
 
 class EngineHost:
@@ -69,7 +70,7 @@ class EngineHost:
         """Yield None when the call has been heard, and the properties when the engine runs, after a death again."""
         yield None
         engine = await self._engine.start()
-        yield EngineProperties(engine.max_model_len, engine.capabilities, engine.fingerprint)
+        yield EngineProperties(engine.max_model_len, engine.capabilities, engine.fingerprint, engine.model_fingerprint)
 
     async def aclose(self) -> None:
         await self._engine.aclose()
@@ -113,14 +114,18 @@ class LinkedEngine:
     def __init__(self, like: Engine, link: Link) -> None:
         self.name, self.max_model_len, self.tokenizer = like.name, like.max_model_len, like.tokenizer
         self.capabilities = like.capabilities
-        self._like, self._link = like, link
-        self._fingerprint = ""
+        self._known: Engine | EngineProperties = like
+        self._link = link
         self._starting: asyncio.Task[None] | None = None
         self._ids = itertools.count()
 
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint or self._like.fingerprint
+        return self._known.fingerprint
+
+    @property
+    def model_fingerprint(self) -> str:
+        return self._known.model_fingerprint
 
     async def start(self) -> Self:
         """Start the far end, or wait until it has come back from a death.
@@ -145,7 +150,7 @@ class LinkedEngine:
                 self._heard.set()
                 if properties is not None:
                     self.max_model_len, self.capabilities = properties.max_model_len, properties.capabilities
-                    self._fingerprint = properties.fingerprint
+                    self._known = properties
         finally:
             self._heard.set()
 

@@ -155,7 +155,10 @@ async def test_reads_leave_the_log_probabilities_of_what_runs_alone(engine: Engi
 
 
 async def test_fingerprint_is_that_of_the_model(engine: Engine) -> None:
-    assert engine.fingerprint == MeteredEngine(engine, Calls(1)).fingerprint != ""
+    metered = MeteredEngine(engine, Calls(1))
+
+    assert engine.fingerprint == metered.fingerprint != ""
+    assert engine.model_fingerprint == metered.model_fingerprint != ""
 
 
 async def test_greedy_is_deterministic(engine: Engine) -> None:

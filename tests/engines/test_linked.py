@@ -99,7 +99,7 @@ async def test_reads_scores_and_errors_come_through() -> None:
 async def test_near_end_has_the_properties_of_the_engine() -> None:
     near, engine = await far_away("target", max_model_len=50)
 
-    for name in ("name", "max_model_len", "capabilities", "fingerprint"):
+    for name in ("name", "max_model_len", "capabilities", "fingerprint", "model_fingerprint"):
         assert getattr(near, name) == getattr(engine, name)
     assert near.tokenizer.fingerprint == engine.tokenizer.fingerprint
 

@@ -28,6 +28,7 @@ def test_engine_is_linked_where_the_configuration_says_so(
     plain = build_engine("draft", VllmConfig(model="zoo:nano-draft", max_model_len=77))
     draft = build_engine("draft", config.engines["draft"])
     assert (draft.max_model_len, draft.capabilities) == (77, plain.capabilities)
+    assert draft.model_fingerprint == plain.model_fingerprint
     assert (draft.fingerprint, draft.tokenizer.fingerprint) == (plain.fingerprint, plain.tokenizer.fingerprint)
 
 
