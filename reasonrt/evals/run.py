@@ -1,13 +1,14 @@
 """The evaluation loop: policies on the same problems, in alternation, with a journal that survives a kill."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from reasonrt.answers import find_answer
+from reasonrt.engines.fingerprint import file_digest
 from reasonrt.errors import CapabilityError, EngineError, EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal, Record
@@ -68,7 +69,8 @@ async def evaluate(
 ) -> Report:
     """Solve every problem by every policy, grade, journal, and report.
 
-    What the journal in `out` already holds is not done again.
+    What the journal in `out` already holds is not done again. A policy may join the run later; one that is in it goes
+    on only with the options, defaults and engines that it began with.
 
     Raises:
         EvalError: the journal belongs to another run or cannot be written; an engine is gone for good.
@@ -77,11 +79,9 @@ async def evaluate(
     if len(set(labels)) < len(labels) or not labels:
         raise EvalError(f"name each policy once, got {', '.join(labels) or 'none'}")
     _check(runtime, policies)
-    bound = asdict(settings) | {
-        "problems": content_hash(problems),
-        "engines": {role: _identity(engine) for role, engine in runtime.engines.items()},
-    }
-    with Journal(out, bound, Record) as journal:
+    bound = asdict(settings) | {"problems": content_hash(problems)}
+    arms = {policy.label: effective_settings(runtime, policy) for policy in policies}
+    with Journal(out, bound, Record, arms) as journal:
         done = {(record.label, record.problem) for record in journal.records}
         total = len(problems) * len(policies)
         async with Grader() as grader:
@@ -100,10 +100,43 @@ async def evaluate(
     return Report(settings.task, labels, records)
 
 
+def effective_settings(runtime: Runtime, policy: PolicySpec) -> dict[str, Any]:
+    """What decides the answers of a policy besides the request: its options, files that they name, and its engines.
+
+    Raises:
+        RequestError, ConfigError: as `build_policy`.
+    """
+    options = {**runtime.options.get(policy.name, {}), **policy.options}
+    built = build_policy(policy.name, options)
+    roles = [role for role in (*built.engines, *built.optional_engines) if role in runtime.engines]
+    return {
+        "options": options,
+        "files": {name: file_digest(Path(name)) for name in _texts(options) if _is_file(name)},
+        "engines": {role: runtime.engines[role].fingerprint for role in roles},
+    }
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | Sequence):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a text that is too long for a path, or holds a zero byte
+        return False
+
+
 def _check(runtime: Runtime, policies: Sequence[PolicySpec]) -> None:
     """Refuse before the first problem what would fail on every one of them."""
     for policy in policies:
-        for role in build_policy(policy.name, policy.options).engines:
+        options = {**runtime.options.get(policy.name, {}), **policy.options}
+        for role in build_policy(policy.name, options).engines:
             if role not in runtime.engines:
                 raise EvalError(
                     f"policy {policy.label} needs an engine {role!r}; there are {', '.join(runtime.engines)}"
@@ -112,11 +145,6 @@ def _check(runtime: Runtime, policies: Sequence[PolicySpec]) -> None:
         import scipy  # noqa: F401 - the report needs it, and should not fail at the end
     except ImportError:
         raise EvalError("reports need scipy: pip install 'reasonrt[eval]'") from None
-
-
-def _identity(engine: object) -> str:
-    """What an engine runs: another model is another run."""
-    return str(getattr(engine, "model", None) or type(engine).__name__)
 
 
 async def _solve_block(
