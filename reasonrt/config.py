@@ -24,11 +24,12 @@ class _Strict(BaseModel):
 
 
 class VllmConfig(_Strict):
-    """An engine in this process. The fields after `inflate` are those of `engines.vllm_settings.VllmSettings`."""
+    """A model in vLLM. The fields after `own_process` are those of `engines.vllm_settings.VllmSettings`."""
 
     kind: Literal["vllm"] = "vllm"
     model: str = Field(description="a Hugging Face folder, or zoo:NAME")
     inflate: int = Field(1, ge=1, le=64, description="run it so many times as wide, with the same function")
+    own_process: bool = Field(False, description="in a process of its own: whatever it does, this one keeps serving")
     max_model_len: int = Field(1024, ge=16, le=10_000_000)
     max_num_seqs: int = Field(64, ge=1, le=4096)
     kv_cache_mib: int | None = Field(256, ge=1)
@@ -62,6 +63,7 @@ class PluginConfig(_Strict):
 
     kind: Literal["plugin"]
     name: str
+    own_process: bool = Field(False, description="in a process of its own: whatever it does, this one keeps serving")
     settings: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -29,6 +29,10 @@ class MeteredEngine:
     def fingerprint(self) -> str:
         return self._engine.fingerprint
 
+    @property
+    def model_fingerprint(self) -> str:
+        return self._engine.model_fingerprint
+
     async def start(self) -> Self:
         return self
 

@@ -70,8 +70,17 @@ class Engine(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for engines that run the same model with the same tokenizer; what was calibrated for one holds for
-        the other."""
+        """Equal for engines that compute the same: the same model with the same settings, as far as these matter.
+
+        Certificates and evaluation journals are bound to it.
+        """
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Equal for engines that run the same model with the same tokenizer, in whatever number format.
+
+        Learned routers are bound to it.
+        """
 
     @property
     def max_model_len(self) -> int:

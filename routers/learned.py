@@ -1,6 +1,6 @@
 """Routers that were learned from recorded steps (`reasonrt calibrate router`), and the JSON file that each is.
 
-A file names the draft, the target and, where one is asked, the router model that it was learned for: by their
+A file names the draft, the target and, where one is asked, the router model that it was learned for: by their model
 fingerprints, so that a router is never used on models that it knows nothing about.
 """
 
@@ -23,7 +23,7 @@ from reasonrt.routers.trees import Trees
 from reasonrt.transcript import Transcript
 from reasonrt.types import Request, Step
 
-FORMAT = "reasonrt-router/1"
+FORMAT = "reasonrt-router/2"
 KINDS = ("features", "engine")
 DECIMALS = 2
 """Of a predicted advantage: rollouts tell no finer differences apart, and what is equal should rank as equal."""
@@ -35,7 +35,7 @@ class RouterFile:
 
     Attributes:
         kind: what it looks at: the features of a step, or the score of a router model.
-        models: role to fingerprint: `draft`, `target` and, for kind `engine`, `router`.
+        models: role to `Engine.model_fingerprint`: `draft`, `target` and, for kind `engine`, `router`.
         trees: kind `features`: from `FEATURES` to the expected advantage.
         curve: kind `engine`: (scores, advantages), both ascending: from the model's score to the expected advantage.
         report: what was measured on steps held out.
@@ -70,10 +70,10 @@ class RouterFile:
             engine = engines.get(role)
             if engine is None:
                 raise ConfigError(f"the router asks an engine {role!r} and there is none; add it to the configuration")
-            if engine.fingerprint != fingerprint:
+            if engine.model_fingerprint != fingerprint:
                 raise ConfigError(
                     f"the router was learned for another {role} ({fingerprint[:12]}, this one is "
-                    f"{engine.fingerprint[:12]}); run `reasonrt calibrate router` for this pair"
+                    f"{engine.model_fingerprint[:12]}); run `reasonrt calibrate router` for this pair"
                 )
         if self.trees is not None:
             return FeatureRouter(self.trees)
@@ -150,18 +150,24 @@ def load_router(name: str) -> RouterFile:
     if name.startswith(ZOO_PREFIX):
         file = ZOO_FOLDER.parent / "routers" / f"{name.removeprefix(ZOO_PREFIX)}.json"
     try:
-        return _parse(json.loads(file.read_text()))
+        value = json.loads(file.read_text())
+        if (found := value["format"]) != FORMAT:
+            raise ConfigError(
+                f"{file} has format {str(found)[:60]!r}, this version reads {FORMAT!r}; make it again with "
+                "`reasonrt calibrate router`"
+            )
+        return _parse(value)
     except OSError as error:
         raise ConfigError(
             f"cannot read the router {file}: {error.strerror}; make it with `reasonrt calibrate router`"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{file} is no router of this version ({error}); run `reasonrt calibrate router`") from None
+        raise ConfigError(f"{file} is no router file ({error}); make it with `reasonrt calibrate router`") from None
 
 
 def _parse(value: Any) -> RouterFile:
-    if value["format"] != FORMAT or value["kind"] not in KINDS:
-        raise ValueError(f"format {value['format']}, kind {value['kind']}")
+    if value["kind"] not in KINDS:
+        raise ValueError(f"kind {value['kind']}")
     if value["kind"] == "features" and value["features"] != list(FEATURES):
         raise ValueError("other features")
     trees = Trees.from_json(value["trees"]) if value["trees"] else None

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
@@ -15,6 +15,8 @@ from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import canonical, parse, parse_text, read_text, write_text
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import Fingerprints
+
+SCHEMA: Final = "reasonrt.certificate/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Certificate:
     unlabelled: Finding
     splits: Mapping[str, str]
     fingerprints: Fingerprints
-    schema: Literal["reasonrt.certificate/1"] = "reasonrt.certificate/1"
+    schema: Literal["reasonrt.certificate/2"] = SCHEMA
 
     @property
     def risk(self) -> str:
@@ -130,6 +132,8 @@ class Certificate:
         sha256 = value.pop("sha256")
         if sha256 != _sha256(value):
             raise CalibrationError(f"{where} was changed after it was made: its sha256 does not fit; certify anew")
+        if (found := value.get("schema")) != SCHEMA:
+            raise CalibrationError(f"{where} has the schema {found!r}, this version reads {SCHEMA!r}; certify anew")
         return parse(_CERTIFICATE, value, where)
 
     def write(self, path: Path) -> None:

@@ -166,7 +166,7 @@ class Stopping(Policy):
         """
         tokenizer = engines[self._role].tokenizer
         return Fingerprints(
-            model=engines[self._role].fingerprint,
+            model=engines[self._role].model_fingerprint,
             tokenizer=tokenizer.fingerprint,
             template=_template_fingerprint(tokenizer),
             engine=canonical({role: engine.fingerprint for role, engine in engines.items()}),

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import canonical, parse, read_lines, write_text
 
-SCHEMA = "reasonrt.traces/1"
+SCHEMA = "reasonrt.traces/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +244,11 @@ def read_traces(path: Path) -> TraceSet:
         CalibrationError: the file cannot be read, is of another schema, or a line of it is no trace.
     """
     header, *lines = read_lines(path)
+    found = header.get("schema") if isinstance(header, dict) else None
     _require(
-        isinstance(header, dict) and header.get("schema") == SCHEMA,
-        f"{path} does not begin with the schema {SCHEMA!r}; import it (reasonrt.calibration.stopping.importers)",
+        found == SCHEMA,
+        f"{path} does not begin with the schema {SCHEMA!r} but {str(found)[:60]!r}; record it again, or import it "
+        "(reasonrt.calibration.stopping.importers)",
     )
     fingerprints = parse(_FINGERPRINTS, header.get("fingerprints", {}), f"{path}, line 1")
     traces = [parse(TRACE, line, f"{path}, line {number}") for number, line in enumerate(lines, 2)]

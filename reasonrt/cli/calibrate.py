@@ -54,7 +54,7 @@ def router(
                 records = await record_pairs(
                     runtime, drawn, settings, out, lambda done, total: bar.update(line, completed=done)
                 )
-            return records, {role: runtime.engines[role].fingerprint for role in ("draft", "target")}
+            return records, {role: runtime.engines[role].model_fingerprint for role in ("draft", "target")}
         finally:
             await runtime.__aexit__()
 
@@ -97,7 +97,7 @@ def _train_judges(records: Any, models: dict[str, str], out: Path) -> Any:
     from reasonrt.engines.vllm import VllmEngine
     from reasonrt.engines.vllm_settings import VllmSettings
 
-    fingerprint = VllmEngine("router", out / "nano-router", VllmSettings(scores=True)).fingerprint
+    fingerprint = VllmEngine("router", out / "nano-router", VllmSettings(scores=True)).model_fingerprint
     return fit_model_router(records, scores, models | {"router": fingerprint})
 
 

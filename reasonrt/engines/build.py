@@ -1,11 +1,13 @@
 """From configuration to engines; the only place that knows every kind."""
 
-import os
 from collections.abc import Collection
+from functools import partial
 from importlib.metadata import entry_points
-from pathlib import Path
 
 from reasonrt.config import Config, EngineConfig, PluginConfig, RemoteConfig, model_folder
+from reasonrt.engines.fingerprint import cache_folder
+from reasonrt.engines.linked import LinkedEngine
+from reasonrt.engines.local_link import LocalLink
 from reasonrt.errors import ConfigError
 from reasonrt.ports import Engine
 
@@ -21,7 +23,10 @@ def build_engines(config: Config, roles: Collection[str] | None = None) -> dict[
 
 
 def build_engine(role: str, config: EngineConfig) -> Engine:
-    """One engine, not started."""
+    """One engine, not started; one with `own_process` is the near end of a link to that process."""
+    if not isinstance(config, RemoteConfig) and config.own_process:
+        shared = config.model_copy(update={"own_process": False})
+        return LinkedEngine(build_engine(role, shared), LocalLink(role, partial(build_engine, role, shared)))
     if isinstance(config, PluginConfig):
         for entry in entry_points(group="reasonrt.engines", name=config.name):
             plugin: Engine = entry.load()(role, **config.settings)
@@ -43,12 +48,8 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
     from reasonrt.engines.vllm import VllmEngine
     from reasonrt.engines.vllm_settings import VllmSettings
 
-    settings = config.model_dump(exclude={"kind", "model", "inflate"})
+    settings = config.model_dump(exclude={"kind", "model", "inflate", "own_process"})
     if config.speculative and "model" in config.speculative:
         settings["speculative"] = config.speculative | {"model": str(model_folder(str(config.speculative["model"])))}
-    folder = inflated(config.model, config.inflate, _cache_folder() / "inflated")
+    folder = inflated(config.model, config.inflate, cache_folder() / "inflated")
     return VllmEngine(role, folder, VllmSettings(**settings))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reasonrt"

@@ -1,46 +1,79 @@
-"""An engine in a process of its own, asked over a link: for models that are too large to stand beside another."""
+"""An engine in another process, asked over a link: a child of this process, or an actor of a Ray cluster.
 
+`EngineHost` is the far end, `LinkedEngine` the near end, and a `Link` lies between: `engines.local_link.LocalLink`
+starts a child process, `serve.backends.ray.RayLink` asks a Ray deployment.
+"""
+
+import asyncio
 import itertools
 import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from reasonrt.errors import EngineError
-from reasonrt.ports import Engine, Verified
+from reasonrt.errors import EngineError, ReasonRTError
+from reasonrt.ports import Capability, Engine, Verified
+from reasonrt.tasks import cancel
 from reasonrt.types import Sampling, TokenDelta
 
 _KEPT_COUNTS = 1024
+_HEARD_S = 0.2
 
 BuildEngine = Callable[[], Engine]
 
 
 class Link(Protocol):
-    """To one `EngineServer`; calls of one session reach the same one of several."""
+    """To one `EngineHost`. Closing a stream, or cancelling a call, ends the work at the far end."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the far end is known to run, be it too busy to answer."""
 
     async def call(self, method: str, *arguments: Any, session: str = "") -> Any:
-        """Raises `EngineError` where nobody answers."""
+        """What the method returns.
 
-    def stream(self, method: str, *arguments: Any, session: str = "") -> AsyncGenerator[Any, None]: ...
+        Args:
+            session: of a stream: the call reaches the host that the stream ran in, or fails.
+
+        Raises:
+            EngineError: nobody answers, or the far end died before it had answered.
+            ReasonRTError: whatever the method raised.
+        """
+
+    def stream(self, method: str, *arguments: Any, session: str = "") -> AsyncGenerator[Any, None]:
+        """What the method yields; raises as `call` does."""
+
+    async def aclose(self) -> None:
+        """Release the far end: a process of our own ends, what others use stays. Idempotent."""
 
 
-class EngineServer:
-    """The far end.
+@dataclass(frozen=True, slots=True)
+class EngineProperties:
+    """What an engine knows of itself once it has started."""
 
-    Args:
-        build: the engine.
-        folder: the paths of the configuration are relative to it.
-    """
+    max_model_len: int
+    capabilities: frozenset[Capability]
+    fingerprint: str
+    model_fingerprint: str
 
-    async def __init__(self, build: BuildEngine, folder: str) -> None:  # type: ignore[misc]
-        with suppress(OSError):  # on another machine it may be missing, and absolute paths all that there are
-            os.chdir(folder)
-        self._engine = await build().start()
+
+class EngineHost:
+    """The far end of a link: the methods of one started engine, with arguments and results that can be pickled."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._counts: OrderedDict[str, int] = OrderedDict()
 
-    async def start(self) -> None:
-        await self._engine.start()
+    async def start(self) -> AsyncGenerator[EngineProperties | None, None]:
+        """Yield None when the call has been heard, and the properties when the engine runs, after a death again."""
+        yield None
+        engine = await self._engine.start()
+        yield EngineProperties(engine.max_model_len, engine.capabilities, engine.fingerprint, engine.model_fingerprint)
+
+    async def aclose(self) -> None:
+        await self._engine.aclose()
 
     async def generate(
         self, stream_id: str, token_ids: Sequence[int], sampling: Sampling, cache_salt: str
@@ -69,30 +102,65 @@ class EngineServer:
         return await self._engine.score(token_ids, cache_salt)
 
 
-class DistantEngine:
-    """The near end: the engine port.
+class LinkedEngine:
+    """The near end of a link: the engine port.
 
     Args:
-        like: the same engine, never started: it lends its tokenizer and its properties.
+        like: the same engine, never started: it lends its name, its tokenizer and, until the far end has started,
+            its properties.
         link: to the far end.
     """
 
     def __init__(self, like: Engine, link: Link) -> None:
         self.name, self.max_model_len, self.tokenizer = like.name, like.max_model_len, like.tokenizer
-        self.capabilities, self.fingerprint = like.capabilities, like.fingerprint
+        self.capabilities = like.capabilities
+        self._known: Engine | EngineProperties = like
         self._link = link
+        self._starting: asyncio.Task[None] | None = None
         self._ids = itertools.count()
 
+    @property
+    def fingerprint(self) -> str:
+        return self._known.fingerprint
+
+    @property
+    def model_fingerprint(self) -> str:
+        return self._known.model_fingerprint
+
     async def start(self) -> Self:
-        await self._link.call("start")
+        """Start the far end, or wait until it has come back from a death.
+
+        One that runs and does not hear the question at once is in the middle of a long computation, and not waited for.
+        """
+        if self._starting is None or self._starting.done():
+            self._heard = asyncio.Event()
+            self._starting = asyncio.create_task(self._start())
+            self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if self._link.is_running:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._heard.wait(), _HEARD_S)
+            if self._link.is_running and not self._heard.is_set():
+                return self
+        await asyncio.shield(self._starting)
         return self
 
-    async def aclose(self) -> None:
-        """The far end stays for others."""
+    async def _start(self) -> None:
+        try:
+            async for properties in self._link.stream("start"):
+                self._heard.set()
+                if properties is not None:
+                    self.max_model_len, self.capabilities = properties.max_model_len, properties.capabilities
+                    self._known = properties
+        finally:
+            self._heard.set()
 
-    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_DistantStream":
+    async def aclose(self) -> None:
+        await cancel(self._starting)
+        await self._link.aclose()
+
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_LinkedStream":
         stream_id = f"{os.getpid()}-{id(self)}-{next(self._ids)}"
-        return _DistantStream(self._link, stream_id, list(prompt_token_ids), sampling, cache_salt)
+        return _LinkedStream(self._link, stream_id, list(prompt_token_ids), sampling, cache_salt)
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
@@ -111,7 +179,7 @@ class DistantEngine:
         return score
 
 
-class _DistantStream:
+class _LinkedStream:
     def __init__(self, link: Link, stream_id: str, prompt: list[int], sampling: Sampling, cache_salt: str) -> None:
         self._link, self._id = link, stream_id
         self._deltas = link.stream("generate", stream_id, prompt, sampling, cache_salt, session=stream_id)
@@ -125,7 +193,11 @@ class _DistantStream:
         if self._is_over:
             raise StopAsyncIteration
         self._is_begun = True
-        delta: TokenDelta = await anext(self._deltas)
+        try:
+            delta: TokenDelta = await anext(self._deltas)
+        except (ReasonRTError, StopAsyncIteration):
+            self._is_over = True
+            raise
         self.generated_tokens += len(delta.token_ids)
         self._is_over = delta.finish_reason is not None
         return delta
@@ -133,6 +205,7 @@ class _DistantStream:
     async def aclose(self) -> None:
         await self._deltas.aclose()
         if self._is_begun and not self._is_over:
+            self._is_over = True
             with suppress(EngineError):
                 counted = await self._link.call("count", self._id, session=self._id)
                 self.generated_tokens = max(self.generated_tokens, counted)

@@ -79,6 +79,7 @@ class RemoteEngine:
         self.max_model_len, self.timeout_s = max_model_len, timeout_s
         self.tokenizer = HFTokenizer(tokenizer or Path(model))
         self.fingerprint = hashlib.sha256(f"{model}\n{self.tokenizer.fingerprint}".encode()).hexdigest()
+        self.model_fingerprint = self.fingerprint  # how the server runs the model is not known
         self.capabilities: frozenset[Capability] = frozenset()  # found out at the start
         self._api_key = api_key
         self._client: httpx.AsyncClient | None = None

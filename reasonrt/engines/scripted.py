@@ -144,7 +144,7 @@ class ScriptedEngine:
         fingerprint: str | None = None,
     ) -> None:
         self.name, self.script, self.scores = name, script, scores
-        self.fingerprint = fingerprint or name
+        self.fingerprint = self.model_fingerprint = fingerprint or name
         self.seconds_per_token, self.chunk_tokens, self.max_model_len = seconds_per_token, chunk_tokens, max_model_len
         self.tokenizer = CharacterTokenizer()
         self.life = 0  # goes up with each death

@@ -15,9 +15,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from reasonrt.engines.fingerprint import model_fingerprint
+from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
-from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments, quiet_vllm, score_task, start_environment
+from reasonrt.engines.vllm_settings import (
+    VllmSettings,
+    computed_settings,
+    engine_arguments,
+    quiet_vllm,
+    score_task,
+    start_environment,
+)
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability, Verified
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
@@ -48,8 +55,12 @@ class VllmEngine:
         self._ids = itertools.count()
 
     @cached_property
-    def fingerprint(self) -> str:
+    def model_fingerprint(self) -> str:
         return model_fingerprint(self.model, self.tokenizer.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return engine_fingerprint(self.model_fingerprint, computed_settings(self.settings))
 
     async def start(self) -> Self:
         await self._alive()
@@ -135,6 +146,7 @@ class VllmEngine:
         except Exception as error:
             reason = " ".join(str(error).split())[:_MAX_REASON]
             raise EngineError(f"engine {self.name!r} did not start from {self.model}: {reason}") from error
+        await asyncio.to_thread(lambda: self.fingerprint)  # it reads all weights, once: not in a request
         await self._warm_up()
         return self._llm
 

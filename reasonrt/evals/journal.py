@@ -1,7 +1,8 @@
 """What an evaluation has finished, on disk: one JSON line per problem and policy, in one file per run.
 
-The first line holds the run's settings. A line is written at once and whole; what a kill tore off at the end is cut
-off when the journal is opened again. So a run can be stopped at any byte and goes on with nothing done twice.
+The first line holds the format and the run's settings; each arm of a comparison has a line with its own, written when
+it joins the run. A line is written at once and whole; what a kill tore off at the end is cut off when the journal is
+opened again. So a run can be stopped at any byte and continues with nothing done twice.
 """
 
 import fcntl
@@ -51,6 +52,7 @@ class Record:
 
 
 R = TypeVar("R", bound=Any)
+FORMAT = "reasonrt-journal/2"
 
 
 class Journal(Generic[R]):
@@ -60,19 +62,26 @@ class Journal(Generic[R]):
         folder: its file is `journal.jsonl` in it.
         settings: what binds it to its run.
         kind: the dataclass of a line.
+        arms: name to what binds the records of that arm; arms may join a run later.
 
     Raises:
-        EvalError: the file belongs to a run with other settings, or cannot be read or written.
+        EvalError: the file belongs to a run with other settings, or an arm of it had others; or it is of another
+            version, or cannot be read or written.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], kind: type[R]) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], kind: type[R], arms: Mapping[str, Any] | None = None
+    ) -> None:
         self.path, self._kind = folder / "journal.jsonl", kind
         self.records: list[R] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: BufferedRandom = self.path.open("a+b")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._recover(dict(settings))
+            self._recover(_as_read({"": settings, **(arms or {})}))
+        except EvalError:
+            self._file.close()
+            raise
         except BlockingIOError:
             raise EvalError(f"another run is writing {self.path}; wait for it or give another --out") from None
         except OSError as error:
@@ -110,25 +119,58 @@ class Journal(Generic[R]):
         except OSError:
             os.truncate(self.path, at)
 
-    def _recover(self, settings: dict[str, Any]) -> None:
+    def _recover(self, parts: dict[str, Any]) -> None:
         self._file.seek(0)
         content = self._file.read()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.ftruncate(self._file.fileno(), whole)
         lines = content[:whole].splitlines()
-        if not lines:
-            self._write({"settings": settings})
-            return
-        try:
-            known = json.loads(lines[0])["settings"]
-            self.records = [self._kind(**json.loads(line)) for line in lines[1:]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise EvalError(f"{self.path} is no journal of ours ({error}); give another --out") from None
-        settings = json.loads(json.dumps(settings))
-        for key in sorted(known.keys() | settings.keys()):
-            if known.get(key) != settings.get(key):
+        known = self._read(lines) if lines else {}
+        for name, part in parts.items():
+            if name in known and (difference := _first_difference(known[name], part)):
+                key, then, now = difference
                 raise EvalError(
-                    f"{self.path} is of a run with {key} {known.get(key)!r}, this one has {settings.get(key)!r}; "
-                    "give another --out"
+                    f"{self.path} is of a run {f'of {name} ' if name else ''}with {key} {_short(then)}, "
+                    f"this one has {_short(now)}; give another --out"
                 )
+        for name, part in parts.items():
+            if name not in known:
+                self._write({"arm": name, "settings": part} if name else {"format": FORMAT, "settings": part})
+
+    def _read(self, lines: list[bytes]) -> dict[str, Any]:
+        """Take the records; return the settings of each arm, and under "" those of the run."""
+        try:
+            head, *rest = map(json.loads, lines)
+            if head.get("format") == FORMAT:
+                arms = [line for line in rest if "arm" in line]
+                self.records = [self._kind(**line) for line in rest if "arm" not in line]
+                return {"": head["settings"]} | {line["arm"]: line["settings"] for line in arms}
+            if "settings" not in head:
+                raise KeyError("settings")
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise EvalError(f"{self.path} is no journal of ours ({error}); give another --out") from None
+        raise EvalError(
+            f"{self.path} has format {_short(head.get('format'))}, this version reads {FORMAT!r}; give another --out"
+        )
+
+
+def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from the file."""
+    return dict(json.loads(json.dumps(value, default=str)))
+
+
+def _first_difference(known: Any, given: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The innermost key at which they differ, with dots, and both values there."""
+    if not isinstance(known, dict) or not isinstance(given, dict):
+        return None if known == given else (key, known, given)
+    for name in sorted(known.keys() | given.keys()):
+        inner = f"{key}.{name}" if key else name
+        if difference := _first_difference(known.get(name), given.get(name), inner):
+            return difference
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,13 +1,14 @@
 """The evaluation loop: policies on the same problems, in alternation, with a journal that survives a kill."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from reasonrt.answers import find_answer
+from reasonrt.engines.fingerprint import file_digest
 from reasonrt.errors import CapabilityError, EngineError, EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal, Record
@@ -71,7 +72,8 @@ async def evaluate(
 ) -> Report:
     """Solve every problem by every policy, grade, journal, and report.
 
-    What the journal in `out` already holds is not done again.
+    What the journal in `out` already holds is not done again. A policy may join the run later; one that is in it goes
+    on only with the options, defaults and engines that it began with.
 
     Raises:
         EvalError: the journal belongs to another run or cannot be written; an engine is gone for good.
@@ -79,12 +81,10 @@ async def evaluate(
     labels = [policy.label for policy in policies]
     if len(set(labels)) < len(labels) or not labels:
         raise EvalError(f"name each policy once, got {', '.join(labels) or 'none'}")
-    _check(runtime, policies)
-    bound = asdict(settings) | {
-        "problems": content_hash(problems),
-        "engines": {role: _identity(engine) for role, engine in runtime.engines.items()},
-    }
-    with Journal(out, bound, Record) as journal:
+    _check_reports()
+    bound = asdict(settings) | {"problems": content_hash(problems)}
+    arms = {policy.label: effective_settings(runtime, policy) for policy in policies}
+    with Journal(out, bound, Record, arms) as journal:
         done = {(record.label, record.problem) for record in journal.records}
         total = len(problems) * len(policies)
         async with Grader() as grader:
@@ -103,19 +103,43 @@ async def evaluate(
     return Report(settings.task, labels, records)
 
 
-def _check(runtime: Runtime, policies: Sequence[PolicySpec]) -> None:
-    """Refuse before the first problem what would fail on every one of them."""
-    for policy in policies:
-        runtime.prepare(policy.request("?"))
+def effective_settings(runtime: Runtime, policy: PolicySpec) -> dict[str, Any]:
+    """What decides the answers of a policy besides the request: its options, files that they name, and its engines.
+
+    Raises:
+        RequestError, ConfigError: as `Runtime.prepare`.
+    """
+    prepared = runtime.prepare(policy.request("?"))
+    options = prepared.policy.settings
+    return {
+        "options": dict(options),
+        "files": {name: file_digest(Path(name)) for name in _texts(options) if _is_file(name)},
+        "engines": {role: engine.fingerprint for role, engine in prepared.engines.items()},
+    }
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | Sequence):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _is_file(name: str) -> bool:
     try:
-        import scipy  # noqa: F401 - the report needs it, and should not fail at the end
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a text that is too long for a path, or holds a zero byte
+        return False
+
+
+def _check_reports() -> None:
+    """A report should not fail at the end."""
+    try:
+        import scipy  # noqa: F401
     except ImportError:
         raise EvalError("reports need scipy: pip install 'reasonrt[eval]'") from None
-
-
-def _identity(engine: object) -> str:
-    """What an engine runs: another model is another run."""
-    return str(getattr(engine, "model", None) or type(engine).__name__)
 
 
 async def _solve_block(

@@ -16,6 +16,7 @@ from reasonrt.calibration.routers.step_pairs import DRAFT, TARGET, RecordedProbl
 from reasonrt.errors import EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal
+from reasonrt.evals.run import PolicySpec, effective_settings
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.routers.features import TOP_LOGPROBS
 from reasonrt.runtime import Runtime
@@ -56,12 +57,14 @@ async def record_pairs(
         EvalError: the journal belongs to another recording, or a problem of it asks something else now.
         EngineError: an engine died twice on one problem.
     """
-    models = {role: runtime.engines[role].fingerprint for role in ("draft", "target")}
     bound = {
         "rollouts": settings.rollouts,
         "temperature": settings.temperature,
+        "draft_share": settings.draft_share,
         "max_tokens": settings.max_tokens,
-        "models": models,
+        "seed": settings.seed,
+        "draft": effective_settings(runtime, PolicySpec("draft")),
+        "target": effective_settings(runtime, PolicySpec("target")),
     }
     with Journal(out, bound, RecordedProblem) as journal:
         known = {record.problem: record.question for record in journal.records}

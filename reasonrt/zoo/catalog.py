@@ -15,6 +15,8 @@ from typing import Any
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.errors import ConfigError
 
+FORMAT = "reasonrt-card/1"
+
 
 def shipped() -> list[str]:
     """Names of the models whose weights are here."""
@@ -26,7 +28,12 @@ def read_card(name: str) -> dict[str, Any]:
     path = ZOO_FOLDER / name / "card.json"
     if name not in shipped():
         raise ConfigError(f"the zoo has no model {name!r}; it has {', '.join(shipped()) or 'none'}")
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    card = dict(json.loads(path.read_text())) if path.exists() else {}
+    if card and (found := card.get("format")) != FORMAT:
+        raise ConfigError(
+            f"{path} has format {found!r}, this version reads {FORMAT!r}; run `reasonrt zoo train {name}`"
+        )
+    return card
 
 
 def write_training_card(name: str, folder: Path, recipe: Any, seconds: float) -> None:
@@ -76,6 +83,7 @@ def _measured(name: str, folder: Path) -> dict[str, Any]:
     with safe_open(str(folder / "model.safetensors"), "pt") as weights:
         parameters = sum(_size(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return {
+        "format": FORMAT,
         "name": name,
         "parameters": parameters,
         "bytes": (folder / "model.safetensors").stat().st_size,

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from reasonrt.engines.linked import LinkedEngine
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
@@ -19,19 +20,16 @@ MAX_TOKENS = 48
 NUMBERS = (23, 47, 58, 91)
 
 
-def reply(prompt: str, sampling: Sampling) -> str:
-    number = "".join(filter(str.isdigit, prompt))
-    variant = f" by way {(sampling.seed or 0) % 7}" if sampling.temperature else ""
-    return f"First step with {number}{variant}.\n\nSecond step.\n\nThe answer is {int(number or 0) * 2}."
-
-
 @pytest.fixture(
-    params=["scripted", pytest.param("vllm", marks=pytest.mark.vllm), pytest.param("remote", marks=pytest.mark.vllm)]
+    params=["scripted", "linked", *(pytest.param(kind, marks=pytest.mark.vllm) for kind in ("vllm", "remote"))]
 )
 def engine(request: pytest.FixtureRequest) -> Engine:
-    if request.param == "scripted":
-        return ScriptedEngine("scripted", reply, seconds_per_token=0.001, max_model_len=1024)
-    return cast(Engine, request.getfixturevalue({"vllm": "target_engine", "remote": "remote_engine"}[request.param]))
+    name = "target_engine" if request.param == "vllm" else f"{request.param}_engine"
+    return cast(Engine, request.getfixturevalue(name))
+
+
+def is_scripted(engine: Engine) -> bool:
+    return isinstance(engine, ScriptedEngine | LinkedEngine)
 
 
 def ask(engine: Engine, number: int = NUMBERS[0]) -> list[int]:
@@ -119,7 +117,7 @@ async def test_the_highest_log_probabilities_come_in_descending_order(
     drawn = [logprob for delta in deltas for logprob in delta.logprobs]
     for logprob, place in zip(drawn, places if own else [], strict=True):
         assert logprob in place or logprob <= place[-1]
-        assert temperature or isinstance(engine, ScriptedEngine) or logprob == place[0]
+        assert temperature or is_scripted(engine) or logprob == place[0]
 
 
 async def test_a_consumer_that_falls_behind_gets_the_same(engine: Engine) -> None:
@@ -158,7 +156,10 @@ async def test_reads_leave_the_log_probabilities_of_what_runs_alone(engine: Engi
 
 
 async def test_fingerprint_is_that_of_the_model(engine: Engine) -> None:
-    assert engine.fingerprint == MeteredEngine(engine, Scope(Limits())).fingerprint != ""
+    metered = MeteredEngine(engine, Scope(Limits()))
+
+    assert engine.fingerprint == metered.fingerprint != ""
+    assert engine.model_fingerprint == metered.model_fingerprint != ""
 
 
 async def test_greedy_is_deterministic(engine: Engine) -> None:
@@ -237,7 +238,7 @@ async def test_concurrent_streams_do_not_mix(engine: Engine) -> None:
     ]
 
     assert len({tuple(ids) for ids in alone}) == len(NUMBERS)
-    if isinstance(engine, ScriptedEngine):
+    if is_scripted(engine):
         assert together == alone
     # in a batch, a real model rounds otherwise: two tokens that were equally likely may change places
     assert all(ours[:8] == lone[:8] for ours, lone in zip(together, alone, strict=True))
@@ -263,7 +264,7 @@ async def test_read_keeps_the_order_of_its_candidates(engine: Engine) -> None:
 
 
 async def test_read_agrees_with_what_is_generated(engine: Engine) -> None:
-    if isinstance(engine, ScriptedEngine):
+    if is_scripted(engine):
         pytest.skip("a script has no probabilities")
     (delta,) = await collect(engine, ask(engine), Sampling(1, logprobs=True))
     others = [token_id for token_id in sorted(engine.tokenizer.vocabulary())[:18] if token_id not in delta.token_ids]

@@ -186,4 +186,4 @@ def test_configuration_inflates_into_the_users_cache(tmp_path: Path, monkeypatch
 
     (folder,) = (tmp_path / "reasonrt" / "inflated").iterdir()
     assert engine.fingerprint == build_engine("target", VllmConfig(model="zoo:nano-draft")).fingerprint
-    assert fingerprint(folder) == engine.fingerprint
+    assert fingerprint(folder) == engine.model_fingerprint

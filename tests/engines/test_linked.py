@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from reasonrt import Request, Runtime
-from reasonrt.engines.linked import DistantEngine, EngineServer
+from reasonrt.engines.linked import EngineHost, LinkedEngine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError, RequestError
+from reasonrt.ports import Capability
 from reasonrt.types import Sampling
 
 TEXT = "<think>\nOne.\n\nTwo.\n\nThree.\n\n</think>\n\n\\boxed{7}"
@@ -18,7 +19,9 @@ TEXT = "<think>\nOne.\n\nTwo.\n\nThree.\n\n</think>\n\n\\boxed{7}"
 class DirectLink:
     """Calls the far end in this process."""
 
-    def __init__(self, far: EngineServer) -> None:
+    is_running = True
+
+    def __init__(self, far: EngineHost) -> None:
         self.far = far
 
     async def call(self, method: str, *arguments: Any, session: str = "") -> Any:
@@ -29,13 +32,14 @@ class DirectLink:
             async for item in items:
                 yield item
 
+    async def aclose(self) -> None:
+        await self.far.aclose()
 
-async def far_away(name: str, **settings: Any) -> tuple[DistantEngine, ScriptedEngine]:
+
+async def far_away(name: str, **settings: Any) -> tuple[LinkedEngine, ScriptedEngine]:
     """The near end, and the engine at the far one."""
     engine = ScriptedEngine(name, TEXT, **settings)
-    far = EngineServer.__new__(EngineServer)
-    await EngineServer.__init__(far, lambda: engine, ".")
-    return DistantEngine(ScriptedEngine(name, "", **settings), DirectLink(far)), engine
+    return LinkedEngine(ScriptedEngine(name, "", **settings), DirectLink(EngineHost(engine))), engine
 
 
 @pytest.mark.parametrize("policy", ["target", "draft", "self_consistency", "arbitrage"])
@@ -95,6 +99,15 @@ async def test_reads_scores_and_errors_come_through() -> None:
 async def test_near_end_has_the_properties_of_the_engine() -> None:
     near, engine = await far_away("target", max_model_len=50)
 
-    for name in ("name", "max_model_len", "capabilities", "fingerprint"):
+    for name in ("name", "max_model_len", "capabilities", "fingerprint", "model_fingerprint"):
         assert getattr(near, name) == getattr(engine, name)
     assert near.tokenizer.fingerprint == engine.tokenizer.fingerprint
+
+
+async def test_near_end_learns_what_the_far_engine_finds_out_at_its_start() -> None:
+    near, engine = await far_away("target", max_model_len=50)
+    engine.max_model_len, engine.capabilities = 40, frozenset({Capability.READ})  # type: ignore[misc]
+
+    assert await near.start() is near
+
+    assert (near.max_model_len, near.capabilities) == (40, {Capability.READ})

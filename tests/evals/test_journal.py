@@ -1,6 +1,7 @@
 """The journal: a run may be killed at any byte, and nothing is lost or done twice."""
 
 import errno
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrt.errors import EvalError
-from reasonrt.evals.journal import Journal, Record
+from reasonrt.evals.journal import FORMAT, Journal, Record
 
 SETTINGS = {"task": "zoo", "limits": {"max_tokens": 5}}
+
+ARMS = {"target": {"options": {"word": "ä"}}}
 
 
 def record(index: int, text: str = "") -> Record:
@@ -24,17 +27,17 @@ def record(index: int, text: str = "") -> Record:
 def test_killed_at_any_byte_it_goes_on_with_each_problem_once(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        with Journal(out, SETTINGS, Record) as journal:
+        with Journal(out, SETTINGS, Record, ARMS) as journal:
             for index in range(8):
                 journal.add(record(index, "ä\n"))
         content = journal.path.read_bytes()
         journal.path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
 
-        with Journal(out, SETTINGS, Record) as journal:
+        with Journal(out, SETTINGS, Record, ARMS) as journal:
             for index in range(8):
                 if f"p{index}" not in {record.problem for record in journal.records}:
                     journal.add(record(index))
-        with Journal(out, SETTINGS, Record) as journal:
+        with Journal(out, SETTINGS, Record, ARMS) as journal:
             problems = [known.problem for known in journal.records]
 
         assert sorted(problems) == [f"p{index}" for index in range(8)]
@@ -50,12 +53,56 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         assert journal.records == written
 
 
-@pytest.mark.parametrize("changed", [{"task": "gcd"}, {"limits": {"max_tokens": 6}}, {"more": 1}])
-def test_other_settings_are_refused_by_name(tmp_path: Path, changed: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"task": "gcd"}, "task 'zoo', this one has 'gcd'"),
+        ({"limits": {"max_tokens": 6}}, "limits.max_tokens 5, this one has 6"),
+        ({"limits": {"max_tokens": 5, "deadline_s": 1.5}}, "limits.deadline_s None, this one has 1.5"),
+        ({"more": "x" * 100}, "more None, this one has 'xxx"),
+    ],
+)
+def test_other_settings_are_refused_by_name(tmp_path: Path, changed: dict[str, Any], difference: str) -> None:
     Journal(tmp_path, SETTINGS, Record).__exit__(None, None, None)
 
-    with pytest.raises(EvalError, match=f"{next(iter(changed))} .*give another --out"):
+    with pytest.raises(EvalError, match=f"is of a run with {difference}.*give another --out") as caught:
         Journal(tmp_path, SETTINGS | changed, Record)
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))
+
+
+def test_arm_may_join_a_run_and_is_bound_from_then_on(tmp_path: Path) -> None:
+    first, second = {"target": {"k": 1}}, {"draft": {"k": 2}}
+    with Journal(tmp_path, SETTINGS, Record, first) as journal:
+        journal.add(record(1))
+    with Journal(tmp_path, SETTINGS, Record, first | second) as journal:
+        assert len(journal.records) == 1
+        journal.add(record(2))
+    content = journal.path.read_bytes()
+
+    for arms in ({"draft": {"k": 3}}, first | {"draft": {"k": 3}, "new": {}}):
+        with pytest.raises(EvalError, match="is of a run of draft with k 2, this one has 3; give another --out"):
+            Journal(tmp_path, SETTINGS, Record, arms)
+    assert journal.path.read_bytes() == content
+    with Journal(tmp_path, SETTINGS, Record, second) as journal:
+        assert len(journal.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        ({"settings": SETTINGS}, "None"),
+        ({"format": "reasonrt-journal/99", "settings": SETTINGS, "other": 1}, "'reasonrt-journal/99'"),
+    ],
+)
+def test_journal_of_another_version_is_refused_with_both_versions(
+    tmp_path: Path, head: dict[str, Any], found: str
+) -> None:
+    content = json.dumps(head) + '\n{"of": "another shape"}\n'
+    (tmp_path / "journal.jsonl").write_text(content)
+
+    with pytest.raises(EvalError, match=f"has format {found}, this version reads '{FORMAT}'; give another --out"):
+        Journal(tmp_path, SETTINGS, Record)
+    assert (tmp_path / "journal.jsonl").read_text() == content
 
 
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ async def test_a_run_stopped_in_the_middle_goes_on_with_nothing_done_twice(tmp_p
     report = await evaluate(second, PROBLEMS, BOTH, SETTINGS, tmp_path)
 
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
-    keys = [(line["label"], line["problem"]) for line in map(json.loads, lines[1:])]
+    keys = [(line["label"], line["problem"]) for line in map(json.loads, lines) if "label" in line]
     assert len(keys) == len(set(keys)) == 100
     assert [row["n"] for row in report.rows()] == [50, 50]
     assert sum(engine.generated_tokens for engine in second.engines.values()) < sum(  # type: ignore[attr-defined]
@@ -74,6 +75,52 @@ async def test_other_settings_do_not_mix_into_a_run(tmp_path: Path) -> None:
 
     with pytest.raises(EvalError, match=r"problems .*give another --out"):
         await evaluate(runtime(), PROBLEMS[:6], BOTH, SETTINGS, tmp_path)
+
+
+def bound_runtime(options: dict[str, Any], fingerprint: str = "weights") -> Runtime:
+    draft = adder("draft", 25)
+    draft.fingerprint = fingerprint
+    return Runtime({"target": adder("target", 40), "draft": draft}, {"self_consistency": options})
+
+
+VOTE = [PolicySpec("self_consistency", {"temperature": 0.5})]
+
+
+@pytest.mark.parametrize(
+    ("second", "policies", "difference"),
+    [
+        (bound_runtime({"k": 3}), VOTE, r"of self_consistency\(temperature=0.5\) with options.k 2, this one has 3"),
+        (bound_runtime({}), VOTE, "with options.k 2, this one has None"),
+        (bound_runtime({"k": 2}, "retrained"), [PolicySpec("draft")], "with engines.draft 'weights', .* 'retrained'"),
+    ],
+)
+async def test_changed_defaults_or_weights_do_not_mix_into_a_run(
+    tmp_path: Path, second: Runtime, policies: list[PolicySpec], difference: str
+) -> None:
+    await evaluate(bound_runtime({"k": 2}), PROBLEMS[:2], [*VOTE, PolicySpec("draft")], SETTINGS, tmp_path)
+
+    with pytest.raises(EvalError, match=f"{difference}; give another --out"):
+        await evaluate(second, PROBLEMS[:2], policies, SETTINGS, tmp_path)
+
+
+async def test_policy_joins_a_run_whatever_became_of_engines_that_it_does_not_use(tmp_path: Path) -> None:
+    await evaluate(bound_runtime({"k": 2}), PROBLEMS[:2], [PolicySpec("draft")], SETTINGS, tmp_path)
+
+    report = await evaluate(bound_runtime({"k": 2}, "retrained"), PROBLEMS[:2], VOTE, SETTINGS, tmp_path)
+
+    assert [row["n"] for row in report.rows()] == [2]
+
+
+async def test_changed_file_that_an_option_names_does_not_mix_into_a_run(tmp_path: Path) -> None:
+    router = tmp_path / "router.json"
+    router.write_text("{}")
+    policy = [PolicySpec("arbitrage", {"router_file": str(router)})]
+    await evaluate(runtime(), PROBLEMS[:1], policy, SETTINGS, tmp_path)
+
+    router.write_text("[]")
+
+    with pytest.raises(EvalError, match=r"files\..*router\.json '.*give another --out"):
+        await evaluate(runtime(), PROBLEMS[:1], policy, SETTINGS, tmp_path)
 
 
 async def test_a_request_that_fails_counts_as_wrong_and_is_named(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ async def test_recording_goes_on_where_it_was(tmp_path: Path) -> None:
 
     assert sorted(found.problem for found in again) == sorted(found.problem for found in whole)
     assert len(file.read_text().splitlines()) == len(lines)
-    assert json.loads(lines[0])["settings"]["models"]["draft"]
+    assert json.loads(lines[0])["settings"]["draft"]["engines"] == {"draft": "draft"}
 
 
 async def test_recording_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -101,6 +101,12 @@ async def test_recording_of_other_settings_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(EvalError, match="rollouts"):
         await record(tmp_path, rollouts=2)
+    with pytest.raises(EvalError, match="draft_share"):
+        await record(tmp_path, draft_share=0.5)
+    retrained = make_runtime()
+    retrained.engines["draft"].fingerprint = "retrained"  # type: ignore[misc]
+    with pytest.raises(EvalError, match=r"draft\.engines\.draft 'draft', this one has 'retrained'"):
+        await record_pairs(retrained, PROBLEMS, RecordingSettings(draft_share=0.0), tmp_path)
 
 
 async def test_recording_grows_and_its_questions_stay(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonrt.config import VllmConfig
+from reasonrt.engines.build import build_engine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import ConfigError
 from reasonrt.routers.features import FEATURES
@@ -88,7 +90,6 @@ def damaged(change: Any) -> str:
     "content",
     [
         "{", "[]", "{}",
-        damaged(lambda v: v.update(format="reasonrt-router/0")),
         damaged(lambda v: v.update(features=["other"])),
         damaged(lambda v: v.update(trees=None)),
         damaged(lambda v: v.update(curve=[[1.0, 0.0], [0.0, 1.0]])),
@@ -101,9 +102,28 @@ def test_what_is_no_router_is_refused_in_one_line(tmp_path: Path, content: str) 
     file = tmp_path / "router.json"
     file.write_text(content)
 
-    with pytest.raises(ConfigError, match=r"is no router of this version .*calibrate router") as caught:
+    with pytest.raises(ConfigError, match=r"is no router file .*calibrate router") as caught:
         load_router(str(file))
     assert "\n" not in str(caught.value)
+
+
+def test_file_of_another_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+    file = tmp_path / "router.json"
+    file.write_text(damaged(lambda v: v.update(format="reasonrt-router/1", trees="of another shape")))
+
+    with pytest.raises(ConfigError, match=f"'reasonrt-router/1', this version reads '{FORMAT}'; .*calibrate router"):
+        load_router(str(file))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["nano-features", "nano-classifier"])
+def test_router_that_ships_is_for_the_models_that_ship_in_whatever_number_format(name: str, dtype: Any) -> None:
+    engines = {
+        role: build_engine(role, VllmConfig(model=f"zoo:nano-{role}", dtype=dtype, scores=role == "router"))
+        for role in ("draft", "target", "router")
+    }
+
+    assert load_router(f"zoo:{name}").bind(engines) is not None
 
 
 def test_missing_file_names_the_command_that_makes_it() -> None:

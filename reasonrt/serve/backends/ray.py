@@ -33,7 +33,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from reasonrt.config import Config
 from reasonrt.engines.build import build_engine
-from reasonrt.engines.linked import BuildEngine, DistantEngine, EngineServer
+from reasonrt.engines.linked import BuildEngine, EngineHost, LinkedEngine
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState
@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 
 class RayLink:
     """The methods of a deployment, with Ray's errors in our words. Belongs to the loop that it is first used in."""
+
+    is_running = False  # as far as it knows
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -88,6 +90,20 @@ class RayLink:
             return list(await asked.results_async(timeout_s=timeout_s, return_exceptions=True))
 
 
+class EngineReplica(EngineHost):
+    """One engine in a process of its own, which every replica of the policies asks.
+
+    Args:
+        build: the engine.
+        folder: the paths of the configuration are relative to it.
+    """
+
+    async def __init__(self, build: BuildEngine, folder: str) -> None:  # type: ignore[misc]
+        with suppress(OSError):  # on another machine it may be missing, and absolute paths all that there are
+            os.chdir(folder)
+        super().__init__(await build().start())
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
     """What a replica says of itself; `running` and `served` count requests."""
@@ -120,7 +136,7 @@ class Replica:
         with suppress(OSError):  # on another machine it may be missing, and absolute paths all that there are
             os.chdir(folder)
         built = {role: build() for role, build in engines.items()}
-        built |= {role: DistantEngine(built[role], RayLink(handle)) for role, handle in handles.items()}
+        built |= {role: LinkedEngine(built[role], RayLink(handle)) for role, handle in handles.items()}
         self._worker = await Worker(Runtime(built, options)).__aenter__()
 
     async def solve(self, request: Request, is_patient: bool) -> AsyncGenerator[Accepted | Event, None]:
@@ -248,7 +264,7 @@ def _application(
     apart: dict[str, Any] = {}
     if wanted.split:
         unbounded = common | {"max_queued_requests": -1}  # a request asks for much at once; replicas bound the requests
-        server = ray_serve.deployment(**unbounded)(EngineServer)
+        server = ray_serve.deployment(**unbounded)(EngineReplica)
         apart = {role: server.options(name=f"engine-{role}").bind(build, folder) for role, build in engines.items()}
         common |= {"ray_actor_options": {"num_cpus": 0}}
     scaling = AutoscalingConfig(

@@ -1,5 +1,6 @@
 """A certificate as a file: it comes back as it was, shows every edit, and is for one model only."""
 
+import hashlib
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from reasonrt.calibration import (
 )
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.certificate import SCHEMA
+from reasonrt.policies.stopping.files import canonical
 
 PRINTS = Fingerprints("model", "tokenizer", "template", "engine", "greedy", "every 128", {"answer": (7, 8)})
 TRACES = TraceSet(synthetic_traces("honest", 200).traces, PRINTS)
@@ -47,6 +50,17 @@ def test_any_edit_by_hand_is_refused(certificate: Certificate) -> None:
             Certificate.from_json(json.dumps(edited))
     value["rule"]["threshold"] = 0.5
     with pytest.raises(CalibrationError, match="was changed after it was made"):
+        Certificate.from_json(json.dumps(value))
+
+
+def test_certificate_of_another_version_is_refused_with_both_versions(certificate: Certificate) -> None:
+    value = json.loads(certificate.to_json()) | {"schema": "reasonrt.certificate/1", "of": "another shape"}
+    value.pop("sha256")
+    value["sha256"] = hashlib.sha256(canonical(value).encode()).hexdigest()
+
+    with pytest.raises(
+        CalibrationError, match=f"'reasonrt.certificate/1', this version reads '{SCHEMA}'; certify anew"
+    ):
         Certificate.from_json(json.dumps(value))
 
 

@@ -75,10 +75,10 @@ def test_file_round_trip(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("{", "line 1 is no JSON"),
-        ('{"schema": "other/1"}', "does not begin with the schema 'reasonrt.traces/1'"),
-        ('{"schema": "reasonrt.traces/1"}\n{"problem_id": "p"}', "line 2: checkpoints: Field required"),
+        ('{"schema": "other/1"}', "does not begin with the schema 'reasonrt.traces/2'"),
+        ('{"schema": "reasonrt.traces/2"}\n{"problem_id": "p"}', "line 2: checkpoints: Field required"),
         (
-            '{"schema": "reasonrt.traces/1"}\n{"problem_id": "p", "full_tokens": 9, "full_answer": "", "checkpoints":'
+            '{"schema": "reasonrt.traces/2"}\n{"problem_id": "p", "full_tokens": 9, "full_answer": "", "checkpoints":'
             '[{"tokens": 5, "answer": "", "signals": {"sure": NaN}}]}',
             "line 2: signal 'sure' is nan",
         ),
@@ -151,5 +151,5 @@ def test_lines_are_json(tmp_path: Path) -> None:
 
     header, first, _ = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
 
-    assert header["schema"] == "reasonrt.traces/1"
+    assert header["schema"] == "reasonrt.traces/2"
     assert "confidence" in first["checkpoints"][0]["signals"]

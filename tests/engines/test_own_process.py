@@ -1,0 +1,66 @@
+"""The option `own_process`: which engines take it, and vLLM under it."""
+
+from pathlib import Path
+
+import pytest
+
+from reasonrt.config import PluginConfig, VllmConfig, load_config
+from reasonrt.engines.build import build_engine
+from reasonrt.engines.linked import LinkedEngine
+from reasonrt.errors import ConfigError
+from reasonrt.types import Message, Sampling
+
+
+@pytest.mark.parametrize("own_process", [True, False])
+def test_engine_is_linked_where_the_configuration_says_so(
+    own_process: bool, tmp_path: Path, hosted_package: None
+) -> None:
+    (tmp_path / "reasonrt.yaml").write_text(
+        f"engines:\n  draft: {{model: zoo:nano-draft, max_model_len: 77, own_process: {own_process}}}\n"
+        f"  target: {{kind: plugin, name: scripted, own_process: {own_process}}}\n"
+    )
+    config = load_config(tmp_path / "reasonrt.yaml")
+
+    for role, engine_config in config.engines.items():
+        engine = build_engine(role, engine_config)
+        assert isinstance(engine, LinkedEngine) is own_process
+        assert engine.name == role
+    plain = build_engine("draft", VllmConfig(model="zoo:nano-draft", max_model_len=77))
+    draft = build_engine("draft", config.engines["draft"])
+    assert (draft.max_model_len, draft.capabilities) == (77, plain.capabilities)
+    assert draft.model_fingerprint == plain.model_fingerprint
+    assert (draft.fingerprint, draft.tokenizer.fingerprint) == (plain.fingerprint, plain.tokenizer.fingerprint)
+
+
+def test_remote_engine_has_its_process_already(tmp_path: Path) -> None:
+    (tmp_path / "reasonrt.yaml").write_text(
+        "engines: {target: {kind: remote, base_url: 'http://x', model: m, tokenizer: t, own_process: true}}"
+    )
+
+    with pytest.raises(ConfigError, match="own_process: extra inputs are not permitted"):
+        load_config(tmp_path / "reasonrt.yaml")
+
+
+def test_what_is_wrong_is_said_before_a_process_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no installed package offers the engine 'quantum'"):
+        build_engine("target", PluginConfig(kind="plugin", name="quantum", own_process=True))
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        build_engine("target", VllmConfig(model=str(tmp_path), own_process=True))
+
+
+@pytest.mark.vllm
+async def test_vllm_writes_the_same_in_a_process_of_its_own() -> None:
+    written = []
+    for own_process in (True, False):
+        config = VllmConfig(model="zoo:nano-draft", own_process=own_process, kv_cache_mib=64)
+        engine = await build_engine("draft", config).start()
+        try:
+            prompt = engine.tokenizer.chat((Message("user", "What is 12 + 30?"),))
+            stream = engine.generate(prompt, Sampling(40))
+            token_ids = [token_id async for delta in stream for token_id in delta.token_ids]
+            written.append((token_ids, stream.generated_tokens, engine.fingerprint))
+        finally:
+            await engine.aclose()
+
+    assert written[0] == written[1]
+    assert written[0][0]
