@@ -19,6 +19,7 @@ from reasonrt.pace import Pace
 from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.service import Guards
 from reasonrt.ports import Engine, PacedEngine, Policy
+from reasonrt.thinking import opens_thinking
 from reasonrt.types import Completion, Event, FinishReason, PolicyEvent, Request, Step, Stop
 
 
@@ -113,7 +114,9 @@ class Runtime:
         for step in steps:
             committed[step.author] += len(step.token_ids)
         usage = {name: meter.usage(committed[name]) for name, meter in meters.items()}
-        yield Completion((*request.committed, *steps), stop.reason, usage, time.perf_counter() - started, stop.details)
+        seconds, tokenizers = time.perf_counter() - started, [engine.tokenizer for engine in roles.values()]
+        is_open = any(opens_thinking(first.decode, first.chat(request.messages)) for first in tokenizers[:1])
+        yield Completion((*request.committed, *steps), stop.reason, usage, seconds, stop.details, is_open)
 
     async def complete(self, request: Request) -> Completion:
         """`solve` without the steps in between."""

@@ -23,6 +23,7 @@ from reasonrt.errors import RequestError
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.ports import PacedEngine
 from reasonrt.routers.base import Router
+from reasonrt.thinking import ends_thinking
 from reasonrt.types import Request, Step
 
 
@@ -34,8 +35,8 @@ class SpeculationOptions(PolicyOptions):
         threshold: escalate above this predicted advantage, in the router's unit (each policy says which).
         price: instead of `threshold`: advantage that a second of the target must bring; needs a router whose
             advantage is a probability.
-        answer_threshold: for the steps that hold the answer, in the unit of `threshold`; None is half of the
-            advantage. The stricter of the two holds.
+        answer_threshold: for the steps that hold the answer or end the thinking, in the unit of `threshold`; None is
+            half of the advantage. The stricter of the two holds.
         max_target_share: of the committed tokens, in [0, 1]; the target is not asked beyond it.
         look_ahead: steps that the draft may be ahead of the router; 0 is lock-step.
         verify: let the target read a rejected step and keep what it would have written itself. At temperature 0,
@@ -89,7 +90,7 @@ class SpeculationOptions(PolicyOptions):
         bar = self.advantage_at(self.threshold)
         if self.price is not None:
             bar = self.price * (target_s or 0.0)  # unmeasured: free, and so measured
-        if holds_answer(step.text):
+        if holds_answer(step.text) or ends_thinking(step.text):
             stricter = self.answer_threshold
             bar = min(bar, bar / 2 if stricter is None else self.advantage_at(stricter))
         return advantage > bar

@@ -42,7 +42,7 @@ def test_answer_holds_no_stop_text_and_none_is_missed(text: str, is_thinking: bo
 
 @given(text=TEXTS)
 def test_whole_text_is_parted_as_a_completion_parts_it(text: str) -> None:
-    completion = Completion((Step(text, (1,), "target"),), FinishReason.STOP, {}, 0.0)
+    completion = Completion((Step(text, (1,), "target"),), FinishReason.STOP, {}, 0.0, prompt_opens_thinking="</think>" in text)
     parts = part(text, "</think>" in text, is_whole=True)
 
     assert parts.content == completion.content.strip()
