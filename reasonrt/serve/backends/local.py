@@ -13,7 +13,8 @@ from reasonrt.ports import Engine
 from reasonrt.runtime import Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState
 from reasonrt.serve.wire.errors import ABSENT, ApiError
-from reasonrt.types import THINK, Event, Request
+from reasonrt.thinking import opens_thinking
+from reasonrt.types import Event, Request
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
@@ -100,8 +101,8 @@ class Worker:
         prompt = engines[0].tokenizer.chat(request.messages)
         if len(prompt) >= room:
             raise _too_long(f"{len(prompt)} tokens", room)
-        is_thinking = engines[0].tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK)
-        return Accepted(len(prompt), is_thinking)
+        names = frozenset(engine.name for engine in self.runtime.engines.values())
+        return Accepted(len(prompt), opens_thinking(engines[0].tokenizer.decode, prompt), names)
 
     async def _watch(self, engine: Engine) -> None:
         """Starting a live engine does nothing, starting a dead one brings it back: no request need find it dead."""

@@ -143,7 +143,7 @@ class Replica:
 
 
 class RayBackend:
-    """Replicas behind the protocol of `serve.backend`.
+    """Replicas behind the protocol of `serve.backends.base`.
 
     Args:
         engines: role to what builds its engine.

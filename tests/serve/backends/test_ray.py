@@ -89,7 +89,7 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
             asked.append((session, is_patient))
             if len(asked) <= num_cold:
                 raise ApiError(503, "cold", code=ABSENT)
-            yield Accepted(1, False)
+            yield Accepted(1, False, frozenset())
 
         async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
             return []
@@ -102,7 +102,7 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
     async with ray_app.RayBackend({}, {}, ServeConfig()) as entered:
         events = [event async for event in entered.solve(Request.ask("?"), "s")]
 
-    assert events == [Accepted(1, False)]
+    assert events == [Accepted(1, False, frozenset())]
     assert len({session for session, _ in asked}) == len(asked) == num_cold + 1
     assert asked[-1][1] is is_patient
 
