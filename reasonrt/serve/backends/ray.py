@@ -143,7 +143,7 @@ class Replica:
 
 
 class RayBackend:
-    """Replicas behind the protocol of `serve.backends.base`.
+    """Replicas that solve requests as the protocol of `serve.backends.base` says.
 
     Args:
         engines: role to what builds its engine.
