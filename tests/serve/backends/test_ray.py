@@ -143,7 +143,10 @@ async def test_errors_arrive_as_what_they_are(backend: Any) -> None:
         await collect(backend, Request.ask("?", "magic"))
     with pytest.raises(ApiError, match="there is room for") as raised:
         await collect(backend, Request((Message("user", "x" * 200_000),)))
-    assert raised.value.code == "context_length_exceeded"
+    told = raised.value
+    assert (told.status, told.param, told.code) == (400, "messages", "context_length_exceeded")
+    assert told.args == (400, told.message, "messages", "context_length_exceeded", None)
+    assert len({told, told}) == 1  # hashable, as what handles exceptions expects
 
 
 @pytest.mark.parametrize("round_", range(2))
