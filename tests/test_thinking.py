@@ -96,33 +96,26 @@ def test_prompt_that_ends_with_the_tag_opens_the_thinking(prompt: str, is_open: 
     assert opens_thinking(tokenizer.decode, tokenizer.encode(prompt)) is is_open
 
 
-class OpeningTokenizer(CharacterTokenizer):
-    """Its chat template ends with `<think>`, as that of many reasoning models."""
-
-    fingerprint = "characters of a thinking model"
-
-    def chat(self, messages: object) -> list[int]:
-        return [*super().chat(messages), *self.encode(f"{THINK}\n")]  # type: ignore[arg-type]
-
-
-def opening_engine(text: str) -> ScriptedEngine:
+def opening_runtime(tokenizer: CharacterTokenizer, text: str) -> Runtime:
     engine = ScriptedEngine("target", text)
-    engine.tokenizer = OpeningTokenizer()
-    return engine
+    engine.tokenizer = tokenizer
+    return Runtime({"target": engine})
 
 
-async def test_answer_after_thinking_that_the_template_opened() -> None:
-    completion = await Runtime({"target": opening_engine("3 + 4 = 7\n\n</think>\n\n\\boxed{7}")}).complete(
-        Request.ask("?")
-    )
+async def test_answer_after_thinking_that_the_template_opened(opening_tokenizer: CharacterTokenizer) -> None:
+    runtime = opening_runtime(opening_tokenizer, "3 + 4 = 7\n\n</think>\n\n\\boxed{7}")
+
+    completion = await runtime.complete(Request.ask("?"))
 
     assert completion.prompt_opens_thinking
     assert (completion.reasoning, completion.content, full_answer(completion)) == ("3 + 4 = 7", r"\boxed{7}", "7")
 
 
 @pytest.mark.parametrize("max_tokens", [20, 1024])  # a limit cuts it off, or the model itself ends it
-async def test_thinking_that_the_template_opened_and_nothing_closed_is_no_answer(max_tokens: int) -> None:
-    runtime = Runtime({"target": opening_engine("3 + 4 = 7\n\nThe answer is 7.\n\nSo 7")})
+async def test_thinking_that_the_template_opened_and_nothing_closed_is_no_answer(
+    opening_tokenizer: CharacterTokenizer, max_tokens: int
+) -> None:
+    runtime = opening_runtime(opening_tokenizer, "3 + 4 = 7\n\nThe answer is 7.\n\nSo 7")
 
     completion = await runtime.complete(Request.ask("?", limits=Limits(max_tokens)))
 

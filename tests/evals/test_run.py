@@ -1,7 +1,6 @@
 """The evaluation loop on scripted engines: resuming, failing, reporting, drawing."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from reasonrt.evals.report import plot
 from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.runtime import Runtime
-from reasonrt.types import Limits, Message, Sampling
+from reasonrt.types import Limits, Sampling
 
 PROBLEMS = [TaskProblem(f"p{index}", f"What is {index} + 1?", str(index + 1), f"g/{index % 2}") for index in range(50)]
 SETTINGS = RunSettings("sums", Limits(max_tokens=500), concurrency=4)
@@ -126,20 +125,13 @@ async def test_a_dead_engine_costs_no_answers(tmp_path: Path) -> None:
     assert (row["n"], row["accuracy"], row["errors"]) == (50, 1.0, 0)
 
 
-class _OpeningTokenizer(CharacterTokenizer):
-    """Its chat template opens the thinking."""
-
-    fingerprint = "characters of a thinking model"
-
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        return [*super().chat(messages), *self.encode("<think>\n")]
-
-
 @pytest.mark.parametrize(("max_tokens", "accuracy"), [(25, 0.0), (500, 1.0)])
-async def test_thinking_that_was_cut_off_is_not_graded(tmp_path: Path, max_tokens: int, accuracy: float) -> None:
+async def test_thinking_that_was_cut_off_is_not_graded(
+    tmp_path: Path, opening_tokenizer: CharacterTokenizer, max_tokens: int, accuracy: float
+) -> None:
     """Its last number would be right."""
     engine = ScriptedEngine("target", "I add: it is 7\n\nIt is 7.\n\n</think>\n\n\\boxed{7}")
-    engine.tokenizer = _OpeningTokenizer()
+    engine.tokenizer = opening_tokenizer
     settings = RunSettings("sums", Limits(max_tokens=max_tokens))
 
     report = await evaluate(Runtime({"target": engine}), [PROBLEMS[6]], BOTH[:1], settings, tmp_path)

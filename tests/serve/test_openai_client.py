@@ -1,15 +1,11 @@
 """The official client, through everything that is promised to it."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-
-from reasonrt.engines.scripted import CharacterTokenizer
-from reasonrt.types import Message
 
 STEPS = ["<think>\nOne.\n\n", "Two.\n\n", "Three.\n\n", "</think>\n\n", r"\boxed{7}"]
 REASONING, CONTENT = "One.\n\nTwo.\n\nThree.", r"\boxed{7}"
@@ -169,12 +165,14 @@ def test_limit_ends_with_length(running: Any) -> None:
 
 @pytest.mark.parametrize("prompt_opens", [True, False])
 @pytest.mark.parametrize("is_stream", [True, False])
-def test_text_that_ends_inside_the_thinking_is_no_whole_answer(start: Any, prompt_opens: bool, is_stream: bool) -> None:
+def test_text_that_ends_inside_the_thinking_is_no_whole_answer(
+    start: Any, opening_tokenizer: Any, prompt_opens: bool, is_stream: bool
+) -> None:
     """The model itself ended there, and says so; OpenAI's word for an answer that is not there is `length`."""
     server = start(("" if prompt_opens else "<think>\n") + "One.\n\nTwo.")
     if prompt_opens:
         for engine in server.engines:
-            engine.tokenizer = OpeningTokenizer()
+            engine.tokenizer = opening_tokenizer
 
     answer = server.openai().chat.completions.create(model="target", messages=ASK, stream=is_stream)
 
@@ -184,15 +182,6 @@ def test_text_that_ends_inside_the_thinking_is_no_whole_answer(start: Any, promp
     assert "".join(text.content or "" for text in texts) == ""
     last = chunks[-1].choices[0]
     assert (last.finish_reason, last.reasonrt["finish_reason"]) == ("length", "stop")
-
-
-class OpeningTokenizer(CharacterTokenizer):
-    """Its chat template opens the thinking."""
-
-    fingerprint = "characters of a thinking model"
-
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        return [*super().chat(messages), *self.encode("<think>\n")]
 
 
 def test_models_are_the_policies(running: Any) -> None:
