@@ -242,7 +242,7 @@ def sdk_process(config: Path) -> Iterator[Any]:
 async def serve_sdk(config: str) -> None:
     """The other side of `sdk_process`."""
     from reasonrt import Completion, Limits, Request, Runtime
-    from reasonrt.types import END_THINK, THINK
+    from reasonrt.thinking import END_THINK, THINK
 
     async with Runtime.from_config(config) as runtime:
         print("ready", flush=True)

@@ -3,8 +3,7 @@
 import re
 from fractions import Fraction
 
-from reasonrt.types import END_THINK
-
+_MARKS = (r"\boxed{", "####")  # the first one counts where both are there
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 _LONGEST_NUMBER = 1000  # characters; Python refuses to read numbers far beyond, and no answer is as long
@@ -13,18 +12,24 @@ _SEPARATOR = re.compile(r",\s+|;\s*|,(?!\d{3}(?!\d))")  # a comma, unless it sep
 
 def find_answer(text: str) -> str | None:
     r"""What stands in the last `\boxed{}`, or after the last `####`, or is the last number; None without any."""
-    start = text.rfind(r"\boxed{")
-    if start >= 0:
-        return _until_closing_brace(text[start + len(r"\boxed{") :])
-    if "####" in text:
-        return text.rpartition("####")[2].strip().split("\n")[0].strip() or None
+    if any(mark in text for mark in _MARKS):
+        return _marked_answer(text)
     numbers = re.findall(r"(?:(?<!\w)-)?\d[\d,]*(?:\.\d+)?", text)
     return numbers[-1].replace(",", "") if numbers else None
 
 
 def holds_answer(text: str) -> bool:
-    """Whether a step states the answer, or ends the thinking."""
-    return r"\boxed{" in text or END_THINK in text
+    r"""Whether a text states an answer, in a `\boxed{}` or after `####`; a mere number is not enough."""
+    return _marked_answer(text) is not None
+
+
+def _marked_answer(text: str) -> str | None:
+    box, hashes = _MARKS
+    if box in text:
+        return _until_closing_brace(text.rpartition(box)[2])
+    if hashes in text:
+        return text.rpartition(hashes)[2].strip().split("\n")[0].strip() or None
+    return None
 
 
 def _until_closing_brace(text: str) -> str | None:

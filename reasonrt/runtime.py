@@ -24,6 +24,7 @@ from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.ports import Engine, Engines, Policy, RequestEngine, Tool
 from reasonrt.scopes import LimitReached, Scope
 from reasonrt.tasks import Expired, before, run_bounded
+from reasonrt.thinking import opens_thinking
 from reasonrt.types import (
     THE_RUNTIMES,
     Completion,
@@ -60,6 +61,14 @@ class Prepared:
             return False
         authors = (engine for engine in self.engines.values() if engine.name == last.author)
         return any(last.token_ids[-1] in author.tokenizer.eos_token_ids for author in authors)
+
+    @property
+    def prompt_opens_thinking(self) -> bool:
+        """Whether the first engine's chat template has opened the thinking: the text then begins inside of it."""
+        if not self.policy.engines:
+            return False
+        tokenizer = self.engines[self.policy.engines[0]].tokenizer
+        return opens_thinking(tokenizer.decode, self.request.prompts.token_ids(tokenizer, self.request.messages))
 
 
 class Runtime:
@@ -314,8 +323,8 @@ async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator
                     break
                 steps.append(event)
                 yield event
-    seconds = time.perf_counter() - started
-    yield Completion((*request.committed, *steps), stop.reason, engines.usage(), seconds, stop.details)
+    seconds, is_open = time.perf_counter() - started, prepared.prompt_opens_thinking
+    yield Completion((*request.committed, *steps), stop.reason, engines.usage(), seconds, stop.details, is_open)
 
 
 async def _limited(prepared: Prepared, engines: Engines, scope: Scope) -> AsyncGenerator[PolicyEvent, None]:

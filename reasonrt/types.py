@@ -6,8 +6,9 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from reasonrt.errors import RequestError
-
-THINK, END_THINK = "<think>", "</think>"
+from reasonrt.thinking import END_THINK as END_THINK
+from reasonrt.thinking import THINK as THINK
+from reasonrt.thinking import split
 
 
 def _require(holds: bool, rule: str, value: object) -> None:
@@ -245,13 +246,19 @@ Usage = Mapping[str, EngineUsage]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The end of a request: all that was committed, before it and in it, and what it cost."""
+    """The end of a request: all that was committed, before it and in it, and what it cost.
+
+    Attributes:
+        details: what the policy found out about the request.
+        prompt_opens_thinking: the chat template has written `<think>`, so that the text begins inside the thinking.
+    """
 
     steps: tuple[Step, ...]
     finish_reason: FinishReason
     usage: Usage
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
+    prompt_opens_thinking: bool = False
 
     @property
     def text(self) -> str:
@@ -260,14 +267,12 @@ class Completion:
     @property
     def reasoning(self) -> str:
         """The thinking, without its tags; empty for a model that does not mark it."""
-        head, end, _ = self.text.lstrip().partition(END_THINK)
-        return head.removeprefix(THINK).strip() if end or head.startswith(THINK) else ""
+        return split(self.text, self.prompt_opens_thinking).reasoning
 
     @property
     def content(self) -> str:
-        """The text after the thinking; empty while the model still thinks."""
-        head, end, tail = self.text.lstrip().partition(END_THINK)
-        return tail.strip() if end else "" if head.startswith(THINK) else head
+        """The text after the thinking; empty where the text ends inside it."""
+        return split(self.text, self.prompt_opens_thinking).content.rstrip()
 
     @property
     def generated_tokens(self) -> int:

@@ -17,9 +17,12 @@ import pytest
 import reasonrt.zoo
 from reasonrt.calibration.stopping.bounds import binomial_lower_bound
 from reasonrt.engines.remote import RemoteEngine
+from reasonrt.engines.scripted import CharacterTokenizer
 from reasonrt.engines.vllm import VllmEngine, VllmSettings
 from reasonrt.engines.vllm_settings import cpu_dtype
 from reasonrt.policies.stopping.traces import Checkpoint, Trace
+from reasonrt.thinking import THINK
+from reasonrt.types import Message
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 SERVER_START_S = 120.0
@@ -164,3 +167,16 @@ def make_trace() -> Callable[..., Trace]:
 def exceeds() -> Callable[[int, int, float], bool]:
     """Whether `failures` among `draws` show a probability above `delta`: its 99 % Clopper-Pearson lower bound is."""
     return lambda failures, draws, delta: binomial_lower_bound(failures, draws, 0.01) > delta
+
+
+class _OpeningTokenizer(CharacterTokenizer):
+    fingerprint = "characters of a thinking model"
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        return [*super().chat(messages), *self.encode(f"{THINK}\n")]
+
+
+@pytest.fixture
+def opening_tokenizer() -> CharacterTokenizer:
+    """Its chat template opens the thinking, as that of many reasoning models does."""
+    return _OpeningTokenizer()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.answers import find_answer, normal_form, same_answer
+from reasonrt.answers import find_answer, holds_answer, normal_form, same_answer
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,34 @@ from reasonrt.answers import find_answer, normal_form, same_answer
 )
 def test_find_answer(text: str, answer: str | None) -> None:
     assert find_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        (r"\boxed{4}", True),
+        (r"\boxed{\frac{1}{2}} and more", True),
+        ("#### 1,234", True),
+        (r"\boxed{4", False),  # it may still go on
+        (r"\boxed{ }", False),
+        ("so 3 + 1 = 4", False),  # a number, and no word that it is the answer
+        ("####", False),
+        ("</think>", False),
+        ("", False),
+    ],
+)
+def test_holds_answer(text: str, holds: bool) -> None:
+    assert holds_answer(text) is holds
+
+
+@given(pieces=st.lists(st.sampled_from([r"\boxed{", "}", "####", "7", "x", " ", "\n", "{"]), max_size=10))
+def test_a_text_that_holds_an_answer_is_read_there_and_nowhere_else(pieces: list[str]) -> None:
+    text = "".join(pieces)
+
+    if holds_answer(text):
+        assert find_answer(text) == find_answer("1 2 3 " + text) is not None
+    elif r"\boxed{" in text or "####" in text:  # an answer was begun: no number stands in for it
+        assert find_answer(text) is None
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ FLOORS = (  # from the top: an import never goes up
     ("writing", "routers"),
     ("metering", "scopes", "tools", "programs", "engines", "transcript"),
     ("ports",),
-    ("boundaries", "pace", "thinking", "answers", "diffusion", "config"),
+    ("boundaries", "pace", "answers", "diffusion", "config"),
     ("types",),
-    ("tasks", "errors", "kernels"),
+    ("thinking", "tasks", "errors", "kernels"),
 )
 FLOOR_OF = {name: -index for index, names in enumerate(FLOORS) for name in names}
 

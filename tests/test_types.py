@@ -71,21 +71,22 @@ def test_ask_is_a_request_of_one_user_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reasoning", "content"),
+    ("text", "is_open", "reasoning", "content"),
     [
-        ("<think>\na\n\nb\n\n</think>\n\nc", "a\n\nb", "c"),
-        ("\n<think>a</think>c", "a", "c"),
-        ("a\n\n</think>\n\nc", "a", "c"),  # the chat template opened the thinking
-        ("<think>\na\n\nb", "a\n\nb", ""),  # cut off in the middle of it
-        ("just c", "", "just c"),
-        ("", "", ""),
+        ("<think>\na\n\nb\n\n</think>\n\nc\n", False, "a\n\nb", "c"),
+        ("\n<think>a</think>c", False, "a", "c"),
+        ("a\n\n</think>\n\nc", True, "a", "c"),
+        ("<think>\na\n\nb", False, "a\n\nb", ""),  # cut off in the middle of it
+        ("a\n\nb", True, "a\n\nb", ""),
+        ("just c", False, "", "just c"),
+        ("", False, "", ""),
     ],
 )
-def test_completion_tells_thinking_from_answer(text: str, reasoning: str, content: str) -> None:
+def test_completion_tells_thinking_from_answer(text: str, is_open: bool, reasoning: str, content: str) -> None:
     half = len(text) // 2
     steps = tuple(Step(part, (1,), "target") for part in (text[:half], text[half:]))
 
-    completion = Completion(steps, FinishReason.STOP, {}, 0.0)
+    completion = Completion(steps, FinishReason.STOP, {}, 0.0, prompt_opens_thinking=is_open)
 
     assert completion.text == text
     assert completion.reasoning == reasoning

@@ -18,8 +18,8 @@ class SpeculationOptions:
             the router's default.
         price: instead of `threshold`: the advantage that a second of the target must bring; needs a router whose
             advantage is a probability.
-        answer_threshold: for the steps that hold the answer, in the unit of `threshold`; None is half of the
-            advantage. The stricter of the two holds.
+        answer_threshold: for the steps that hold the answer or end the thinking, in the unit of `threshold`; None is
+            half of the advantage. The stricter of the two holds.
         max_target_share: of the committed tokens, in [0, 1]; the target is not asked beyond it.
         look_ahead: steps that the draft may be ahead of the router; 0 is lock-step.
         verify: let the target read a rejected step and keep what it would have written itself. At temperature 0,

@@ -28,6 +28,7 @@ from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.ports import Engine, Engines, Policy
 from reasonrt.routers.base import Router
 from reasonrt.routers.registry import RouterKind
+from reasonrt.thinking import ends_thinking
 from reasonrt.types import PolicyEvent, Request, Step
 
 
@@ -78,7 +79,7 @@ class Speculation(Policy):
         bar = self.kind.advantage_at(self.kind.threshold if options.threshold is None else options.threshold)
         if options.price is not None:
             bar = options.price * (target_s or 0.0)  # unmeasured: free, and so measured
-        if holds_answer(step.text):
+        if holds_answer(step.text) or ends_thinking(step.text):
             stricter = options.answer_threshold
             bar = min(bar, bar / 2 if stricter is None else self.kind.advantage_at(stricter))
         return advantage > bar

@@ -26,8 +26,9 @@ from reasonrt.policies.stopping.traces import Checkpoint
 from reasonrt.ports import Engines, Policy, RequestEngine
 from reasonrt.scopes import LimitReached
 from reasonrt.tasks import cancel
+from reasonrt.thinking import ends_thinking, opens_thinking
 from reasonrt.transcript import Transcript
-from reasonrt.types import END_THINK, Completion, FinishReason, PolicyEvent, Request, Step, Stop
+from reasonrt.types import Completion, FinishReason, PolicyEvent, Request, Step, Stop
 
 AUTHOR = "stopping"
 """Of the suffix: no engine has generated it."""
@@ -79,7 +80,7 @@ class StoppingLoop:
         self._inner, self._request, self._engines, self._engine, self._terms = inner, request, engines, engine, terms
         self._transcript = Transcript.of(request, engines)
         self._ends = {author.name: author.tokenizer.eos_token_ids for author in engines.values()}
-        self._is_thinking = END_THINK not in self._transcript.text
+        self._is_thinking = not ends_thinking(self._transcript.text)
         self._mark = terms.schedule.next_mark(self._transcript.num_tokens)
         self._probe = Probe(engine, terms.suffix, terms.schedule.answer_tokens)
         self._watch = Watch(terms.rule) if terms.rule else None
@@ -134,7 +135,7 @@ class StoppingLoop:
     def _ask(self, step: Step) -> _Asked | None:
         """Ask behind `step`, if there is a checkpoint that the rule looks at."""
         self._transcript.commit(step)
-        self._is_thinking = self._is_thinking and END_THINK not in step.text
+        self._is_thinking = self._is_thinking and not ends_thinking(self._transcript.text)
         tokens = self._transcript.num_tokens
         is_end = bool(step.token_ids) and step.token_ids[-1] in self._ends.get(step.author, ())
         if not self._is_thinking or is_end or not step.is_complete or tokens < self._mark:
@@ -208,9 +209,15 @@ class StoppingLoop:
         """The inner policy has come to its end."""
         served = self._terms.served
         if served and self._terms.is_shadow:
-            completion = Completion(tuple(self._transcript.steps), stop.reason, {}, 0.0)
+            completion = Completion(
+                tuple(self._transcript.steps), stop.reason, {}, 0.0, prompt_opens_thinking=self._prompt_opens_thinking()
+            )
             served.ran_to_the_end(self._spelling.of(full_answer(completion)), self._outcome)
         return replace(stop, details={**stop.details, "stopping": self._details()})
+
+    def _prompt_opens_thinking(self) -> bool:
+        tokenizer = self._engines[self._inner.engines[0]].tokenizer
+        return opens_thinking(tokenizer.decode, self._request.prompts.token_ids(tokenizer, self._request.messages))
 
     def _details(self) -> dict[str, Any]:
         """What the `Stop` tells: what was done and by which rule, and what it took."""

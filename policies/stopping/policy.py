@@ -129,7 +129,7 @@ class Stopping(Policy):
                 model = self.certificates.read(file).certificate.fingerprints.model
             except CalibrationError as error:
                 raise ConfigError(f"policy {self.name}: {error}") from None
-            served = engines[self._role].fingerprint
+            served = engines[self._role].model_fingerprint
             if model not in ("", served):
                 raise ConfigError(
                     f"policy {self.name}: {file} was certified for another model ({model[:12]}, engine "

@@ -17,7 +17,8 @@ from reasonrt.policies.stopping.signals import (
     geometric_confidence,
 )
 from reasonrt.ports import Engine
-from reasonrt.types import END_THINK, Completion, FinishReason, Sampling, TokenDelta, Tokenizer
+from reasonrt.thinking import END_THINK
+from reasonrt.types import Completion, FinishReason, Sampling, TokenDelta, Tokenizer
 
 SUFFIX = END_THINK + "\n\n\\boxed{"
 END_BOOST = 4.0

@@ -10,11 +10,6 @@ from reasonrt.cli.common import JsonOption, console, run, write_json
 app = typer.Typer(no_args_is_help=True, help="Measurements of the engine room.")
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `overhead` a command of its own."""
-
-
 @app.command()
 def overhead(
     rounds: Annotated[int, typer.Option(min=10, help="Samples per concurrency.")] = 200,

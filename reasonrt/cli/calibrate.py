@@ -5,18 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
+from reasonrt.cli.common import ConfigOption, JsonOption, console, progress, run, write_json
 from reasonrt.errors import CalibrationError
 
 app = typer.Typer(no_args_is_help=True, help="Learn routers and stopping rules from recorded runs.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `router` a command of its own."""
 
 
 @app.command()
@@ -48,7 +42,7 @@ def router(
         with console.status("starting draft and target ..."):
             runtime = await Runtime.from_config(config, roles=("draft", "target")).__aenter__()
         try:
-            with _progress() as bar:
+            with progress() as bar:
                 line = bar.add_task("recording steps", total=len(drawn))
                 settings = RecordingSettings(rollouts, max_tokens=max_tokens, concurrency=concurrency)
                 records = await record_pairs(
@@ -114,9 +108,3 @@ def _print(reports: dict[str, dict[str, Any]]) -> None:
             " / ".join(f"{share:.0%}" for share in report["captured"].values()),
         )
     console.print(table)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )

@@ -12,11 +12,6 @@ from reasonrt.serve.config import load_serve_config
 app = typer.Typer(no_args_is_help=True, help="The configuration in effect.")
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `show` a command of its own."""
-
-
 @app.command()
 def show(config: ConfigOption = None, json_file: JsonOption = None) -> None:
     """Print the effective configuration as YAML, defaults included."""

@@ -186,7 +186,7 @@ def _record(label: str, problem: TaskProblem, result: Completion | ReasonRTError
     }
     if isinstance(result, ReasonRTError):
         return Record(**known, error=str(result))
-    text = result.content or result.text
+    text = result.content  # what stands inside the thinking is no answer
     return Record(
         **known,
         text=text,

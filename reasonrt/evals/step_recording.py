@@ -145,8 +145,7 @@ class _Recording:
                 f"a rollout of {self._problem.id} failed: {error}; run it again, what is done is kept"
             ) from error
         grades = [
-            await self._grader.grade(done.content or done.text, self._problem.answer, self._problem.is_exact)
-            for done in completions
+            await self._grader.grade(done.content, self._problem.answer, self._problem.is_exact) for done in completions
         ]
         return list(completions[0].steps[len(committed) :]), sum(grades) / count
 

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from reasonrt.errors import ReasonRTError
 from reasonrt.serve.auth import ANONYMOUS, Guard
@@ -27,7 +28,19 @@ from reasonrt.serve.reply import Reply
 from reasonrt.serve.wire.errors import ApiError, to_api_error
 from reasonrt.serve.wire.rendering import ReplyFormat
 from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
-from reasonrt.serve.wire.responses import ChatCompletion, Error, Model, ModelList, TextCompletion
+from reasonrt.serve.wire.responses import (
+    Answer,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Error,
+    Health,
+    Model,
+    ModelList,
+    Readiness,
+    TextCompletion,
+    TextCompletionChunk,
+    Version,
+)
 
 _BODY_S = 30.0
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -91,22 +104,22 @@ def _add_solving(app: FastAPI, catalog: Catalog, config: ServeConfig) -> None:
         layout = ReplyFormat(kind, job, config.reasoning_fields)
         return Reply(app.state.gateway, job, layout, key, http.state.note)
 
-    @app.post("/v1/chat/completions", **_described(ChatRequest, ChatCompletion))
+    @app.post("/v1/chat/completions", **_described(ChatRequest, ChatCompletion, ChatCompletionChunk))
     async def chat_completions(http: Request) -> Response:
         return await answer(http, "chat", ChatRequest)
 
-    @app.post("/v1/completions", **_described(CompletionRequest, TextCompletion))
+    @app.post("/v1/completions", **_described(CompletionRequest, TextCompletion, TextCompletionChunk))
     async def completions(http: Request) -> Response:
         return await answer(http, "text", CompletionRequest)
 
 
 def _add_models(app: FastAPI, catalog: Catalog) -> None:
     def describe(model_id: str) -> Model:
-        return Model(id=model_id, created=0, owned_by="reasonrt")
+        return Model(id=model_id, object="model", created=0, owned_by="reasonrt")
 
     @app.get("/v1/models")
     async def models() -> ModelList:
-        return ModelList(data=[describe(model_id) for model_id in catalog.model_ids])
+        return ModelList(object="list", data=[describe(model_id) for model_id in catalog.model_ids])
 
     @app.get("/v1/models/{model_id}")
     async def model(model_id: str) -> Model:
@@ -119,23 +132,24 @@ def _add_models(app: FastAPI, catalog: Catalog) -> None:
 
 def _add_state(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/health")
-    async def health() -> dict[str, bool]:
+    async def health() -> Health:
         """The process is alive."""
-        return {"alive": True}
+        return Health(alive=True)
 
-    @app.get("/ready", responses={503: {"model": dict[str, bool]}})
-    async def ready() -> JSONResponse:
+    @app.get("/ready", responses={503: {"model": Readiness}})
+    async def ready(response: Response) -> Readiness:
         """Every engine is warm, and the server is not shutting down."""
         is_ready = app.state.gateway.is_ready()
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+        response.status_code = 200 if is_ready else 503
+        return Readiness(ready=is_ready)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> PlainTextResponse:
         return PlainTextResponse(metrics.render(), media_type="text/plain; version=0.0.4")
 
     @app.get("/version")
-    async def show_version() -> dict[str, str]:
-        return {"version": version("reasonrt")}
+    async def show_version() -> Version:
+        return Version(version=version("reasonrt"))
 
 
 async def _read_body(http: Request, most_bytes: int) -> bytes:
@@ -167,21 +181,27 @@ async def _tell(http: Request, error: Exception) -> Response:
     return told.response()
 
 
-def _described(request: type[ChatRequest] | type[CompletionRequest], answer: type) -> dict[str, Any]:
-    """What OpenAPI says of a route that reads its body itself."""
-    reference = {"schema": {"$ref": f"#/components/schemas/{request.__name__}"}}
-    body = {"required": True, "content": {"application/json": reference}}
+def _described(
+    request: type[ChatRequest] | type[CompletionRequest], answer: type[Answer], chunk: type[Answer]
+) -> dict[str, Any]:
+    """What OpenAPI says of a route that reads and writes its bodies itself."""
+    body = {"required": True, "content": {"application/json": _reference(request)}}
     return {
         "openapi_extra": {"requestBody": body},
-        "responses": {200: {"model": answer, "content": {"text/event-stream": {}}}},
+        "responses": {200: {"model": answer, "content": {"text/event-stream": _reference(chunk)}}},
     }
+
+
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
 
 
 def _openapi(app: FastAPI, model_ids: Sequence[str]) -> dict[str, Any]:
     if app.openapi_schema is None:
         with_options = "^(" + "|".join(map(re.escape, model_ids)) + ")@"
         model = {"anyOf": [{"enum": list(model_ids)}, {"type": "string", "pattern": with_options, "maxLength": 256}]}
-        kinds: Sequence[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+        kinds: list[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+        kinds += [(ChatCompletionChunk, "serialization"), (TextCompletionChunk, "serialization")]
         _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
         app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for kind in (ChatRequest, CompletionRequest):

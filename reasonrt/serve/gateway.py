@@ -11,13 +11,12 @@ from reasonrt.runtime import Prepared
 from reasonrt.serve.admission import Admission
 from reasonrt.serve.backends.base import Accepted, Backend
 from reasonrt.serve.catalog import Job
+from reasonrt.serve.choice import STOP_TEXT, Choice, Shown
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.metrics import Metrics
-from reasonrt.serve.parting import Parts
 from reasonrt.serve.resume import committed_usage, outlive
 from reasonrt.serve.tracing import Spans
 from reasonrt.serve.wire.errors import ApiError
-from reasonrt.serve.wire.rendering import STOP_TEXT, Choice
 from reasonrt.types import Completion, FinishReason, Step
 
 T = TypeVar("T")
@@ -29,7 +28,7 @@ class Update:
 
     choice: Choice
     event: Accepted | Step | Completion
-    new: Parts
+    new: Shown
 
 
 class Gateway:
@@ -76,43 +75,43 @@ class Gateway:
 
     async def _choice(self, job: Job, index: int, arrived: float) -> AsyncGenerator[Update, None]:
         prepared = _with_less_time(job.choices[index], time.perf_counter() - arrived)
-        request, choice, last = prepared.request, Choice(index, job), arrived
+        request, choice, last = prepared.request, Choice(index, job.stop), arrived
         attempts = outlive(self.backend, prepared, job.session, self.config.max_resumes, self.metrics.resumes.inc)
-        steps: list[Step] = []
         ended: Completion | None = None
         span = self._spans.begin(request)
         try:
             async with aclosing(attempts) as events:
                 async for event in events:
                     if isinstance(event, Accepted):
-                        choice.accept(event)
-                        yield Update(choice, event, Parts())
+                        choice.accepted = event
+                        yield Update(choice, event, Shown())
                         continue
                     now = time.perf_counter()
                     if isinstance(event, Step):
-                        self.metrics.step(request.policy, event, now - last, is_first=not steps)
+                        self.metrics.step(request.policy, event, now - last, is_first=not choice.steps)
                         span.step(event, now - last)
-                        steps.append(event)
                         last = now
                     else:
                         ended = event
                     new = choice.add(event)
                     yield Update(choice, event, new)
-                    if new.stop is not None and ended is None:
+                    if new.stop_text is not None and ended is None:
                         break
             if ended is None:  # met a stop text
                 seconds = time.perf_counter() - arrived
-                ended = replace(_cut_off(steps), seconds=seconds, details={STOP_TEXT: choice.parts.stop})
+                ended = replace(_cut_off(choice), seconds=seconds, details={STOP_TEXT: choice.shown.stop_text})
                 yield Update(choice, ended, choice.add(ended))
         finally:
             span.end(ended)
             reason = ended.finish_reason if ended else "unfinished"
-            self.metrics.end(request.policy, reason, ended or _cut_off(steps))
+            self.metrics.end(request.policy, reason, ended or _cut_off(choice))
 
 
-def _cut_off(steps: Sequence[Step]) -> Completion:
+def _cut_off(choice: Choice) -> Completion:
     """The end of a choice that was left where it stood; what was under way is not counted."""
-    return Completion(tuple(steps), FinishReason.STOP, committed_usage(steps), 0.0)
+    accepted, steps = choice.accepted, tuple(choice.steps)
+    usage = committed_usage(steps, accepted.engines)
+    return Completion(steps, FinishReason.STOP, usage, 0.0, prompt_opens_thinking=accepted.prompt_opens_thinking)
 
 
 def _with_less_time(prepared: Prepared, seconds: float) -> Prepared:

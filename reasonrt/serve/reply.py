@@ -10,9 +10,10 @@ from starlette.types import Receive, Scope, Send
 
 from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.catalog import Job
+from reasonrt.serve.choice import Choice
 from reasonrt.serve.gateway import Gateway, Update
 from reasonrt.serve.wire.errors import to_api_error
-from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, Choice, ReplyFormat, error_event, usage
+from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, ReplyFormat, own_fields, to_event, usage
 from reasonrt.types import Completion
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Reply(Response):
             _log.error("a stream broke off", exc_info=error)
             told = to_api_error(error)
             self._note["error"] = told.message
-            end = error_event(told.body())
+            end = to_event(told.body())
         await send({"type": "http.response.body", "body": end + DONE})
 
     def _chunk(self, update: Update | None) -> bytes:
@@ -102,8 +103,8 @@ class Reply(Response):
 
     def _note_end(self, choices: list[Choice]) -> None:
         counted = usage(choices)
-        self._note["finish_reason"] = [choice.own_fields()["finish_reason"] for choice in choices]
-        self._note |= {name: counted[name] for name in ("prompt_tokens", "completion_tokens")}
+        self._note["finish_reason"] = [own_fields(choice).finish_reason for choice in choices]
+        self._note |= counted.model_dump(include={"prompt_tokens", "completion_tokens"})
 
 
 async def _start(send: Send, headers: dict[str, str]) -> None:

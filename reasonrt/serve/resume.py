@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import astuple, replace
 
@@ -32,13 +32,15 @@ async def outlive(
     began, request = time.perf_counter(), prepared.request
     steps: list[Step] = []
     of_the_dead: Usage = {}
-    deaths, is_accepted = 0, False
+    deaths, accepted = 0, Accepted(0, False, frozenset())
+    is_accepted = False
 
     def seconds() -> float:
         return time.perf_counter() - began
 
     def ended(reason: FinishReason) -> Completion:
-        return Completion(tuple(steps), reason, of_the_dead, seconds(), {"resumed": deaths})
+        details, is_open = {"resumed": deaths}, accepted.prompt_opens_thinking
+        return Completion(tuple(steps), reason, of_the_dead, seconds(), details, is_open)
 
     while True:
         left_s = request.limits.deadline_s and request.limits.deadline_s - seconds()
@@ -58,9 +60,11 @@ async def outlive(
                     elif isinstance(event, Completion):
                         usage = total_usage((of_the_dead, event.usage))
                         details = dict(event.details) | ({"resumed": deaths} if deaths else {})
-                        event = Completion(tuple(steps), event.finish_reason, usage, seconds(), details)
+                        event = replace(event, steps=tuple(steps), usage=usage, seconds=seconds(), details=details)
                     elif is_accepted:
                         continue
+                    else:
+                        accepted = event
                     is_accepted = True
                     yield event
                     if isinstance(event, Completion):
@@ -75,15 +79,20 @@ async def outlive(
             if deaths > max_resumes:
                 raise
             on_resume()
-        of_the_dead = total_usage((of_the_dead, committed_usage(steps[num_kept:])))
+        of_the_dead = total_usage((of_the_dead, committed_usage(steps[num_kept:], accepted.engines)))
         await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** max(0, deaths - 1), _LONGEST_PAUSE_S))
 
 
-def committed_usage(steps: Sequence[Step]) -> Usage:
-    """What `steps` cost at the least."""
+def committed_usage(steps: Sequence[Step], engines: Collection[str]) -> Usage:
+    """What `steps` cost at the least.
+
+    Args:
+        engines: by their names; what another author has written, no engine has generated.
+    """
     tokens: dict[str, int] = {}
     for step in steps:
-        tokens[step.author] = tokens.get(step.author, 0) + len(step.token_ids)
+        if step.author in engines:
+            tokens[step.author] = tokens.get(step.author, 0) + len(step.token_ids)
     return {author: EngineUsage(generated=num) for author, num in tokens.items()}
 
 

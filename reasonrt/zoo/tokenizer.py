@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from reasonrt.zoo.traces import END_THINK, STEP_END, THINK
+from reasonrt.thinking import END_THINK, THINK
+from reasonrt.zoo.traces import STEP_END
 
 VOCAB_SIZE = 2048
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"

@@ -9,13 +9,14 @@ think too long, as large ones do, learns from traces that work the problem out o
 import random
 from collections.abc import Iterator
 
+from reasonrt.thinking import END_THINK, THINK
 from reasonrt.zoo.problems import Problem
 
 Piece = tuple[str, bool]
 """Text, and whether a model should learn to write it: what a slip got wrong is only to be seen."""
 
 SLIP_SHARE = 0.08
-THINK, END_THINK, STEP_END = "<think>", "</think>", "\n\n"
+STEP_END = "\n\n"
 
 
 def trace(problem: Problem, rng: random.Random, again_share: float = 0.0) -> list[Piece]:

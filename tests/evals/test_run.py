@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
 from reasonrt.errors import ConfigError, EvalError
 from reasonrt.evals.report import plot
 from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
@@ -170,3 +170,18 @@ async def test_a_dead_engine_costs_no_answers(tmp_path: Path) -> None:
 
     (row,) = report.rows()
     assert (row["n"], row["accuracy"], row["errors"]) == (50, 1.0, 0)
+
+
+@pytest.mark.parametrize(("max_tokens", "accuracy"), [(25, 0.0), (500, 1.0)])
+async def test_thinking_that_was_cut_off_is_not_graded(
+    tmp_path: Path, opening_tokenizer: CharacterTokenizer, max_tokens: int, accuracy: float
+) -> None:
+    """Its last number would be right."""
+    engine = ScriptedEngine("target", "I add: it is 7\n\nIt is 7.\n\n</think>\n\n\\boxed{7}")
+    engine.tokenizer = opening_tokenizer
+    settings = RunSettings("sums", Limits(max_tokens=max_tokens))
+
+    report = await evaluate(Runtime({"target": engine}), [PROBLEMS[6]], BOTH[:1], settings, tmp_path)
+
+    assert [row["accuracy"] for row in report.rows()] == [accuracy]
+    assert [record.answer for record in report.records] == ["7" if accuracy else ""]

@@ -1,5 +1,6 @@
 """What is counted is what happened."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -11,11 +12,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from reasonrt.calibration import Certificate, certify, upper_threshold_rules
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
+from reasonrt.engines.scripted import continuing
 from reasonrt.errors import ConfigError
+from reasonrt.policies.stopping.probes import SUFFIX
+from reasonrt.policies.stopping.rules import UpperThreshold
+from reasonrt.policies.stopping.signals import TokensUsed
 from reasonrt.serve.backends.base import CertificateState
 from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.tracing import Span, Spans
-from reasonrt.types import Completion, EngineUsage, FinishReason, Request, Step
+from reasonrt.types import Completion, EngineUsage, FinishReason, Request, Sampling, Step
 
 BODY: Any = {"messages": [{"role": "user", "content": "3 + 4?"}]}
 
@@ -50,6 +55,31 @@ def test_counters_follow_requests(start: Any) -> None:
     assert found["reasonrt_step_seconds_count",] >= 3 * 3
     assert (found["reasonrt_running",], found["reasonrt_queued",], found["reasonrt_restarts_total",]) == (0, 0, 0)
     assert found["reasonrt_replicas_ready",] == 1
+
+
+def thinking_for_long(prompt: str, sampling: Sampling) -> str:
+    """Says 84 whenever it is asked."""
+    _, suffix, begun = prompt.rpartition("[assistant] ")[2].partition(SUFFIX)
+    text = "<think>\n" + "".join(f"step {index} it is\n\n" for index in range(20)) + SUFFIX + "84}"
+    return "84}"[len(begun) :] if suffix else continuing(text)(prompt, sampling)
+
+
+@pytest.mark.parametrize("stop", [[], ["4"], ["box"]])
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_author_that_is_no_engine_counts_for_no_engine(start: Any, stop: list[str], is_stream: bool) -> None:
+    """The suffix that ends the thinking is committed and shown, and no engine has generated it."""
+    rule = {"rule": UpperThreshold(TokensUsed(), 40), "schedule": {"first_tokens": 16, "block_tokens": 8}}
+    server = start(thinking_for_long, policies={"target": {"stopping": rule}})
+    body = BODY | {"model": "target", "stop": stop, "stream": is_stream, "stream_options": {"include_usage": True}}
+
+    answer = server.http().post("/v1/chat/completions", json=body | {"reasonrt": {"trace": True}})
+
+    last = answer.text.split("\n\n")[-3].removeprefix("data: ") if is_stream else answer.text
+    assert '"author":"stopping"' in answer.text
+    assert set(json.loads(last)["reasonrt"]["usage"]) == {"target"}
+    found = samples(server)
+    assert {labels[1] for labels in found if labels[0] == "reasonrt_tokens_total"} == {"target"}
+    assert found["reasonrt_steps_total", "stopping", "target"] == 1
 
 
 def test_rejections_are_counted_by_their_code_and_are_no_fast_requests(start: Any) -> None:

@@ -164,6 +164,27 @@ def test_limit_ends_with_length(running: Any) -> None:
     assert choice.message.content == ""
 
 
+@pytest.mark.parametrize("prompt_opens", [True, False])
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_text_that_ends_inside_the_thinking_is_no_whole_answer(
+    start: Any, opening_tokenizer: Any, prompt_opens: bool, is_stream: bool
+) -> None:
+    """The model itself ended there, and says so; OpenAI's word for an answer that is not there is `length`."""
+    server = start(("" if prompt_opens else "<think>\n") + "One.\n\nTwo.")
+    if prompt_opens:
+        for engine in server.engines:
+            engine.tokenizer = opening_tokenizer
+
+    answer = server.openai().chat.completions.create(model="target", messages=ASK, stream=is_stream)
+
+    chunks = list(answer) if is_stream else [answer]
+    texts = [chunk.choices[0].delta if is_stream else chunk.choices[0].message for chunk in chunks]
+    assert "".join(getattr(text, "reasoning", None) or "" for text in texts) == "One.\n\nTwo."
+    assert "".join(text.content or "" for text in texts) == ""
+    last = chunks[-1].choices[0]
+    assert (last.finish_reason, last.reasonrt["finish_reason"]) == ("length", "stop")
+
+
 def test_models_are_the_policies(running: Any) -> None:
     client = running.openai()
 

@@ -9,13 +9,18 @@ from typing import Any, Self
 import pytest
 
 from reasonrt import Completion, FinishReason, Limits, Request, Runtime, Step
-from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import EngineError, RequestError
+from reasonrt.policies.stopping.loop import AUTHOR
+from reasonrt.policies.stopping.probes import SUFFIX
+from reasonrt.policies.stopping.rules import UpperThreshold
+from reasonrt.policies.stopping.signals import TokensUsed
 from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted
+from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.resume import outlive, total_usage
 from reasonrt.serve.wire.errors import ApiError
-from reasonrt.types import EngineUsage, Event
+from reasonrt.types import EngineUsage, Event, Sampling
 
 
 class Scenario:
@@ -46,7 +51,7 @@ class Scenario:
             raise RequestError("no")
         if end == "full":
             raise ApiError(503, "the replicas are full", code="overloaded", retry_after_s=1.0)
-        yield Accepted(3, False)
+        yield Accepted(3, False, frozenset({"target"}))
         kept = len(request.committed)
         for index in range(kept, kept + num_steps):
             yield Step(f"{index} ", (1, 2), "target")
@@ -69,7 +74,7 @@ async def test_journal_yields_each_step_once_and_adds_up_usage() -> None:
 
     accepted, *steps, completion = await play(backend)
 
-    assert accepted == Accepted(3, False)
+    assert accepted == Accepted(3, False, frozenset({"target"}))
     assert [step.text for step in steps if isinstance(step, Step)] == [f"{index} " for index in range(6)]
     assert isinstance(completion, Completion)
     assert list(completion.steps) == steps
@@ -141,3 +146,46 @@ def test_usage_of_attempts_is_added_engine_by_engine() -> None:
     a, b = EngineUsage(1, 2, 3, 4, 5, 6), EngineUsage(10, 20, 30, 40, 50, 60)
 
     assert total_usage([{"x": a}, {}, {"x": b, "y": b}]) == {"x": EngineUsage(11, 22, 33, 44, 55, 66), "y": b}
+
+
+STEPS = "".join(f"step {index} it is\n\n" for index in range(20))
+RULE: Any = {"rule": UpperThreshold(TokensUsed(), 40), "schedule": {"first_tokens": 16, "block_tokens": 8}}
+
+
+def probed(prompt: str, sampling: Sampling) -> str:
+    """A model that thinks for long and says 8 whenever it is asked."""
+    _, suffix, begun = prompt.rpartition("[assistant] ")[2].partition(SUFFIX)
+    return "8}"[len(begun) :] if suffix else continuing(f"<think>\n{STEPS}{SUFFIX}8}}")(prompt, sampling)
+
+
+class Mortal(Worker):
+    """A worker whose first attempt dies as soon as `last` has committed a step."""
+
+    def __init__(self, last: str) -> None:
+        super().__init__(Runtime({"target": ScriptedEngine("target", probed)}, {"target": {"stopping": RULE}}))
+        self.last, self.attempts = last, 0
+
+    async def solve(
+        self, request: Request, session: str = "", is_patient: bool = True
+    ) -> AsyncGenerator[Accepted | Event, None]:
+        self.attempts += 1
+        async with aclosing(super().solve(request, session, is_patient)) as events:
+            async for event in events:
+                yield event
+                if self.attempts == 1 and isinstance(event, Step) and event.author == self.last:
+                    raise EngineError("dead")
+
+
+@pytest.mark.parametrize("last", ["nobody", "target", AUTHOR])
+async def test_author_that_is_no_engine_costs_nothing(last: str) -> None:
+    async with Mortal(last) as backend:
+        events = [event async for event in outlive(backend, Request.ask("?"), "s", 5, lambda: None)]
+
+    completion = events[-1]
+    assert isinstance(completion, Completion)
+    assert backend.attempts == (1 if last == "nobody" else 2)
+    assert AUTHOR in {step.author for step in completion.steps}
+    assert completion.content == r"\boxed{8}"
+    assert set(completion.usage) == {"target"}
+    written = sum(len(step.token_ids) for step in completion.steps if step.author == "target")
+    assert completion.usage["target"].generated >= written

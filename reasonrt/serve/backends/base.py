@@ -14,11 +14,14 @@ class Accepted:
 
     Attributes:
         prompt_tokens: of the conversation, for the policy's first engine.
-        is_thinking: the prompt has opened the reasoning; the text begins inside of it.
+        prompt_opens_thinking: as in `Completion`.
+        engines: the names of all engines there; an author that is none of them, such as the suffix of a probe,
+            counts for no engine.
     """
 
     prompt_tokens: int
-    is_thinking: bool
+    prompt_opens_thinking: bool
+    engines: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

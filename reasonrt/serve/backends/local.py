@@ -12,7 +12,7 @@ from reasonrt.ports import Engine
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState
 from reasonrt.serve.wire.errors import ABSENT, ApiError
-from reasonrt.types import THINK, Event
+from reasonrt.types import Event
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
@@ -97,8 +97,8 @@ class Worker:
         prompt = request.prompts.token_ids(engines[0].tokenizer, request.messages)
         if len(prompt) >= room:
             raise _too_long(f"{len(prompt)} tokens", room)
-        is_thinking = engines[0].tokenizer.decode(prompt[-8:]).rstrip().endswith(THINK)
-        return Accepted(len(prompt), is_thinking)
+        names = frozenset(engine.name for engine in self.runtime.engines.values())
+        return Accepted(len(prompt), prepared.prompt_opens_thinking, names)
 
     async def _watch(self, engine: Engine) -> None:
         """Starting a live engine does nothing, starting a dead one brings it back: no request need find it dead."""

@@ -160,7 +160,7 @@ class Replica:
 
 
 class RayBackend:
-    """Replicas behind the protocol of `serve.backend`.
+    """Replicas that solve requests as the protocol of `serve.backends.base` says.
 
     Args:
         engines: role to what builds its engine.

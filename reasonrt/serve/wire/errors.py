@@ -1,13 +1,11 @@
 """Errors as the wire knows them; the one table from ours to theirs."""
 
-import json
 import math
-from dataclasses import dataclass
-from typing import Any
 
 from starlette.responses import Response
 
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError
+from reasonrt.serve.wire.responses import Error, ErrorBody
 
 OVERLOADED = "overloaded"
 """The code of what there is no room for now."""
@@ -18,28 +16,37 @@ ABSENT = "engine_absent"
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}
 
 
-@dataclass
 class ApiError(ReasonRTError):
     """An answer that is no completion.
 
-    Attributes:
+    Args:
+        status: of HTTP.
+        message: for the caller.
         param: the field that is wrong.
         code: a word for programs.
         retry_after_s: set where another try may end better; without it the client is told not to retry.
     """
 
-    status: int
-    message: str
-    param: str | None = None
-    code: str | None = None
-    retry_after_s: float | None = None
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(status, message, param, code, retry_after_s)  # all of it, so that it can be pickled
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return self.message
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Error:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        # a message may quote half of a surrogate pair, which UTF-8 cannot hold
+        message = self.message.encode(errors="backslashreplace").decode()
+        return Error(error=ErrorBody(message=message, type=kind, param=self.param, code=self.code))
 
     def response(self) -> Response:
         headers = {"x-should-retry": "false" if self.retry_after_s is None else "true"}
@@ -47,8 +54,7 @@ class ApiError(ReasonRTError):
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
-        # ASCII: a message may quote half of a surrogate pair, which UTF-8 cannot hold
-        return Response(json.dumps(self.body()), self.status, headers, "application/json")
+        return Response(self.body().to_json(), self.status, headers, "application/json")
 
 
 def to_api_error(error: BaseException) -> ApiError:

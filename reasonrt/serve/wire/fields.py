@@ -1,6 +1,7 @@
 """What becomes of each field that OpenAI defines and we do not serve: the one table, shown in `docs/serving.md`.
 
-Fields that are served are those of the models in `protocol.py`. A field in neither place is unknown, and refused.
+Fields that are served are those of the models in `serve/wire/requests.py`. A field in neither place is unknown, and
+refused.
 """
 
 from typing import Any

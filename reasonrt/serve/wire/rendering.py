@@ -3,111 +3,38 @@
 import time
 import uuid
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
-from pydantic_core import to_json
-
-from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.catalog import Job
-from reasonrt.serve.parting import Parts, num_reasoning_characters, part
+from reasonrt.serve.choice import STOP_TEXT, Choice, Shown
 from reasonrt.serve.resume import total_usage
-from reasonrt.types import Completion, FinishReason, Step
+from reasonrt.serve.wire.responses import (
+    Answer,
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChunkChoice,
+    CompletionDetails,
+    Delta,
+    OwnOfAnswer,
+    OwnOfChoice,
+    PromptDetails,
+    StepOfChunk,
+    TextChoice,
+    TextChunkChoice,
+    TextCompletion,
+    TextCompletionChunk,
+    TracedStep,
+    Usage,
+)
+from reasonrt.types import FinishReason
 
-_CUT_OFF = frozenset({FinishReason.LENGTH, FinishReason.DEADLINE, FinishReason.CALLS})
-STOP_TEXT = "stop_text"
-"""The key in a completion's details under which the stop text stands that ended it."""
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 
-
-class Choice:
-    """One solution on its way: what has come, and what of it has been sent."""
-
-    completion: Completion  # from the end on
-
-    def __init__(self, index: int, job: Job) -> None:
-        self.index, self._job = index, job
-        self._text = ""
-        self._sent = Parts()
-        self._began = time.perf_counter()
-        self._is_thinking = False
-        self.prompt_tokens = self.committed_tokens = 0
-        self.trace: list[dict[str, Any]] = []
-
-    def accept(self, accepted: Accepted) -> None:
-        self.prompt_tokens, self._is_thinking = accepted.prompt_tokens, accepted.is_thinking
-
-    def add(self, event: Step | Completion) -> Parts:
-        """Take an event in; what of its text is new and can be shown."""
-        if isinstance(event, Completion):
-            self.completion = event
-        else:
-            self._text += event.text
-            self.committed_tokens += len(event.token_ids)
-            if self._job.has_trace:
-                self.trace.append(_traced(event, time.perf_counter() - self._began))
-        known = part(self._text, self._is_thinking, self._job.stop, isinstance(event, Completion))
-        sent, self._sent = self._sent, known
-        return Parts(known.reasoning[len(sent.reasoning) :], known.content[len(sent.content) :], known.stop)
-
-    @property
-    def parts(self) -> Parts:
-        """All that was shown."""
-        return self._sent
-
-    @property
-    def finish_reason(self) -> Literal["stop", "length"]:
-        return "length" if self.completion.finish_reason in _CUT_OFF else "stop"
-
-    def own_fields(self) -> dict[str, Any]:
-        """What OpenAI has no words for, of this choice."""
-        ended = self.completion
-        reason = "stop_text" if STOP_TEXT in ended.details else ended.finish_reason
-        return {"finish_reason": reason, "seconds": round(ended.seconds, 6), "details": dict(ended.details)}
-
-    def reasoning_tokens(self) -> int:
-        left = num_reasoning_characters(self._text, self._is_thinking)
-        num_tokens = 0.0
-        for step in self.completion.steps:
-            num_tokens += len(step.token_ids) * min(left, len(step.text)) / max(1, len(step.text))
-            left -= min(left, len(step.text))
-        return round(num_tokens)
-
-
-def _traced(step: Step, seconds: float) -> dict[str, Any]:
-    known = sum(step.logprobs) / len(step.logprobs) if step.logprobs else None
-    return {
-        "author": step.author,
-        "text": step.text,
-        "tokens": len(step.token_ids),
-        "is_complete": step.is_complete,
-        "mean_logprob": known,
-        "scores": dict(step.scores),
-        "seconds": round(seconds, 6),
-    }
-
-
-def usage(choices: Sequence[Choice]) -> dict[str, Any]:
-    """OpenAI's `usage`.
-
-    `completion_tokens` counts what any engine generated, as OpenAI counts rejected predictions. `cached_tokens` is
-    there when one call read the prompt: of several calls, each reads the prompt and what was written since.
-    """
-    engines = total_usage(choice.completion.usage for choice in choices)
-    prompt_tokens = choices[0].prompt_tokens
-    generated = sum(engine.generated for engine in engines.values())
-    details = {"reasoning_tokens": sum(choice.reasoning_tokens() for choice in choices)}
-    if "draft" in engines and len(engines) > 1:
-        draft = engines["draft"]
-        details["accepted_prediction_tokens"] = draft.generated - draft.discarded
-        details["rejected_prediction_tokens"] = draft.discarded - draft.probe
-    totals = _totals(prompt_tokens, generated) | {"completion_tokens_details": details}
-    if sum(engine.calls for engine in engines.values()) == 1:
-        totals["prompt_tokens_details"] = {"cached_tokens": sum(engine.cached for engine in engines.values())}
-    return totals
-
-
-def _totals(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    total = prompt_tokens + completion_tokens
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+_CUT_OFF = frozenset({FinishReason.LENGTH, FinishReason.DEADLINE, FinishReason.CALLS, FinishReason.BUDGET})
 
 
 class ReplyFormat:
@@ -125,85 +52,155 @@ class ReplyFormat:
 
     def whole(self, choices: Sequence[Choice]) -> bytes:
         """The body of an answer that is not streamed."""
-        rendered = []
-        for choice in choices:
-            own = choice.own_fields() | ({"trace": choice.trace} if self._job.has_trace else {})
-            shown = self._shown(choice.parts)
-            body = {"message": {"role": "assistant", "content": ""} | shown} if self._is_chat else {"text": ""} | shown
-            ended = {"finish_reason": choice.finish_reason, "logprobs": None, "reasonrt": own}
-            rendered.append({"index": choice.index, **body, **ended})
-        kind = "chat.completion" if self._is_chat else "text_completion"
-        return _json(self._envelope(kind, rendered) | self._usage(choices))
+        envelope = {"id": self.id, "created": self._created, "model": self._job.model} | self._end(choices)
+        if self._is_chat:
+            chats = [
+                ChatChoice(
+                    index=choice.index,
+                    message=AssistantMessage(**{"role": "assistant", "content": ""} | self._texts(choice.shown)),
+                    finish_reason=finish_reason(choice),
+                    logprobs=None,
+                    reasonrt=self._own(choice),
+                )
+                for choice in choices
+            ]
+            return ChatCompletion(object="chat.completion", choices=chats, **envelope).to_json()
+        texts = [
+            TextChoice(
+                index=choice.index,
+                finish_reason=finish_reason(choice),
+                logprobs=None,
+                reasonrt=self._own(choice),
+                **{"text": ""} | self._texts(choice.shown),
+            )
+            for choice in choices
+        ]
+        return TextCompletion(object="text_completion", choices=texts, **envelope).to_json()
 
     def first(self, choice: Choice) -> bytes:
-        """The chunk that opens a choice."""
-        delta = {"role": "assistant", "content": ""} if self._is_chat else {}
-        return self._chunk(choice, delta, None) if delta else b""
+        """The chunk that opens a choice; a plain completion has none."""
+        return self._chunk(choice, {"role": "assistant", "content": ""}) if self._is_chat else b""
 
-    def delta(self, choice: Choice, new: Parts) -> bytes:
+    def delta(self, choice: Choice, new: Shown) -> bytes:
         """The chunk for what a step adds; nothing, when it adds nothing to see."""
-        shown = self._shown(new)
-        own = {"step": choice.trace[-1]} if self._job.has_trace else None
-        return self._chunk(choice, shown, own) if shown or own else b""
+        texts = self._texts(new)
+        own = StepOfChunk(step=_traced(choice, -1)) if self._job.has_trace else None
+        return self._chunk(choice, texts, own) if texts or own else b""
 
-    def last(self, choice: Choice, new: Parts) -> bytes:
+    def last(self, choice: Choice, new: Shown) -> bytes:
         """The chunk that closes a choice, with what had been held back."""
-        return self._chunk(choice, self._shown(new), choice.own_fields(), choice.finish_reason)
+        return self._chunk(choice, self._texts(new), own_fields(choice), finish_reason(choice))
 
     def usage_chunk(self, choices: Sequence[Choice]) -> bytes:
-        return _event(self._envelope(self._chunk_kind, []) | self._usage(choices))
+        """The last chunk, without choices: what the whole answer has cost."""
+        return to_event(self._new_chunk(**self._end(choices)))
 
-    def _shown(self, parts: Parts) -> dict[str, str]:
-        shown = dict.fromkeys(self._names, parts.reasoning) if parts.reasoning else {}
-        if parts.content:
-            shown["content" if self._is_chat else "text"] = parts.content
-        return shown
+    def _texts(self, shown: Shown) -> dict[str, str]:
+        texts = dict.fromkeys(self._names, shown.reasoning) if shown.reasoning else {}
+        if shown.content:
+            texts["content" if self._is_chat else "text"] = shown.content
+        return texts
+
+    def _own(self, choice: Choice) -> OwnOfChoice:
+        own = own_fields(choice)
+        if self._job.has_trace:
+            own.trace = [_traced(choice, place) for place in range(len(choice.steps))]
+        return own
 
     def _chunk(
-        self, choice: Choice, shown: dict[str, str], own: dict[str, Any] | None, finish_reason: str | None = None
+        self,
+        choice: Choice,
+        texts: dict[str, str],
+        own: StepOfChunk | OwnOfChoice | None = None,
+        finish_reason: Literal["stop", "length"] | None = None,
     ) -> bytes:
-        body = {"delta": shown} if self._is_chat else {"text": ""} | shown
-        rendered = {"index": choice.index, **body, "finish_reason": finish_reason, "logprobs": None}
-        if own is not None:
-            rendered["reasonrt"] = own
-        chunk = self._envelope(self._chunk_kind, [rendered])
+        present: dict[str, Any] = {} if own is None else {"reasonrt": own}
+        rendered: ChunkChoice | TextChunkChoice
+        if self._is_chat:
+            delta = Delta(**texts)
+            rendered = ChunkChoice(
+                index=choice.index, delta=delta, finish_reason=finish_reason, logprobs=None, **present
+            )
+        else:
+            texts = texts if "text" in texts else texts | {"text": ""}
+            rendered = TextChunkChoice(
+                index=choice.index, finish_reason=finish_reason, logprobs=None, **texts, **present
+            )
+        chunk = self._envelope
+        chunk.choices = [rendered]
         if self._job.has_running_usage:
-            chunk["usage"] = _totals(choice.prompt_tokens, choice.committed_tokens)
-        elif self._job.has_usage_chunk:
-            chunk["usage"] = None
-        return _event(chunk)
+            chunk.usage = _totals(choice.accepted.prompt_tokens, choice.committed_tokens)
+        return to_event(chunk)
 
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self._is_chat else "text_completion"
+    @cached_property
+    def _envelope(self) -> Any:
+        """The chunk of this answer; it is sent again and again, with other choices: what they share is checked once."""
+        return self._new_chunk(**({"usage": None} if self._job.has_usage_chunk else {}))
 
-    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self._created,
-            "model": self._job.model,
-            "choices": choices,
-        }
+    def _new_chunk(self, **present: Any) -> ChatCompletionChunk | TextCompletionChunk:
+        kind = ChatCompletionChunk if self._is_chat else TextCompletionChunk
+        name = "chat.completion.chunk" if self._is_chat else "text_completion"
+        return kind(id=self.id, object=name, created=self._created, model=self._job.model, choices=[], **present)
 
-    def _usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def _end(self, choices: Sequence[Choice]) -> dict[str, Usage | OwnOfAnswer]:
         request = self._job.request
         engines = total_usage(choice.completion.usage for choice in choices)
-        own = {"policy": request.policy, "options": dict(request.options), "usage": engines}
+        own = OwnOfAnswer(policy=request.policy, options=dict(request.options), usage=dict(engines))
         return {"usage": usage(choices), "reasonrt": own}
 
 
-DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
+def to_event(answer: Answer) -> bytes:
+    """One event of a stream."""
+    return b"data: " + answer.to_json() + b"\n\n"
 
 
-def error_event(body: dict[str, Any]) -> bytes:
-    return _event(body)
+def finish_reason(choice: Choice) -> Literal["stop", "length"]:
+    """OpenAI's word; a text that ends inside the thinking has no answer, whoever ended it, and so was cut off."""
+    is_cut_off = choice.completion.finish_reason in _CUT_OFF or choice.is_thinking
+    return "length" if is_cut_off else "stop"
 
 
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + _json(value) + b"\n\n"
+def own_fields(choice: Choice) -> OwnOfChoice:
+    """What OpenAI has no words for, of this choice."""
+    ended = choice.completion
+    reason = STOP_TEXT if STOP_TEXT in ended.details else str(ended.finish_reason)
+    return OwnOfChoice(finish_reason=reason, seconds=round(ended.seconds, 6), details=dict(ended.details))
 
 
-def _json(value: dict[str, Any]) -> bytes:
-    return to_json(value, fallback=str, inf_nan_mode="null")
+def usage(choices: Sequence[Choice]) -> Usage:
+    """OpenAI's `usage`.
+
+    `completion_tokens` counts what any engine generated, as OpenAI counts rejected predictions. `cached_tokens` is
+    there when one call read the prompt: of several calls, each reads the prompt and what was written since.
+    """
+    engines = total_usage(choice.completion.usage for choice in choices)
+    totals = _totals(choices[0].accepted.prompt_tokens, sum(engine.generated for engine in engines.values()))
+    totals.completion_tokens_details = CompletionDetails(
+        reasoning_tokens=sum(choice.reasoning_tokens() for choice in choices)
+    )
+    if "draft" in engines and len(engines) > 1:
+        draft = engines["draft"]
+        totals.completion_tokens_details.accepted_prediction_tokens = draft.generated - draft.discarded
+        totals.completion_tokens_details.rejected_prediction_tokens = draft.discarded - draft.probe
+    if sum(engine.calls for engine in engines.values()) == 1:
+        cached_tokens = sum(engine.cached for engine in engines.values())
+        totals.prompt_tokens_details = PromptDetails(cached_tokens=cached_tokens)
+    return totals
+
+
+def _totals(prompt_tokens: int, completion_tokens: int) -> Usage:
+    total = prompt_tokens + completion_tokens
+    return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
+
+
+def _traced(choice: Choice, place: int) -> TracedStep:
+    step = choice.steps[place]
+    return TracedStep(
+        author=step.author,
+        text=step.text,
+        tokens=len(step.token_ids),
+        is_complete=step.is_complete,
+        mean_logprob=sum(step.logprobs) / len(step.logprobs) if step.logprobs else None,
+        scores=dict(step.scores),
+        seconds=round(choice.step_seconds[place], 6),
+    )

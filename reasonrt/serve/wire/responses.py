@@ -1,57 +1,69 @@
-"""Answers on the wire, as `/openapi.json` describes them and as the tests hold them to it."""
+"""Answers on the wire: what is sent is built from these models, and `/openapi.json` shows the same ones."""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from reasonrt.types import EngineUsage
 
-class _Answer(BaseModel):
+
+class Answer(BaseModel):
+    """The root of all bodies. A field with a default is absent from the body unless it was set."""
+
     model_config = ConfigDict(extra="forbid")
 
+    def to_json(self) -> bytes:
+        """The body. Numbers that JSON does not know are null, values that it does not know are text."""
+        # as `model_dump_json` does, without a string in between
+        return self.__pydantic_serializer__.to_json(self, exclude_unset=True, fallback=str)
 
-class ErrorBody(_Answer):
+
+class ErrorBody(Answer):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class Error(_Answer):
+class Error(Answer):
     error: ErrorBody
 
 
-class Model(_Answer):
+class Health(Answer):
+    alive: bool
+
+
+class Readiness(Answer):
+    ready: bool
+
+
+class Version(Answer):
+    version: str
+
+
+class Model(Answer):
     id: str
-    object: Literal["model"] = "model"
+    object: Literal["model"]
     created: int
     owned_by: str
 
 
-class ModelList(_Answer):
-    object: Literal["list"] = "list"
+class ModelList(Answer):
+    object: Literal["list"]
     data: list[Model]
 
 
-class EngineTokens(_Answer):
-    calls: int
-    prefilled: int
-    cached: int
-    generated: int
-    discarded: int
-    probe: int
-
-
-class CompletionDetails(_Answer):
+class CompletionDetails(Answer):
     reasoning_tokens: int
     accepted_prediction_tokens: int | None = None
     rejected_prediction_tokens: int | None = None
 
 
-class PromptDetails(_Answer):
+class PromptDetails(Answer):
     cached_tokens: int
 
 
-class Usage(_Answer):
+class Usage(Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -59,7 +71,7 @@ class Usage(_Answer):
     prompt_tokens_details: PromptDetails | None = None
 
 
-class TracedStep(_Answer):
+class TracedStep(Answer):
     """One committed step; `seconds` since the request began to be worked on."""
 
     author: str
@@ -67,11 +79,11 @@ class TracedStep(_Answer):
     tokens: int
     is_complete: bool
     mean_logprob: float | None
-    scores: dict[str, float]
+    scores: dict[str, float | None]
     seconds: float
 
 
-class OwnOfChoice(_Answer):
+class OwnOfChoice(Answer):
     """`finish_reason` is finer than OpenAI's; `details` is what the policy found out."""
 
     finish_reason: str
@@ -80,28 +92,28 @@ class OwnOfChoice(_Answer):
     trace: list[TracedStep] | None = None
 
 
-class OwnOfAnswer(_Answer):
+class OwnOfAnswer(Answer):
     policy: str
     options: dict[str, Any]
-    usage: dict[str, EngineTokens]
+    usage: dict[str, EngineUsage]
 
 
-class AssistantMessage(_Answer):
+class AssistantMessage(Answer):
     role: Literal["assistant"]
     content: str
     reasoning: str | None = None
     reasoning_content: str | None = None
 
 
-class ChatChoice(_Answer):
+class ChatChoice(Answer):
     index: int
     message: AssistantMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: None
     reasonrt: OwnOfChoice
 
 
-class ChatCompletion(_Answer):
+class ChatCompletion(Answer):
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -111,17 +123,17 @@ class ChatCompletion(_Answer):
     reasonrt: OwnOfAnswer
 
 
-class TextChoice(_Answer):
+class TextChoice(Answer):
     index: int
     text: str
     reasoning: str | None = None
     reasoning_content: str | None = None
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: None
     reasonrt: OwnOfChoice
 
 
-class TextCompletion(_Answer):
+class TextCompletion(Answer):
     id: str
     object: Literal["text_completion"]
     created: int
@@ -131,26 +143,26 @@ class TextCompletion(_Answer):
     reasonrt: OwnOfAnswer
 
 
-class Delta(_Answer):
+class Delta(Answer):
     role: Literal["assistant"] | None = None
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
 
-class StepOfChunk(_Answer):
+class StepOfChunk(Answer):
     step: TracedStep
 
 
-class ChunkChoice(_Answer):
+class ChunkChoice(Answer):
     index: int
     delta: Delta
     finish_reason: Literal["stop", "length"] | None
-    logprobs: None = None
+    logprobs: None
     reasonrt: StepOfChunk | OwnOfChoice | None = None
 
 
-class ChatCompletionChunk(_Answer):
+class ChatCompletionChunk(Answer):
     """One event of a stream; without choices, it holds the usage."""
 
     id: str
@@ -158,5 +170,27 @@ class ChatCompletionChunk(_Answer):
     created: int
     model: str
     choices: list[ChunkChoice]
+    usage: Usage | None = None
+    reasonrt: OwnOfAnswer | None = None
+
+
+class TextChunkChoice(Answer):
+    index: int
+    text: str
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    finish_reason: Literal["stop", "length"] | None
+    logprobs: None
+    reasonrt: StepOfChunk | OwnOfChoice | None = None
+
+
+class TextCompletionChunk(Answer):
+    """One event of a stream; without choices, it holds the usage."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChunkChoice]
     usage: Usage | None = None
     reasonrt: OwnOfAnswer | None = None

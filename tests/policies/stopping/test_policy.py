@@ -4,18 +4,20 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonrt import Completion, FinishReason, Limits, Request, Runtime
+from reasonrt import Completion, FinishReason, Limits, Request, Runtime, Step
 from reasonrt.calibration import replay, upper_threshold_rules
 from reasonrt.calibration.stopping.families import budget_rules, lower_threshold_rules
-from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine, continuing
 from reasonrt.errors import RequestError
 from reasonrt.policies.stopping.probes import SUFFIX
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, TokensUsed
 from reasonrt.policies.stopping.traces import Checkpoint, Trace
+from reasonrt.thinking import END_THINK
 from reasonrt.types import Sampling, TokenDelta
 
 SCHEDULE = {"first_tokens": 8, "block_tokens": 4, "growth": 1.1, "answer_tokens": 12}
@@ -261,3 +263,20 @@ async def test_resumed_request_is_watched_from_where_it_stands() -> None:
     assert resumed.details["stopping"]["tokens"] > before
     assert ended.details["stopping"]["num_checkpoints"] == 0
     assert ended.text == full.text
+
+
+@pytest.mark.parametrize("cut", range(len(END_THINK)))
+async def test_thinking_has_ended_wherever_steps_cut_the_tag(cut: int) -> None:
+    """A step that is carried on may end anywhere, inside of the tag too."""
+    runtime = make_runtime(thinking(12, ["7"]))
+    full = await runtime.complete(Request.ask("?"))
+    *thought, _, _ = full.steps
+    begun = CharacterTokenizer().encode(END_THINK[:cut])
+    committed = (*thought, Step(END_THINK[:cut], tuple(begun), "target", is_complete=False))
+    everywhere = {"first_tokens": 1, "block_tokens": 1, "growth": 1.0, "answer_tokens": 12}
+    options = {"stopping": {"rule": budget_rules([1])[0], "schedule": everywhere}}
+
+    resumed = await runtime.complete(Request.ask("?", committed=committed, options=options))
+
+    assert resumed.details["stopping"]["num_checkpoints"] == 0
+    assert resumed.text == full.text

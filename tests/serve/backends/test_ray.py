@@ -91,7 +91,7 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
             asked.append((session, is_patient))
             if len(asked) <= num_cold:
                 raise ApiError(503, "cold", code=ABSENT)
-            yield Accepted(1, False)
+            yield Accepted(1, False, frozenset())
 
         async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
             return []
@@ -105,7 +105,7 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
         prepared = Prepared(Request.ask("?"), Target(), {})
         events = [event async for event in entered.solve(prepared, "s")]
 
-    assert events == [Accepted(1, False)]
+    assert events == [Accepted(1, False, frozenset())]
     assert len({session for session, _ in asked}) == len(asked) == num_cold + 1
     assert asked[-1][1] is is_patient
 
@@ -147,7 +147,10 @@ async def test_errors_arrive_as_what_they_are(backend: Any) -> None:
         await collect(backend, Request.ask("?", "magic"))
     with pytest.raises(ApiError, match="there is room for") as raised:
         await collect(backend, Request((Message("user", "x" * 200_000),)))
-    assert raised.value.code == "context_length_exceeded"
+    told = raised.value
+    assert (told.status, told.param, told.code) == (400, "messages", "context_length_exceeded")
+    assert told.args == (400, told.message, "messages", "context_length_exceeded", None)
+    assert len({told, told}) == 1  # hashable, as what handles exceptions expects
 
 
 @pytest.mark.parametrize("round_", range(2))
