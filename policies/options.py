@@ -64,6 +64,7 @@ def read_options(kind: type[T], options: Mapping[str, Any], name: str = "") -> T
     return value
 
 
+@cache
 def option_names(kind: type) -> tuple[str, ...]:
     """The options that a dataclass takes, in its order."""
     return tuple(field.name for field in fields(kind) if field.init)

@@ -37,9 +37,9 @@ class Scope:
         self._places = asyncio.Semaphore(limits.max_sub_requests)
         own = None if limits.deadline_s is None else time.monotonic() + limits.deadline_s
         deadlines = [own, parent.deadline if parent else None]
-        self.deadline = min((deadline for deadline in deadlines if deadline is not None), default=None)
+        self.deadline: float | None = min((each for each in deadlines if each is not None), default=None)
         """In the time of `time.monotonic`, which is also that of the event loop; None is no deadline."""
-        self._depth_left = min(limits.max_depth, parent._depth_left - 1) if parent else limits.max_depth
+        self._depth_left: int = min(limits.max_depth, parent._depth_left - 1) if parent else limits.max_depth
         self._path: tuple[Scope, ...] = (self, *(parent._path if parent else ()))
         # apart from the path, since tokens are counted one delta at a time
         self._budgets: tuple[Scope, ...] = parent._budgets if parent else ()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt import FinishReason, Limits
+from reasonrt import Limits
 from reasonrt.errors import RequestError
 from reasonrt.scopes import LimitReached, Scope
 
@@ -29,12 +29,16 @@ def test_every_scope_holds_for_all_below_it(calls: list[int], budgets: list[int 
     taken, used = 0, 0
     known = [budget for budget in budgets[: len(path)] if budget is not None]
     for tokens in spent:
-        try:
-            path[-1].check_tokens()
-            path[-1].take_call()
-        except LimitReached as limit:
-            assert limit.reason is (FinishReason.BUDGET if known and used >= min(known) else FinishReason.CALLS)
+        if known and used >= min(known):
+            with pytest.raises(LimitReached, match="budget"):
+                path[-1].check_tokens()
             break
+        path[-1].check_tokens()
+        if taken == min(calls):
+            with pytest.raises(LimitReached, match="calls"):
+                path[-1].take_call()
+            break
+        path[-1].take_call()
         path[-1].spend_tokens(tokens)
         taken, used = taken + 1, used + tokens
 
