@@ -18,8 +18,8 @@ import reasonrt.zoo
 from reasonrt.calibration.stopping.bounds import binomial_lower_bound
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import CharacterTokenizer
-from reasonrt.engines.vllm import VllmEngine, VllmSettings
-from reasonrt.engines.vllm_settings import cpu_dtype
+from reasonrt.engines.vllm import VllmEngine
+from reasonrt.engines.vllm_settings import VllmSettings, cpu_dtype
 from reasonrt.policies.stopping.traces import Checkpoint, Trace
 from reasonrt.thinking import THINK
 from reasonrt.types import Message

@@ -61,10 +61,9 @@ class Reader(PolicyOptions):
 
 
 @pytest.fixture
-def reader() -> Iterator[str]:
-    registry._OWN["reader"] = Reader
-    yield "reader"
-    del registry._OWN["reader"]
+def reader(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(registry, "_OWN", {**registry._OWN, "reader": Reader})
+    return "reader"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
