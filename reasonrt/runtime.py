@@ -154,7 +154,7 @@ class Runtime:
                 await part.start()
             for engine in self.engines.values():
                 boundaries_of(engine.tokenizer)  # a large vocabulary takes a while: not in the first request
-            self._check_defaults()
+            self.check_defaults()
             self._closing = stack.pop_all()
         return self
 
@@ -241,11 +241,11 @@ class Runtime:
             raise ConfigError(f"no engine has the role {role!r}; there are {known}: add it or choose another policy")
         return self.engines[role]
 
-    def _check_defaults(self) -> None:
-        """Open the files that the configured policies name.
+    def check_defaults(self) -> None:
+        """Build the configured policies, and open the files that they name; done when the runtime starts.
 
         Raises:
-            ConfigError: one cannot be used here; names it.
+            ConfigError: an option is not allowed, or a file cannot be used here; names it.
         """
         for name, options in self.options.items():
             try:
