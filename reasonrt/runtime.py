@@ -37,6 +37,7 @@ from reasonrt.types import (
     Step,
     Stop,
     Usage,
+    total_usage,
 )
 
 
@@ -304,11 +305,8 @@ class _RequestEngines(Engines):
         committed = Counter[str]()
         for step in self.steps:
             committed[step.author] += len(step.token_ids)
-        usage = {name: meter.usage(committed[name]) for name, meter in self._meters.items()}
-        for below in self._below:
-            for name, spent in below.items():
-                usage[name] = usage.get(name, EngineUsage()) + spent
-        return usage
+        own = {name: meter.usage(committed[name]) for name, meter in self._meters.items()}
+        return total_usage([own, *self._below])
 
 
 async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator[Event, None]:

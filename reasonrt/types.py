@@ -244,6 +244,15 @@ Usage = Mapping[str, EngineUsage]
 """Engine name to what it spent."""
 
 
+def total_usage(usages: Iterable[Usage]) -> dict[str, EngineUsage]:
+    """The sum, engine by engine."""
+    total: dict[str, EngineUsage] = {}
+    for usage in usages:
+        for name, spent in usage.items():
+            total[name] = total.get(name, EngineUsage()) + spent
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The end of a request: all that was committed, before it and in it, and what it cost.

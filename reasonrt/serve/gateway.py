@@ -17,6 +17,7 @@ from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.resume import committed_usage, outlive
 from reasonrt.serve.tracing import Spans
 from reasonrt.serve.wire.errors import ApiError
+from reasonrt.tasks import cancel
 from reasonrt.types import Completion, FinishReason, Step
 
 T = TypeVar("T")
@@ -135,8 +136,6 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]], patience_s: float) -
                 yield task.result()
                 waiting[asyncio.ensure_future(anext(stream))] = stream
     finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await cancel(*waiting)
         for stream in streams:
             await stream.aclose()

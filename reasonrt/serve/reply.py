@@ -14,6 +14,7 @@ from reasonrt.serve.choice import Choice
 from reasonrt.serve.gateway import Gateway, Update
 from reasonrt.serve.wire.errors import to_api_error
 from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, ReplyFormat, own_fields, to_event, usage
+from reasonrt.tasks import cancel
 from reasonrt.types import Completion
 
 _log = logging.getLogger(__name__)
@@ -48,9 +49,7 @@ class Reply(Response):
             await asyncio.wait({work, leaving}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
             self._note["left"] = not work.done()
         finally:
-            for task in (work, leaving):
-                task.cancel()
-            await asyncio.gather(work, leaving, return_exceptions=True)
+            await cancel(work, leaving)
         if not work.cancelled():
             work.result()
 

@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 from reasonrt.errors import CapabilityError, EngineError
 from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted, Backend
 from reasonrt.serve.wire.errors import OVERLOADED, ApiError
-from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Step, Usage
+from reasonrt.tasks import Expired, before
+from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Step, Usage, total_usage
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _SLACK_S = 2.0  # a live backend ends a request at its deadline by itself
@@ -50,10 +51,11 @@ async def outlive(
         num_kept = len(steps)
         attempt = replace(request, limits=replace(request.limits, deadline_s=left_s), committed=tuple(steps))
         prepared = backend.runtime.prepare(attempt) if steps else replace(prepared, request=attempt)
+        end = left_s and asyncio.get_running_loop().time() + left_s + _SLACK_S
         try:
             # another session after each death: a consistent hash would lead back to a replica that is sick
             place = f"{session}#{deaths}" if deaths else session
-            async with aclosing(_until(backend.solve(prepared, place), left_s and left_s + _SLACK_S)) as events:
+            async with aclosing(before(end, backend.solve(prepared, place))) as events:
                 async for event in events:
                     if isinstance(event, Step):
                         steps.append(event)
@@ -69,6 +71,8 @@ async def outlive(
                     yield event
                     if isinstance(event, Completion):
                         return
+        except Expired:
+            pass  # the next turn ends it
         except CapabilityError:
             raise
         except ApiError as error:
@@ -94,32 +98,3 @@ def committed_usage(steps: Sequence[Step], engines: Collection[str]) -> Usage:
         if step.author in engines:
             tokens[step.author] = tokens.get(step.author, 0) + len(step.token_ids)
     return {author: EngineUsage(generated=num) for author, num in tokens.items()}
-
-
-def total_usage(usages: Iterable[Usage]) -> Usage:
-    """The sum, engine by engine."""
-    total: dict[str, EngineUsage] = {}
-    for name, usage in (item for part in usages for item in part.items()):
-        pairs = zip(astuple(total.get(name, EngineUsage())), astuple(usage), strict=True)
-        total[name] = EngineUsage(*(a + b for a, b in pairs))
-    return total
-
-
-async def _until(
-    events: AsyncGenerator[Accepted | Event, None], patience_s: float | None
-) -> AsyncGenerator[Accepted | Event, None]:
-    """`events`, ended when they take longer than `patience_s` together."""
-    loop = asyncio.get_running_loop()
-    end = None if patience_s is None else loop.time() + patience_s
-    async with aclosing(events):
-        while True:
-            try:
-                async with asyncio.timeout_at(end) as clock:
-                    event = await anext(events)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                if clock.expired():
-                    return
-                raise
-            yield event

@@ -89,8 +89,8 @@ VOTE = [PolicySpec("self_consistency", {"temperature": 0.5})]
 @pytest.mark.parametrize(
     ("second", "policies", "difference"),
     [
-        (bound_runtime({"k": 3}), VOTE, r"of self_consistency\(temperature=0.5\) with options.k 2, this one has 3"),
-        (bound_runtime({}), VOTE, "with options.k 2, this one has None"),
+        (bound_runtime({"k": 3}), VOTE, "of self_consistency@temperature=0.5 with options.k 2, this one has 3"),
+        (bound_runtime({}), VOTE, "with options.k 2, this one has 5"),
         (bound_runtime({"k": 2}, "retrained"), [PolicySpec("draft")], "with engines.draft 'weights', .* 'retrained'"),
     ],
 )

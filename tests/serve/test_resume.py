@@ -18,9 +18,9 @@ from reasonrt.policies.stopping.signals import TokensUsed
 from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.backends.local import Worker
-from reasonrt.serve.resume import outlive, total_usage
+from reasonrt.serve.resume import outlive
 from reasonrt.serve.wire.errors import ApiError
-from reasonrt.types import EngineUsage, Event, Sampling
+from reasonrt.types import EngineUsage, Event, Sampling, total_usage
 
 
 class Scenario:
@@ -166,10 +166,10 @@ class Mortal(Worker):
         self.last, self.attempts = last, 0
 
     async def solve(
-        self, request: Request, session: str = "", is_patient: bool = True
+        self, prepared: Prepared, session: str = "", is_patient: bool = True
     ) -> AsyncGenerator[Accepted | Event, None]:
         self.attempts += 1
-        async with aclosing(super().solve(request, session, is_patient)) as events:
+        async with aclosing(super().solve(prepared, session, is_patient)) as events:
             async for event in events:
                 yield event
                 if self.attempts == 1 and isinstance(event, Step) and event.author == self.last:
@@ -179,7 +179,8 @@ class Mortal(Worker):
 @pytest.mark.parametrize("last", ["nobody", "target", AUTHOR])
 async def test_author_that_is_no_engine_costs_nothing(last: str) -> None:
     async with Mortal(last) as backend:
-        events = [event async for event in outlive(backend, Request.ask("?"), "s", 5, lambda: None)]
+        prepared = backend.runtime.prepare(Request.ask("?"))
+        events = [event async for event in outlive(backend, prepared, "s", 5, lambda: None)]
 
     completion = events[-1]
     assert isinstance(completion, Completion)

@@ -12,6 +12,7 @@ from reasonrt.ports import Engine
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState
 from reasonrt.serve.wire.errors import ABSENT, ApiError
+from reasonrt.tasks import cancel
 from reasonrt.types import Event
 
 _log = logging.getLogger(__name__)
@@ -40,9 +41,7 @@ class Worker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
+        await cancel(*self._watches)
         await self.runtime.__aexit__()
 
     @property

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from reasonrt.serve.catalog import Job
 from reasonrt.serve.choice import STOP_TEXT, Choice, Shown
-from reasonrt.serve.resume import total_usage
 from reasonrt.serve.wire.responses import (
     Answer,
     AssistantMessage,
@@ -29,7 +28,7 @@ from reasonrt.serve.wire.responses import (
     TracedStep,
     Usage,
 )
-from reasonrt.types import FinishReason
+from reasonrt.types import FinishReason, total_usage
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
