@@ -68,7 +68,7 @@ def traces(
     ] = 1.25,
     block_tokens: Annotated[
         int,
-        typer.Option(min=1, help="Place checkpoints at multiples of the engine's cache block, of this many tokens."),
+        typer.Option(min=1, help="Place checkpoints at multiples of the engine's cache block, in tokens."),
     ] = 32,
     answer_tokens: Annotated[int, typer.Option(min=1, help="End a probe's answer after this many tokens.")] = 24,
     max_tokens: MaxTokensOption = None,
