@@ -36,7 +36,7 @@ class Finding:
 
 
 def doctor(config: ConfigOption = None, json_file: JsonOption = None) -> None:
-    """Look at versions, cores or GPUs, memory and models; exit with 1 where something will not work."""
+    """Look at versions, cores or GPUs, memory and models; the exit code is 1 where something will not work."""
     findings = [*_machine(), *_packages(), *_models(config)]
     table = Table("what", "found", "", show_edge=False)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}

@@ -1,6 +1,6 @@
 """Recording what routers learn from: at each step, what draft and target would write, and what comes of it.
 
-The value of a step is measured by rollouts: the share of the target's completions behind it that end right. The
+The value of a step is measured by rollouts: the share of the target's completions after it that end right. The
 recorded history is mixed, as it is when a router is at work: mostly the better step, sometimes the draft's anyway.
 """
 
@@ -98,7 +98,7 @@ async def _recorded(
 
 
 class _Recording:
-    """One problem being recorded."""
+    """One problem that is being recorded."""
 
     def __init__(self, runtime: Runtime, grader: Grader, problem: TaskProblem, settings: RecordingSettings) -> None:
         self._runtime, self._grader, self._problem, self._settings = runtime, grader, problem, settings
@@ -119,19 +119,18 @@ class _Recording:
             ahead = ahead[1:]
             if self._settings.rollouts > 1:  # a greedy one goes through the target's step anyway, samples need not
                 ahead, value = await self._completed((targeted,))
-            behind, draft_value = ahead, value
+            after_draft, draft_value = ahead, value
             if drafted.text != targeted.text:
-                behind, draft_value = await self._completed((drafted,))
+                after_draft, draft_value = await self._completed((drafted,))
             takes_target = value > draft_value and rng.random() >= self._settings.draft_share
             pairs.append(_pair(drafted, targeted, (draft_value, value), TARGET if takes_target else DRAFT))
             transcript.commit(targeted if takes_target else drafted)
             if not takes_target:
-                ahead, value = behind, draft_value
+                ahead, value = after_draft, draft_value
         return RecordedProblem(self._problem.id, self._problem.question, self._problem.group, pairs)
 
     async def _completed(self, steps: tuple[Step, ...]) -> tuple[list[Step], float]:
-        """The target's greedy steps behind what is committed and `steps`, and the share of completions that end
-        right."""
+        """The target's greedy steps after the committed ones and `steps`; the share of completions that end right."""
         settings, committed = self._settings, (*self._transcript.steps, *steps)
         request = replace(self._request, committed=committed)
         count = 1 if self._runtime.prepare(request).is_finished else settings.rollouts

@@ -1,0 +1,34 @@
+"""Documents point at what is there: their links, and the files that they name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").rglob("*.md"))
+_FOLDERS = (ROOT, ROOT / "reasonrt", ROOT / "calibration", ROOT / "tests" / "serve")  # that pages name files from
+
+
+def _anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub makes links of them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_it_names_are_there(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w/.-])((?:\w[\w.-]*/)+\w[\w-]*\.(?:py|yaml|json|txt))(?![\w/-])", page.read_text()))
+
+    missing = {name for name in named if not name.startswith(("runs/", "models/", "data/"))}
+    missing = {name for name in missing if not any((folder / name).exists() for folder in _FOLDERS)}
+    assert not missing
