@@ -1,10 +1,10 @@
 """`self_consistency`: several samples, the answer of the majority (Wang et al. 2023, arXiv 2203.11171, section 2).
 
-Samples run side by side; sampling ends as soon as no outcome of the samples that still run could change which
-answer leads. Nothing is committed before: a limit that ends the request earlier leaves it without text.
+Samples run concurrently; sampling ends as soon as no outcome of the samples that still run could change which
+answer leads. Only the winner is cut into steps. Nothing is committed before: a limit that ends the request earlier
+leaves it without text.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -14,21 +14,21 @@ from typing import ClassVar
 from reasonrt.answers import find_answer, normal_form
 from reasonrt.errors import RequestError
 from reasonrt.policies.options import PolicyOptions
-from reasonrt.ports import Engine
+from reasonrt.ports import PacedEngine
 from reasonrt.transcript import Transcript
-from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
-from reasonrt.writing import sampling_for, write_steps
+from reasonrt.types import FinishReason, PolicyEvent, Request, Stop, TokenDelta
+from reasonrt.writing import sampling_for, steps_of
 
 
 @dataclass
 class _Sample:
     index: int
-    steps: list[Step]
-    reason: FinishReason
+    whole: TokenDelta
+    text: str
 
     def __post_init__(self) -> None:
-        found = find_answer("".join(step.text for step in self.steps))
-        is_answer = found is not None and self.reason is FinishReason.STOP
+        found = find_answer(self.text)
+        is_answer = found is not None and self.whole.finish_reason is FinishReason.STOP
         self.answer = normal_form(found) if found is not None and is_answer else None  # None counts for nothing
 
 
@@ -51,44 +51,34 @@ class SelfConsistency(PolicyOptions):
             raise RequestError(f"self_consistency: engine must be target or draft, got {self.engine!r}")
         self.engines = (self.engine,)
 
-    async def solve(self, request: Request, engines: Mapping[str, Engine]) -> AsyncGenerator[PolicyEvent, None]:
-        done = await self._draw(request, engines[self.engine])
+    async def solve(self, request: Request, engines: Mapping[str, PacedEngine]) -> AsyncGenerator[PolicyEvent, None]:
+        engine = engines[self.engine]
+        transcript = Transcript(request.messages, request.committed)
+        done = await self._draw(request, transcript, engine)
         votes = Counter(sample.answer for sample in done if sample.answer is not None)
         # of equals, the one that was sampled first
         winner, num_votes = votes.most_common(1)[0] if votes else (None, 0)
         chosen = next(sample for sample in done if sample.answer == winner)
-        for step in chosen.steps:
+        steps, reason = steps_of(engine, transcript, chosen.whole)
+        for step in steps:
             yield step
-        yield Stop(chosen.reason, {"votes": num_votes, "samples": len(done), "k": self.k})
+        yield Stop(reason, {"votes": num_votes, "samples": len(done), "k": self.k})
 
-    async def _draw(self, request: Request, engine: Engine) -> list[_Sample]:
+    async def _draw(self, request: Request, transcript: Transcript, engine: PacedEngine) -> list[_Sample]:
         """The samples that decide the vote, by index. On return no other one runs."""
-        transcript = Transcript(request.messages, request.committed)
-        transcript.token_ids(engine)  # refuse a prompt that is too long before any sample starts
-        running = {asyncio.create_task(self._sample(index, request, transcript, engine)) for index in range(self.k)}
+        sampling = sampling_for(request, transcript, engine, temperature=float(self.temperature))
+        samplings = [replace(sampling, seed=_seed(request, index)) for index in range(self.k)]
         done: list[_Sample] = []
-        try:
-            while running and not is_decided(Counter(sample.answer for sample in done), len(running)):
-                finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                done += [task.result() for task in finished]
-                running -= finished
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        async with aclosing(engine.generate_whole(transcript.token_ids(engine), samplings)) as ended:
+            async for index, whole in ended:
+                done.append(_Sample(index, whole, engine.tokenizer.decode(whole.token_ids)))
+                if is_decided(Counter(sample.answer for sample in done), self.k - len(done)):
+                    break
         return sorted(done, key=lambda sample: sample.index)
 
-    async def _sample(self, index: int, request: Request, transcript: Transcript, engine: Engine) -> _Sample:
-        sampling = sampling_for(request, transcript, engine, temperature=float(self.temperature))
-        if request.seed is not None:
-            sampling = replace(sampling, seed=(request.seed + index) % 2**63)
-        steps: list[Step] = []
-        async with aclosing(write_steps(engine, transcript, sampling)) as written:
-            async for event in written:
-                if isinstance(event, FinishReason):
-                    return _Sample(index, steps, event)
-                steps.append(event)
-        raise AssertionError("an engine's stream ended without a reason")  # the port forbids it
+
+def _seed(request: Request, index: int) -> int | None:
+    return None if request.seed is None else (request.seed + index) % 2**63
 
 
 def is_decided(answers: Counter[object], running: int) -> bool:

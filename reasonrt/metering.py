@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from reasonrt.engines.whole import generate_whole
 from reasonrt.pace import Pace
-from reasonrt.ports import Engine, TokenStream, Verified
+from reasonrt.ports import Engine, TokenStream, Verified, WholeStream
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
 
 
@@ -56,6 +57,15 @@ class MeteredEngine:
         self.calls += 1
         stream = self._engine.generate(prompt_token_ids, sampling, cache_salt or self._salt)
         return _MeteredStream(self, stream, len(prompt_token_ids))
+
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> "_MeteredWhole":
+        for _ in samplings:
+            self._calls.take()
+        self.calls += len(samplings)
+        stream = generate_whole(self._engine, prompt_token_ids, samplings, cache_salt or self._salt)
+        return _MeteredWhole(self, stream, len(prompt_token_ids), len(samplings))
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
@@ -151,3 +161,56 @@ class _MeteredStream:
     def _count(self) -> None:
         self._meter.generated += self._stream.generated_tokens - self._counted
         self._counted = self._stream.generated_tokens
+
+
+class _MeteredWhole:
+    def __init__(self, meter: MeteredEngine, stream: WholeStream, prompt_tokens: int, num: int) -> None:
+        self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens * num
+        self._counted = self._cached = 0
+        self._is_asked = False
+        self._watches = [meter.pace.watch(prompt_tokens) for _ in range(num)]  # they learn no speed from what is whole
+
+    @property
+    def generated_tokens(self) -> int:
+        return self._stream.generated_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._stream.cached_tokens
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[int, TokenDelta]:
+        if not self._is_asked:
+            self._is_asked = True
+            self._meter.prefilled += self._prompt_tokens
+            for watch in self._watches:
+                watch.asked()
+        try:
+            index, delta = await anext(self._stream)
+        except Exception:
+            self._end()
+            raise
+        self._watches[index].ended()
+        self._count()
+        return index, delta
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        for watch in self._watches:
+            watch.ended()
+        self._count()
+
+    def _count(self) -> None:
+        self._meter.generated += self._stream.generated_tokens - self._counted
+        self._counted = self._stream.generated_tokens
+        cached = self._stream.cached_tokens - self._cached
+        self._cached += cached
+        self._meter.cached += cached
+        self._meter.prefilled -= cached

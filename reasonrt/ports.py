@@ -4,6 +4,7 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 `tests/engines/test_contract.py`:
 
 * `generate` yields deltas whose ids are the generation in order; the last one carries the finish reason.
+* `generate_whole`, which an engine may leave out, yields each of several generations once, when it has ended.
 * Closing the stream aborts the work in the engine within one step; `generated_tokens` is exact after it.
 * `read` costs one forward pass and is normalized over the whole vocabulary.
 * `verify` costs one forward pass, and says what a greedy `generate` would have written.
@@ -14,7 +15,7 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from reasonrt.pace import Pace
 from reasonrt.types import PolicyEvent, Request, Sampling, TokenDelta, Tokenizer
@@ -54,6 +55,28 @@ class TokenStream(Protocol):
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> TokenDelta: ...
+
+    async def aclose(self) -> None:
+        """Abort what is left. Idempotent."""
+
+
+class WholeStream(Protocol):
+    """Generations of one prompt, of which each is one delta: all of its tokens, and why it ended.
+
+    They come with their index, in the order in which they end.
+    """
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that the engine made for all of them so far, as far as it has said; exact once closed."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that all of them together read from the prefix cache; exact once closed."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> tuple[int, TokenDelta]: ...
 
     async def aclose(self) -> None:
         """Abort what is left. Idempotent."""
@@ -109,7 +132,20 @@ class Engine(Protocol):
         """The scalar head of a reward or router model, read at the last token."""
 
 
-class PacedEngine(Engine, Protocol):
+@runtime_checkable
+class GeneratesWhole(Protocol):
+    """What an engine has that can leave out the streaming. `engines.whole` does without it."""
+
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> WholeStream:
+        """Write after the prompt once for each of `samplings`, for a caller who has no use for tokens as they come.
+
+        Raises (from the stream): as `generate` does, for any of them; the others are then aborted.
+        """
+
+
+class PacedEngine(Engine, GeneratesWhole, Protocol):
     """An engine as the runtime hands it to a policy: with its recent speed, over all requests."""
 
     @property

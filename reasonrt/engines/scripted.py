@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Self
 
+from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.ports import Capability, Verified
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
@@ -165,6 +166,11 @@ class ScriptedEngine:
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> _Stream:
         return _Stream(self, list(prompt_token_ids), sampling, cache_salt)
+
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> JoinedStreams:
+        return JoinedStreams([self.generate(prompt_token_ids, sampling, cache_salt) for sampling in samplings])
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""

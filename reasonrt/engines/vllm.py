@@ -18,6 +18,7 @@ from typing import Any, Self
 from reasonrt.engines.fingerprint import model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments, quiet_vllm, score_task, start_environment
+from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability, Verified
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
@@ -66,6 +67,15 @@ class VllmEngine:
         if self.settings.scores:
             raise CapabilityError(f"engine {self.name!r} is a scoring model and generates nothing")
         return _Stream(self, _prompt(prompt_token_ids, cache_salt), sampling)
+
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> "_WholeStream":
+        if self.settings.scores:
+            raise CapabilityError(f"engine {self.name!r} is a scoring model and generates nothing")
+        # one request each: of the choices of one request, vLLM would tell only when the last has ended
+        prompt = _prompt(prompt_token_ids, cache_salt)
+        return _WholeStream([_Stream(self, prompt, sampling, is_whole=True) for sampling in samplings])
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
@@ -181,12 +191,14 @@ class VllmEngine:
 class _Stream:
     """One generation. It drains vLLM's queue itself, so that an abort still counts every token that was made."""
 
-    def __init__(self, engine: VllmEngine, prompt: dict[str, Any], sampling: Sampling) -> None:
-        self._engine, self._prompt, self._sampling = engine, prompt, sampling
+    def __init__(
+        self, engine: VllmEngine, prompt: dict[str, Any], sampling: Sampling, *, is_whole: bool = False
+    ) -> None:
+        self._engine, self._prompt, self._sampling, self._is_whole = engine, prompt, sampling, is_whole
         self._llm: Any = None
         self._queue: Any = None
         self._is_over = False
-        self.generated_tokens = 0
+        self.generated_tokens = self.cached_tokens = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -219,13 +231,13 @@ class _Stream:
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
+            output_kind=RequestOutputKind.FINAL_ONLY if self._is_whole else RequestOutputKind.DELTA,
         )
 
     def _delta(self, output: Any) -> TokenDelta:
         written = output.outputs[0]
         token_ids = tuple(written.token_ids)
-        self.generated_tokens += len(token_ids)
+        self._count(output)
         logprobs: tuple[float, ...] = ()
         top: tuple[tuple[float, ...], ...] = ()
         if flat := written.logprobs:  # at each place the token's own, then the other highest or all of the highest
@@ -239,7 +251,11 @@ class _Stream:
             self._is_over = True
             self._llm = self._queue = None
             reason = FinishReason.LENGTH if written.finish_reason == "length" else FinishReason.STOP
-        return TokenDelta(token_ids, logprobs, reason, output.num_cached_tokens or 0, top)
+        return TokenDelta(token_ids, logprobs, reason, self.cached_tokens, top)
+
+    def _count(self, output: Any) -> None:
+        self.generated_tokens += len(output.outputs[0].token_ids)
+        self.cached_tokens = output.num_cached_tokens or 0
 
     async def aclose(self) -> None:
         if self._is_over:
@@ -247,13 +263,32 @@ class _Stream:
         self._is_over = True
         llm, queue = self._llm, self._queue
         self._llm = self._queue = None
-        if queue is None or llm.errored:
+        if queue is None:
+            return
+        if llm.errored:
+            self._count_dead(llm, queue)
             return
         # shielded: a cancelled caller must not leave the engine writing
         await asyncio.shield(llm.abort(queue.request_id, internal=True))
         left = queue.get_nowait()
         if left is not None:
-            self.generated_tokens += len(left.outputs[0].token_ids)
+            self._count(left)
+
+    def _count_dead(self, llm: Any, queue: Any) -> None:
+        """What a dead core had made of an answer that nobody will get."""
+        state = llm.output_processor.request_states.get(queue.request_id)
+        if state is not None:
+            self.generated_tokens, self.cached_tokens = state.detokenizer.num_output_tokens(), state.num_cached_tokens
+
+
+class _WholeStream(JoinedStreams):
+    def __init__(self, streams: Sequence[_Stream]) -> None:
+        super().__init__(streams)
+        self._of_vllm = streams
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(stream.cached_tokens for stream in self._of_vllm)  # also of those that were aborted
 
 
 def _prompt(token_ids: Sequence[int], cache_salt: str) -> dict[str, Any]:
