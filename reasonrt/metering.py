@@ -6,7 +6,7 @@ from typing import Self
 
 from reasonrt.engines.whole import generate_whole
 from reasonrt.pace import Pace
-from reasonrt.ports import Engine, TokenStream, Verified, WholeStream
+from reasonrt.ports import Engine, Reading, Score, TokenStream, Verified, WholeStream
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
 
 
@@ -40,7 +40,7 @@ class MeteredEngine:
         self._engine, self._calls, self.pace, self._salt = engine, calls, pace or Pace(), cache_salt
         self.name, self.max_model_len = engine.name, engine.max_model_len
         self.capabilities, self.tokenizer = engine.capabilities, engine.tokenizer
-        self.calls = self.prefilled = self.cached = self.generated = self.probe = 0
+        self.calls = self.prefilled = self.cached = self.generated = self.probe = self.passes = 0
 
     @property
     def fingerprint(self) -> str:
@@ -69,37 +69,50 @@ class MeteredEngine:
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
+    ) -> Reading:
         self._count_probe(prompt_token_ids)
         self.generated += 1
         self.probe += 1
-        return await self._engine.read(prompt_token_ids, candidate_ids, cache_salt or self._salt)
+        reading = await self._engine.read(prompt_token_ids, candidate_ids, cache_salt or self._salt)
+        self.count_cached(reading.cached_tokens)
+        return reading
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         self._count_probe([*prompt_token_ids, *drafted_ids])
         self.generated += 1
-        watch = self.pace.watch(len(prompt_token_ids) + len(drafted_ids))
+        num_tokens = len(prompt_token_ids) + len(drafted_ids)
+        watch = self.pace.watch(num_tokens)
         watch.asked()
         try:
             verified = await self._engine.verify(prompt_token_ids, drafted_ids, cache_salt or self._salt)
         finally:
             watch.ended()
-        watch.came(TokenDelta(verified.token_ids, cached_tokens=verified.cached_tokens))
-        self.cached += verified.cached_tokens
-        self.prefilled -= verified.cached_tokens
+        again = verified.passes - 1
+        watch.came(TokenDelta(verified.token_ids, cached_tokens=verified.cached_tokens - again * num_tokens))
+        self.passes += again
+        self.prefilled += again * num_tokens
+        self.count_cached(verified.cached_tokens)
         self.probe += verified.token_ids == tuple(drafted_ids)  # else its own token is part of the text
         return verified
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         self._count_probe(prompt_token_ids)
-        return await self._engine.score(prompt_token_ids, cache_salt or self._salt)
+        score = await self._engine.score(prompt_token_ids, cache_salt or self._salt)
+        self.count_cached(score.cached_tokens)
+        return score
 
     def _count_probe(self, prompt_token_ids: Sequence[int]) -> None:
         self._calls.take()
         self.calls += 1
+        self.passes += 1
         self.prefilled += len(prompt_token_ids)
+
+    def count_cached(self, num_tokens: int) -> None:
+        """So many prompt tokens that were counted as prefilled came from the cache."""
+        self.cached += num_tokens
+        self.prefilled -= num_tokens
 
     def usage(self, committed_tokens: int) -> EngineUsage:
         """What was spent, given how many of the engine's tokens are part of the committed text."""
@@ -110,19 +123,42 @@ class MeteredEngine:
             generated=self.generated,
             discarded=self.generated - committed_tokens,
             probe=self.probe,
+            passes=self.passes,
         )
 
 
-class _MeteredStream:
-    def __init__(self, meter: MeteredEngine, stream: TokenStream, prompt_tokens: int) -> None:
-        self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens
-        self._counted = self._cached = 0
-        self._is_asked = self._has_begun = False
-        self._watch = meter.pace.watch(prompt_tokens)
+class _Counted:
+    """Adds what a stream has made since it was last looked at."""
+
+    def __init__(self, meter: MeteredEngine, stream: TokenStream | WholeStream) -> None:
+        self._meter, self._stream = meter, stream
+        self._generated = self._passes = self._cached = 0
 
     @property
     def generated_tokens(self) -> int:
         return self._stream.generated_tokens
+
+    @property
+    def passes(self) -> int:
+        return self._stream.passes
+
+    def _count(self, cached_tokens: int) -> None:
+        generated, passes = self._stream.generated_tokens, self._stream.passes
+        self._meter.generated += generated - self._generated
+        self._meter.passes += passes - self._passes
+        # a remote server may tell what was cached at the end only
+        self._meter.count_cached(max(0, cached_tokens - self._cached))
+        self._generated, self._passes, self._cached = generated, passes, max(self._cached, cached_tokens)
+
+
+class _MeteredStream(_Counted):
+    _stream: TokenStream
+
+    def __init__(self, meter: MeteredEngine, stream: TokenStream, prompt_tokens: int) -> None:
+        super().__init__(meter, stream)
+        self._prompt_tokens = prompt_tokens
+        self._is_asked = self._has_begun = False
+        self._watch = meter.pace.watch(prompt_tokens)
 
     def __aiter__(self) -> Self:
         return self
@@ -138,11 +174,7 @@ class _MeteredStream:
         self._watch.came(delta)
         if not self._has_begun:
             self._begin()
-        told = max(0, delta.cached_tokens - self._cached)  # a remote server may tell at the end only
-        self._cached += told
-        self._meter.cached += told
-        self._meter.prefilled -= told
-        self._count()
+        self._count(delta.cached_tokens)
         return delta
 
     async def aclose(self) -> None:
@@ -152,27 +184,21 @@ class _MeteredStream:
             self._watch.ended()
             if self._is_asked and not self._has_begun:
                 self._begin()  # how far the engine had come is unknown: count all of it
-            self._count()
+            self._count(0)
 
     def _begin(self) -> None:
         self._has_begun = True
         self._meter.prefilled += self._prompt_tokens
 
-    def _count(self) -> None:
-        self._meter.generated += self._stream.generated_tokens - self._counted
-        self._counted = self._stream.generated_tokens
 
+class _MeteredWhole(_Counted):
+    _stream: WholeStream
 
-class _MeteredWhole:
     def __init__(self, meter: MeteredEngine, stream: WholeStream, prompt_tokens: int, num: int) -> None:
-        self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens * num
-        self._counted = self._cached = 0
+        super().__init__(meter, stream)
+        self._prompt_tokens = prompt_tokens * num
         self._is_asked = False
         self._watches = [meter.pace.watch(prompt_tokens) for _ in range(num)]  # they learn no speed from what is whole
-
-    @property
-    def generated_tokens(self) -> int:
-        return self._stream.generated_tokens
 
     @property
     def cached_tokens(self) -> int:
@@ -193,7 +219,7 @@ class _MeteredWhole:
             self._end()
             raise
         self._watches[index].ended()
-        self._count()
+        self._count(self._stream.cached_tokens)
         return index, delta
 
     async def aclose(self) -> None:
@@ -205,12 +231,4 @@ class _MeteredWhole:
     def _end(self) -> None:
         for watch in self._watches:
             watch.ended()
-        self._count()
-
-    def _count(self) -> None:
-        self._meter.generated += self._stream.generated_tokens - self._counted
-        self._counted = self._stream.generated_tokens
-        cached = self._stream.cached_tokens - self._cached
-        self._cached += cached
-        self._meter.cached += cached
-        self._meter.prefilled -= cached
+        self._count(self._stream.cached_tokens)

@@ -38,10 +38,38 @@ class Verified:
     Attributes:
         token_ids: the draft's up to the first that the engine would not have written, and its own in place of that
             one; all of them, at least one, where it agrees with all.
-        cached_tokens: of the prompt, those that it had read before.
+        cached_tokens: tokens of prompt and draft that its passes read from the prefix cache.
+        passes: forward passes that it took, at least one.
     """
 
     token_ids: tuple[int, ...]
+    cached_tokens: int = 0
+    passes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an engine expects after a prompt.
+
+    Attributes:
+        logprobs: of each candidate as the next token, in the candidates' order; natural logarithms.
+        cached_tokens: prompt tokens read from the prefix cache, as far as the engine has said.
+    """
+
+    logprobs: tuple[float, ...]
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward or router model says of a prompt.
+
+    Attributes:
+        value: its scalar head, read at the last token.
+        cached_tokens: prompt tokens read from the prefix cache, as far as the engine has said.
+    """
+
+    value: float
     cached_tokens: int = 0
 
 
@@ -51,6 +79,10 @@ class TokenStream(Protocol):
     @property
     def generated_tokens(self) -> int:
         """Tokens that the engine made for it so far, whether or not they were consumed; exact once closed."""
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that brought these tokens: one for each, unless the engine itself speculates."""
 
     def __aiter__(self) -> Self: ...
 
@@ -73,6 +105,10 @@ class WholeStream(Protocol):
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens that all of them together read from the prefix cache; exact once closed."""
+
+    @property
+    def passes(self) -> int:
+        """As in `TokenStream`, of all of them together."""
 
     def __aiter__(self) -> Self: ...
 
@@ -120,15 +156,15 @@ class Engine(Protocol):
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
-        """Log-probabilities of each candidate as the next token, in the candidates' order."""
+    ) -> Reading:
+        """How likely each candidate is as the next token."""
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         """What the engine itself would write, greedily, where a draft has written `drafted_ids`."""
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         """The scalar head of a reward or router model, read at the last token."""
 
 

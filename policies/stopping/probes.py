@@ -91,7 +91,7 @@ class Probe:
     async def _looked(self, name: str, token_ids: Sequence[int]) -> float:
         if name == END_OF_THINKING:
             self.spent_tokens += 1
-            (logprob,) = await self._engine.read(token_ids, self.suffix[:1])
+            (logprob,) = (await self._engine.read(token_ids, self.suffix[:1])).logprobs
             return boosted_probability(logprob, END_BOOST)
         sampling = Sampling(1, logprobs=True, top_logprobs=_TOP)
         return entropy((await self._generated([*token_ids, *self.suffix], sampling)).top_logprobs[0])

@@ -17,6 +17,7 @@ from typing import Any, Self
 import httpx
 
 from reasonrt.engines.remote_wire import (
+    cached_tokens,
     completion_body,
     events,
     garbage,
@@ -29,7 +30,7 @@ from reasonrt.engines.remote_wire import (
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.whole import JoinedStreams, joined
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
-from reasonrt.ports import Capability, Verified, WholeStream
+from reasonrt.ports import Capability, Reading, Score, Verified, WholeStream
 from reasonrt.types import FinishReason, Sampling, TokenDelta
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -130,7 +131,7 @@ class RemoteEngine:
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
+    ) -> Reading:
         """See the port.
 
         Raises:
@@ -141,10 +142,10 @@ class RemoteEngine:
         if unknown := [candidate for candidate in candidate_ids if candidate not in vocabulary]:
             raise RequestError(f"engine {self.name!r}: token {unknown[0]} is not in the vocabulary")
         if not candidate_ids:
-            return []
+            return Reading(())
         by_id = {"logprobs": 1, "logprob_token_ids": list(dict.fromkeys(candidate_ids))}
         asked = by_id if self._reads_by_id else {"logprobs": _TOP_LOGPROBS}
-        choice = await self._ask(prompt_token_ids, asked, cache_salt)
+        choice, cached = await self._ask(prompt_token_ids, asked, cache_salt)
         top = top_logprobs(choice)
         logprobs = []
         for candidate in candidate_ids:
@@ -157,14 +158,14 @@ class RemoteEngine:
             if not isinstance(logprob, int | float) or not math.isfinite(logprob):
                 raise garbage(self.base_url, str(choice).encode())
             logprobs.append(min(float(logprob), 0.0))
-        return logprobs
+        return Reading(tuple(logprobs), cached)
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         raise CapabilityError(f"engine {self.name!r} is remote and verifies nothing; run it in process")
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         raise CapabilityError(f"engine {self.name!r} is remote and scores nothing; run the scoring model in process")
 
     def check_fits(self, prompt_token_ids: Sequence[int], new_tokens: int) -> None:
@@ -192,7 +193,7 @@ class RemoteEngine:
     async def _learn_capabilities(self) -> None:
         prompt = self.tokenizer.encode("1 + 1 =")
         candidates = sorted(self.tokenizer.vocabulary())[:3]  # one more than `logprobs: 1` gives by itself
-        choice = await self._ask(prompt, {"logprobs": 1, "logprob_token_ids": candidates})
+        choice, _ = await self._ask(prompt, {"logprobs": 1, "logprob_token_ids": candidates})
         found, top = set[Capability](), top_logprobs(choice)
         self._reads_by_id = all(f"token_id:{candidate}" in top for candidate in candidates)
         if top:
@@ -205,20 +206,21 @@ class RemoteEngine:
 
     async def _ask(
         self, prompt_token_ids: Sequence[int], fields: dict[str, Any], cache_salt: str = ""
-    ) -> dict[str, Any]:
-        """The choice of a completion of one token."""
+    ) -> tuple[dict[str, Any], int]:
+        """The choice of a completion of one token, and how many prompt tokens were cached."""
         body = self.body(prompt_token_ids, Sampling(max_tokens=1), cache_salt) | fields
         with translated(self.base_url, self.timeout_s):
             response = await self.client().post(f"{self.base_url}/completions", json=body)
         if response.status_code != httpx.codes.OK:
             raise refusal(response, self.base_url, self.model)
         try:
-            choice = response.json()["choices"][0]
-        except (ValueError, KeyError, TypeError, IndexError):
+            answer = response.json()
+            choice, cached = answer["choices"][0], cached_tokens(answer)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             choice = None
         if not isinstance(choice, dict):
             raise garbage(self.base_url, response.content)
-        return choice
+        return choice, cached
 
     def body(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str) -> dict[str, Any]:
         stops = sampling.stop_token_ids | self.tokenizer.eos_token_ids
@@ -277,13 +279,15 @@ class _Call:
     def _delta(self, event: dict[str, Any], has_ids: bool) -> tuple[int, TokenDelta] | None:
         """What an event adds, None for one that adds no tokens."""
         usage = event.get("usage") or {}
-        self.cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or self.cached_tokens)
+        self.cached_tokens = cached_tokens(event) or self.cached_tokens
         if not event.get("choices"):
             if not has_ids and len(self._tokens) == 1:
                 self._tokens[0] = int(usage.get("completion_tokens") or self._tokens[0])
             return None
         choice = event["choices"][0]
         index = choice.get("index", 0)
+        if index not in range(len(self._tokens)):
+            raise ValueError("an index of one of those that were asked for")
         before = self._tokens[index]
         token_ids = self._ids(choice, before) if has_ids else self._ids_of_text(choice)
         self._tokens[index] = before + len(token_ids)
@@ -321,6 +325,10 @@ class _Stream:
     def generated_tokens(self) -> int:
         return self._call.generated_tokens
 
+    @property
+    def passes(self) -> int:
+        return self._call.generated_tokens
+
     def __aiter__(self) -> Self:
         return self
 
@@ -346,6 +354,10 @@ class _WholeStream:
     @property
     def cached_tokens(self) -> int:
         return self._call.cached_tokens
+
+    @property
+    def passes(self) -> int:
+        return self._call.generated_tokens
 
     def __aiter__(self) -> Self:
         return self

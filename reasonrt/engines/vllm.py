@@ -20,7 +20,7 @@ from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments, quiet_vllm, score_task, start_environment
 from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
-from reasonrt.ports import Capability, Verified
+from reasonrt.ports import Capability, Reading, Score, Verified
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 _MAX_REASON = 300  # characters of vLLM's own words
@@ -79,24 +79,26 @@ class VllmEngine:
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
+    ) -> Reading:
         output = await self._one_pass(prompt_token_ids, cache_salt, logprob_token_ids=list(candidate_ids))
         logprobs = output.outputs[0].logprobs[0]
-        return [float(logprobs[candidate].logprob) for candidate in candidate_ids]
+        return Reading(tuple([float(logprobs[candidate].logprob) for candidate in candidate_ids]), _cached(output))
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         token_ids = [*prompt_token_ids, *drafted_ids]
         output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=False)
-        if (output.num_cached_tokens or 0) >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
+        passes, cached = 1, _cached(output)
+        if cached >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
             output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=True)
+            passes, cached = 2, cached + _cached(output)
         written: list[int] = []
         for drafted, place in zip(drafted_ids, output.prompt_logprobs[-len(drafted_ids) :], strict=True):
             written.append(min(place, key=lambda token_id: place[token_id].rank))
             if written[-1] != drafted:
                 break
-        return Verified(tuple(written), output.num_cached_tokens or 0)
+        return Verified(tuple(written), cached, passes)
 
     async def _one_pass(self, token_ids: Sequence[int], cache_salt: str, **asked: Any) -> Any:
         """vLLM's output for a text that it reads and does not go on with."""
@@ -111,7 +113,7 @@ class VllmEngine:
             outputs = [out async for out in llm.generate(_prompt(token_ids, cache_salt), params, self.next_id())]
         return outputs[-1]
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         from vllm import PoolingParams
 
         if not self.settings.scores:
@@ -121,7 +123,7 @@ class VllmEngine:
         llm = await self._alive()
         with _translated(self):
             outputs = [out async for out in llm.encode(_prompt(prompt_token_ids, cache_salt), params, self.next_id())]
-        return float(outputs[-1].outputs.data.flatten()[-1])
+        return Score(float(outputs[-1].outputs.data.flatten()[-1]), _cached(outputs[-1]))
 
     def next_id(self) -> str:
         return f"{self.name}-{next(self._ids)}"
@@ -198,7 +200,12 @@ class _Stream:
         self._llm: Any = None
         self._queue: Any = None
         self._is_over = False
+        self._outputs = 0  # of vLLM's core
         self.generated_tokens = self.cached_tokens = 0
+
+    @property
+    def passes(self) -> int:
+        return self._outputs if self._engine.settings.speculative else self.generated_tokens
 
     def __aiter__(self) -> Self:
         return self
@@ -216,11 +223,25 @@ class _Stream:
         self._engine._check_fits(self._prompt["prompt_token_ids"], self._sampling.max_tokens)
         self._llm = await self._engine._alive()
         self._queue = await self._llm.add_request(self._engine.next_id(), self._prompt, self._params())
+        if self._engine.settings.speculative:
+            self._count_outputs(self._queue)
+
+    def _count_outputs(self, queue: Any) -> None:
+        """vLLM's core hands over one output for each pass; the queue joins those that nobody has fetched."""
+        put = queue.put
+
+        def counting(output: Any) -> None:
+            self._outputs += not isinstance(output, Exception) and bool(output.outputs[0].token_ids)
+            put(output)
+
+        queue.put = counting
 
     def _params(self) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        # where passes bring several tokens, they are counted by the outputs that come one by one
+        is_whole = self._is_whole and not self._engine.settings.speculative
         sampling = self._sampling
         return SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -231,7 +252,7 @@ class _Stream:
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY if self._is_whole else RequestOutputKind.DELTA,
+            output_kind=RequestOutputKind.FINAL_ONLY if is_whole else RequestOutputKind.DELTA,
         )
 
     def _delta(self, output: Any) -> TokenDelta:
@@ -255,7 +276,7 @@ class _Stream:
 
     def _count(self, output: Any) -> None:
         self.generated_tokens += len(output.outputs[0].token_ids)
-        self.cached_tokens = output.num_cached_tokens or 0
+        self.cached_tokens = _cached(output)
 
     async def aclose(self) -> None:
         if self._is_over:
@@ -289,6 +310,11 @@ class _WholeStream(JoinedStreams):
     @property
     def cached_tokens(self) -> int:
         return sum(stream.cached_tokens for stream in self._of_vllm)  # also of those that were aborted
+
+
+def _cached(output: Any) -> int:
+    """Prompt tokens that vLLM read from its prefix cache."""
+    return output.num_cached_tokens or 0
 
 
 def _prompt(token_ids: Sequence[int], cache_salt: str) -> dict[str, Any]:

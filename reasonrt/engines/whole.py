@@ -36,6 +36,10 @@ class JoinedStreams:
     def cached_tokens(self) -> int:
         return sum(self._cached)
 
+    @property
+    def passes(self) -> int:
+        return sum(stream.passes for stream in self._streams)
+
     def __aiter__(self) -> Self:
         return self
 

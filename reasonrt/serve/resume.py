@@ -78,11 +78,11 @@ async def outlive(
 
 
 def committed_usage(steps: Sequence[Step]) -> Usage:
-    """What `steps` cost at the least."""
+    """What `steps` cost at the least, with a pass for each token."""
     tokens: dict[str, int] = {}
     for step in steps:
         tokens[step.author] = tokens.get(step.author, 0) + len(step.token_ids)
-    return {author: EngineUsage(generated=num) for author, num in tokens.items()}
+    return {author: EngineUsage(generated=num, passes=num) for author, num in tokens.items()}
 
 
 def total_usage(usages: Iterable[Usage]) -> Usage:

@@ -42,14 +42,14 @@ def ask(engine: Engine, number: int = NUMBERS[0]) -> list[int]:
 async def collect(engine: Engine, prompt: list[int], sampling: Sampling) -> list[TokenDelta]:
     async with aclosing(engine.generate(prompt, sampling)) as stream:
         deltas = [delta async for delta in stream]
-        assert stream.generated_tokens == len(ids_of(deltas))
+        assert stream.passes == stream.generated_tokens == len(ids_of(deltas))
     return deltas
 
 
 async def collect_whole(engine: Engine, prompt: list[int], samplings: list[Sampling]) -> dict[int, TokenDelta]:
     async with aclosing(generate_whole(engine, prompt, samplings)) as stream:
         ended = [item async for item in stream]
-        assert stream.generated_tokens == sum(len(whole.token_ids) for _, whole in ended)
+        assert stream.passes == stream.generated_tokens == sum(len(whole.token_ids) for _, whole in ended)
     assert sorted(index for index, _ in ended) == list(range(len(samplings)))  # each once
     return dict(ended)
 
@@ -152,10 +152,10 @@ async def test_reads_leave_the_log_probabilities_of_what_runs_alone(engine: Engi
     sampling = Sampling(MAX_TOKENS, top_logprobs=5)
     alone = tops_of(await collect(engine, ask(engine), sampling))
     candidates = sorted(engine.tokenizer.vocabulary())[:9]
-    lone = await engine.read(ask(engine), candidates)
+    lone = (await engine.read(ask(engine), candidates)).logprobs
 
-    async def read_again_and_again() -> list[list[float]]:
-        return [await engine.read(ask(engine), candidates) for _ in range(8)]
+    async def read_again_and_again() -> list[tuple[float, ...]]:
+        return [(await engine.read(ask(engine), candidates)).logprobs for _ in range(8)]
 
     deltas, reads = await asyncio.gather(collect(engine, ask(engine), sampling), read_again_and_again())
     together = tops_of(deltas)
@@ -327,7 +327,7 @@ async def test_concurrent_streams_do_not_mix(engine: Engine) -> None:
 async def test_read_is_normalized_over_the_vocabulary(engine: Engine) -> None:
     candidates = sorted(engine.tokenizer.vocabulary())[:20]
 
-    logprobs = await engine.read(ask(engine), candidates)
+    logprobs = (await engine.read(ask(engine), candidates)).logprobs
 
     assert len(logprobs) == len(candidates)
     assert all(map(math.isfinite, logprobs))
@@ -337,10 +337,19 @@ async def test_read_is_normalized_over_the_vocabulary(engine: Engine) -> None:
 async def test_read_keeps_the_order_of_its_candidates(engine: Engine) -> None:
     candidates = sorted(engine.tokenizer.vocabulary())[:4]
 
-    forwards = await engine.read(ask(engine), candidates)
-    backwards = await engine.read(ask(engine), [*reversed(candidates), candidates[0]])
+    forwards = (await engine.read(ask(engine), candidates)).logprobs
+    backwards = (await engine.read(ask(engine), [*reversed(candidates), candidates[0]])).logprobs
 
-    assert backwards == [*reversed(forwards), forwards[0]]
+    assert backwards == (*reversed(forwards), forwards[0])
+
+
+async def test_what_the_cache_held_of_a_read_is_told(engine: Engine) -> None:
+    prompt = ask(engine, 8192) * 3
+    readings = [await engine.read(prompt, [2], "of the reader") for _ in range(2)]
+    other = await engine.read(prompt, [2], "of another")
+
+    assert 0 < readings[1].cached_tokens < len(prompt)
+    assert readings[0].cached_tokens == other.cached_tokens == 0
 
 
 async def test_read_agrees_with_what_is_generated(engine: Engine) -> None:
@@ -349,7 +358,7 @@ async def test_read_agrees_with_what_is_generated(engine: Engine) -> None:
     (delta,) = await collect(engine, ask(engine), Sampling(1, logprobs=True))
     others = [token_id for token_id in sorted(engine.tokenizer.vocabulary())[:18] if token_id not in delta.token_ids]
 
-    first, *rest = await engine.read(ask(engine), [*delta.token_ids, *others])
+    first, *rest = (await engine.read(ask(engine), [*delta.token_ids, *others])).logprobs
 
     assert first == pytest.approx(delta.logprobs[0], abs=0.02)
     assert first >= max(rest)
@@ -376,7 +385,7 @@ async def test_the_longest_prompt_that_fits_is_served(engine: Engine) -> None:
 
 async def test_score_is_a_number_or_refused(engine: Engine) -> None:
     if Capability.SCORE in engine.capabilities:
-        assert math.isfinite(await engine.score(ask(engine)))
+        assert math.isfinite((await engine.score(ask(engine))).value)
     else:
         with pytest.raises(CapabilityError, match=r"score|scalar"):
             await engine.score(ask(engine))

@@ -122,7 +122,7 @@ async def test_an_engine_that_says_no_reason_is_an_error() -> None:
 
 
 class _Unended:
-    generated_tokens = 2
+    generated_tokens = passes = 2
 
     def __init__(self, deltas: Any) -> None:
         self._deltas = deltas

@@ -39,6 +39,7 @@ class EngineTokens(_Answer):
     generated: int
     discarded: int
     probe: int
+    passes: int
 
 
 class CompletionDetails(_Answer):
