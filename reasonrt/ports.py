@@ -175,7 +175,7 @@ class GeneratesWhole(Protocol):
     def generate_whole(
         self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
     ) -> WholeStream:
-        """Write after the prompt once for each of `samplings`, for a caller who has no use for tokens as they come.
+        """Write after the prompt once for each of `samplings`, at least one, where nobody needs tokens as they come.
 
         Raises (from the stream): as `generate` does, for any of them; the others are then aborted.
         """

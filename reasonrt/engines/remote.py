@@ -44,7 +44,8 @@ class RemoteEngine:
     """A model on a server.
 
     Cached tokens are those that the server reports, which it does at the end: the last delta carries them. (vLLM
-    needs `--enable-prompt-tokens-details`.) Tokens on their way when a stream is closed are not counted.
+    needs `--enable-prompt-tokens-details`.) Tokens on their way when a stream is closed are not counted; of a whole
+    generation that is given up, these are up to 64. Of several from one call, it reports the cached ones of the first.
 
     Args:
         name: as the author of its steps.
