@@ -53,7 +53,7 @@ class Sampling:
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: bool = False
     top_logprobs: int = 0
-    decoding: Mapping[str, Any] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)

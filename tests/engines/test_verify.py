@@ -7,9 +7,10 @@ import pytest
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
-from reasonrt.metering import Calls, MeteredEngine
+from reasonrt.metering import MeteredEngine
 from reasonrt.ports import Capability, Engine
-from reasonrt.types import Message, Sampling, TokenDelta
+from reasonrt.scopes import Scope
+from reasonrt.types import Limits, Message, Sampling, TokenDelta
 
 NUMBERS = (23, 47, 58, 91)
 
@@ -92,7 +93,7 @@ async def test_passes_and_what_they_read_are_counted(engine: Engine) -> None:
         pytest.skip("verifies nothing")
     prompt = ask(engine, 79)
     own = ids_of(await collect(engine, prompt, Sampling(80)))
-    meter = MeteredEngine(engine, Calls(3))
+    meter = MeteredEngine(engine, Scope(Limits(max_engine_calls=3)))
 
     passes = [(await meter.verify(prompt, own)).passes for _ in range(3)]
 

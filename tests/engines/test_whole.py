@@ -10,8 +10,9 @@ import pytest
 from reasonrt import FinishReason, Limits, Request, Runtime
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError
-from reasonrt.metering import CallLimitReached, Calls, MeteredEngine
+from reasonrt.metering import MeteredEngine
 from reasonrt.ports import Engine, GeneratesWhole
+from reasonrt.scopes import LimitReached, Scope
 from reasonrt.types import Sampling, TokenDelta
 
 PROMPT = list(range(2, 42))
@@ -46,7 +47,7 @@ def test_the_third_party_has_no_whole_generations(engines: tuple[ScriptedEngine,
 @pytest.mark.parametrize("end", ["finished", "closed", "cancelled", "dead"])
 async def test_usage_is_exact_whatever_ends_them(engines: tuple[ScriptedEngine, Any], end: str) -> None:
     engine, seen = engines
-    meter = MeteredEngine(seen, Calls(3))
+    meter = MeteredEngine(seen, Scope(Limits(max_engine_calls=3)))
     ended: list[tuple[int, TokenDelta]] = []
 
     async def run() -> None:
@@ -77,7 +78,7 @@ async def test_usage_is_exact_whatever_ends_them(engines: tuple[ScriptedEngine, 
 
 
 async def test_what_the_cache_held_counts_once_for_each(engines: tuple[ScriptedEngine, Any]) -> None:
-    meter = MeteredEngine(engines[1], Calls(6))
+    meter = MeteredEngine(engines[1], Scope(Limits(max_engine_calls=6)))
     for _ in range(2):
         async with aclosing(meter.generate_whole(PROMPT, SAMPLINGS)) as stream:
             async for _ in stream:
@@ -88,9 +89,9 @@ async def test_what_the_cache_held_counts_once_for_each(engines: tuple[ScriptedE
 
 
 async def test_over_the_limit_on_calls_none_reaches_the_engine(engines: tuple[ScriptedEngine, Any]) -> None:
-    meter = MeteredEngine(engines[1], Calls(2))
+    meter = MeteredEngine(engines[1], Scope(Limits(max_engine_calls=2)))
 
-    with pytest.raises(CallLimitReached):
+    with pytest.raises(LimitReached):
         meter.generate_whole(PROMPT, SAMPLINGS)
 
     assert engines[0].generated_tokens == meter.usage(0).calls == meter.pace.running == 0
@@ -118,7 +119,7 @@ async def test_an_engine_that_says_no_reason_is_an_error() -> None:
     engine.generate = lambda *_: _Unended(unended())
 
     with pytest.raises(EngineError, match="without a reason"):
-        await anext(MeteredEngine(engine, Calls(1)).generate_whole(PROMPT, [Sampling(9)]))
+        await anext(MeteredEngine(engine, Scope(Limits(max_engine_calls=1))).generate_whole(PROMPT, [Sampling(9)]))
 
 
 class _Unended:
