@@ -60,8 +60,9 @@ def build_policy(name: str, options: Mapping[str, Any], certificates: ServedCert
         ConfigError: the package that announces it cannot be loaded.
     """
     common = {key: value for key, value in options.items() if key in option_names(CommonOptions)}
-    own = {key: value for key, value in options.items() if key not in common}
-    policy = find_policy(name).from_options(own)
+    policy = find_policy(name).from_options({key: value for key, value in options.items() if key not in common})
+    if not common:
+        return policy
     return stopped(policy, name, read_options(CommonOptions, common, name), certificates or ServedCertificates())
 
 

@@ -6,8 +6,6 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from reasonrt.errors import RequestError
-from reasonrt.thinking import END_THINK as END_THINK
-from reasonrt.thinking import THINK as THINK
 from reasonrt.thinking import split
 
 

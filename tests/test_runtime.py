@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,8 @@ from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.policies import registry
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.registry import policy_names
-from reasonrt.ports import Engine
-from reasonrt.types import PolicyEvent, Sampling
+from reasonrt.ports import Engine, Engines
+from reasonrt.types import PolicyEvent, Sampling, Stop
 
 STEPS = ["<think>\nOne.\n\n", "Two.\n\n", "Three.\n\n", "</think>\n\n", r"\boxed{7}"]
 TEXT = "".join(STEPS)
@@ -61,10 +63,9 @@ class Reader(PolicyOptions):
 
 
 @pytest.fixture
-def reader() -> Iterator[str]:
-    registry._OWN["reader"] = Reader
-    yield "reader"
-    del registry._OWN["reader"]
+def reader(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(registry, "_OWN", {**registry._OWN, "reader": Reader})
+    return "reader"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -294,3 +295,84 @@ async def test_bad_request_gets_one_clear_line(request_: Request, error: type[Re
 
     assert "\n" not in str(raised.value)
     assert scripted(runtime)[0].generated_tokens == 0
+
+
+async def test_limits_of_the_configuration_hold_for_whoever_brings_none(tmp_path: Path) -> None:
+    file = tmp_path / "reasonrt.yaml"
+    file.write_text("engines: {target: {model: zoo:nano-target}}\nlimits: {max_tokens: 40, max_engine_calls: 3}\n")
+    runtime = Runtime.from_config(file)
+    request = Request.ask("?")
+
+    assert runtime.prepare(request).request.limits == Limits(max_tokens=40, max_engine_calls=3)
+    assert runtime.prepare(replace(request, limits=Limits())).request.limits == Limits()
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ({"arbitrage": {"router_file": "/nowhere.json"}}, "cannot read the router /nowhere.json"),
+        ({"arbitrage": {"threshold": 0.02}}, "the router was learned for another draft"),
+        ({"rsd": {"layout": "magic"}}, "policies.rsd: rsd: layout must be one of"),
+        ({"target": {"stopping": {"certificate": "/nowhere.json"}}}, "policy target: cannot read /nowhere.json"),
+        ({"nonsense": {}}, "policies.nonsense: unknown policy 'nonsense'"),
+    ],
+)
+async def test_what_the_configuration_names_is_checked_at_the_start(policies: dict[str, Any], message: str) -> None:
+    runtime = Runtime({role: ScriptedEngine(role, TEXT) for role in ("draft", "target", "reward")}, policies)
+
+    with pytest.raises(ConfigError, match=message):
+        await runtime.__aenter__()
+
+
+async def test_sub_request_draws_from_the_limits_of_the_one_that_asks(asker: str) -> None:
+    runtime = make_runtime()
+
+    free = await runtime.complete(Request.ask("?", asker))
+    few_calls = await runtime.complete(Request.ask("?", asker, limits=Limits(max_engine_calls=1)))
+    few_tokens = await runtime.complete(Request.ask("?", asker, limits=Limits(max_generated_tokens=20)))
+    with pytest.raises(RequestError, match="nested too deep"):
+        await runtime.complete(Request.ask("?", asker, limits=Limits(max_depth=0)))
+
+    assert free.text == TEXT * 2
+    assert free.usage["target"].calls == free.usage["draft"].calls == 1
+    assert free.usage["target"].generated == free.usage["draft"].generated > 0
+    assert few_calls.finish_reason is FinishReason.CALLS
+    assert few_tokens.finish_reason is FinishReason.BUDGET
+    assert sum(engine.generated for engine in few_tokens.usage.values()) < 20 + 8
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+async def test_leaving_a_request_leaves_its_sub_requests(asker: str) -> None:
+    runtime = make_runtime(seconds_per_token=0.001)
+    async with aclosing(runtime.solve(Request.ask("?", asker))) as events:
+        await anext(events)
+        assert sum(engine.running for engine in scripted(runtime)) == 1
+
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+async def test_context_is_refused_by_a_policy_that_reads_none() -> None:
+    with pytest.raises(RequestError, match="policy 'target' reads no context"):
+        await make_runtime().complete(Request.ask("?", context="a very long text"))
+
+
+class Asker(PolicyOptions):
+    """Asks the policies `target` and `draft`, commits what they answer as it comes, and ends where one is cut off."""
+
+    engines = ()
+
+    async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+        for policy in ("target", "draft"):
+            async with aclosing(engines.solve(Request.ask("?", policy))) as events:
+                async for event in events:
+                    if isinstance(event, Step):
+                        yield event
+                    elif event.finish_reason is not FinishReason.STOP:
+                        yield Stop(event.finish_reason)
+                        return
+
+
+@pytest.fixture
+def asker(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(registry, "_OWN", {**registry._OWN, "asker": Asker})
+    return "asker"

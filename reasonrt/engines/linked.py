@@ -155,8 +155,8 @@ class LinkedEngine:
             self._heard.set()
 
     async def aclose(self) -> None:
-        await cancel(self._starting)
         await self._link.aclose()
+        await cancel(self._starting)
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_LinkedStream":
         stream_id = f"{os.getpid()}-{id(self)}-{next(self._ids)}"
