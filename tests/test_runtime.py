@@ -42,6 +42,7 @@ def assert_adds_up(completion: Completion, runtime: Runtime) -> None:
         assert (usage.generated if usage else 0) == generated
         assert (usage.discarded + committed if usage else 0) == generated
         assert not usage or 0 <= usage.probe <= usage.discarded
+        assert not usage or usage.generated <= usage.passes <= usage.generated + usage.calls
         assert engine.running == 0
 
 
@@ -113,8 +114,9 @@ async def test_usage_counts_reads_scores_and_cached_prompts(reader: str) -> None
     prompt = len(runtime.engines["target"].tokenizer.chat(Request.ask("?").messages))
     target, draft = completion.usage["target"], completion.usage["draft"]
     assert (target.calls, target.probe, draft.calls, draft.probe) == (3, 1, 2, 1)
-    assert (target.prefilled, target.cached) == (2 * prompt + 1, prompt - 1)
-    assert draft.prefilled == 2 * prompt
+    assert (target.prefilled, target.cached) == (prompt + 2, 2 * (prompt - 1))  # the read was the first to see it
+    assert (draft.prefilled, draft.cached) == (prompt + 1, prompt - 1)
+    assert (target.passes, draft.passes) == (target.generated, 2)  # a score is a pass that generates nothing
     assert_adds_up(completion, runtime)
 
 

@@ -10,6 +10,7 @@ import pytest
 from reasonrt.engines.linked import LinkedEngine
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.engines.whole import generate_whole
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.metering import MeteredEngine
 from reasonrt.ports import Capability, Engine
@@ -40,8 +41,16 @@ def ask(engine: Engine, number: int = NUMBERS[0]) -> list[int]:
 async def collect(engine: Engine, prompt: list[int], sampling: Sampling) -> list[TokenDelta]:
     async with aclosing(engine.generate(prompt, sampling)) as stream:
         deltas = [delta async for delta in stream]
-        assert stream.generated_tokens == len(ids_of(deltas))
+        assert stream.passes == stream.generated_tokens == len(ids_of(deltas))
     return deltas
+
+
+async def collect_whole(engine: Engine, prompt: list[int], samplings: list[Sampling]) -> dict[int, TokenDelta]:
+    async with aclosing(generate_whole(engine, prompt, samplings)) as stream:
+        ended = [item async for item in stream]
+        assert stream.passes == stream.generated_tokens == sum(len(whole.token_ids) for _, whole in ended)
+    assert sorted(index for index, _ in ended) == list(range(len(samplings)))  # each once
+    return dict(ended)
 
 
 def ids_of(deltas: list[TokenDelta]) -> list[int]:
@@ -142,10 +151,10 @@ async def test_reads_leave_the_log_probabilities_of_what_runs_alone(engine: Engi
     sampling = Sampling(MAX_TOKENS, top_logprobs=5)
     alone = tops_of(await collect(engine, ask(engine), sampling))
     candidates = sorted(engine.tokenizer.vocabulary())[:9]
-    lone = await engine.read(ask(engine), candidates)
+    lone = (await engine.read(ask(engine), candidates)).logprobs
 
-    async def read_again_and_again() -> list[list[float]]:
-        return [await engine.read(ask(engine), candidates) for _ in range(8)]
+    async def read_again_and_again() -> list[tuple[float, ...]]:
+        return [(await engine.read(ask(engine), candidates)).logprobs for _ in range(8)]
 
     deltas, reads = await asyncio.gather(collect(engine, ask(engine), sampling), read_again_and_again())
     together = tops_of(deltas)
@@ -228,6 +237,79 @@ async def test_a_cancelled_caller_leaves_no_work_behind(engine: Engine) -> None:
         assert engine.running == 0
 
 
+async def test_whole_generations_are_those_that_would_have_been_streamed(engine: Engine) -> None:
+    samplings = [
+        Sampling(MAX_TOKENS),
+        Sampling(7, temperature=1.0, seed=3),
+        Sampling(MAX_TOKENS, logprobs=True, top_logprobs=3),
+        Sampling(400),
+    ]
+    streamed = [await collect(engine, ask(engine), sampling) for sampling in samplings]
+
+    for index, whole in (await collect_whole(engine, ask(engine), samplings)).items():
+        deltas, sampling = streamed[index], samplings[index]
+        # in a batch, a real model rounds otherwise: two tokens that were equally likely may change places
+        same = None if isinstance(engine, ScriptedEngine) else 7
+        assert whole.token_ids[:same] == tuple(ids_of(deltas))[:same]
+        assert whole.finish_reason is deltas[-1].finish_reason
+        assert len(whole.logprobs) == sampling.logprobs * len(whole.token_ids)
+        assert len(whole.top_logprobs) == bool(sampling.top_logprobs) * len(whole.token_ids)
+
+
+async def test_whole_generations_of_one_sampling_are_drawn_apart(engine: Engine) -> None:
+    wholes = await collect_whole(engine, ask(engine), [Sampling(400, temperature=1.0)] * 5)
+
+    assert all(whole.token_ids[-1] in engine.tokenizer.eos_token_ids for whole in wholes.values())
+    assert all(whole.finish_reason is FinishReason.STOP for whole in wholes.values())
+    if not isinstance(engine, ScriptedEngine):
+        assert len({whole.token_ids for whole in wholes.values()}) > 1
+
+
+async def test_whole_generations_come_as_they_end(engine: Engine) -> None:
+    samplings = [Sampling(max_tokens) for max_tokens in (200, 1, 20)]
+
+    async with aclosing(generate_whole(engine, ask(engine), samplings)) as stream:
+        order = [index async for index, _ in stream]
+
+    assert order.index(1) < order.index(2)
+
+
+async def test_closing_whole_generations_aborts_their_work(engine: Engine) -> None:
+    stream = generate_whole(engine, ask(engine), [Sampling(4), Sampling(400), Sampling(400)])
+    index, first = await anext(stream)
+
+    await stream.aclose()
+    counted = stream.generated_tokens
+    await stream.aclose()
+    await asyncio.sleep(0.1)
+
+    assert index == 0
+    assert len(first.token_ids) <= stream.generated_tokens == counted < 400
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    if isinstance(engine, ScriptedEngine):
+        assert engine.running == 0
+        assert engine.generated_tokens == counted
+
+
+async def test_whole_generations_that_never_began_cost_nothing(engine: Engine) -> None:
+    stream = generate_whole(engine, ask(engine), [Sampling(MAX_TOKENS)] * 2)
+
+    await stream.aclose()
+
+    assert stream.generated_tokens == 0
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_one_whole_generation_that_does_not_fit_is_the_error_of_all(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="max_model_len 1024"):
+        await collect_whole(engine, ask(engine), [Sampling(MAX_TOKENS), Sampling(5000)])
+
+    if isinstance(engine, ScriptedEngine):
+        assert engine.running == 0
+
+
 async def test_concurrent_streams_do_not_mix(engine: Engine) -> None:
     sampling = Sampling(MAX_TOKENS)
     alone = [ids_of(await collect(engine, ask(engine, number), sampling)) for number in NUMBERS]
@@ -247,7 +329,7 @@ async def test_concurrent_streams_do_not_mix(engine: Engine) -> None:
 async def test_read_is_normalized_over_the_vocabulary(engine: Engine) -> None:
     candidates = sorted(engine.tokenizer.vocabulary())[:20]
 
-    logprobs = await engine.read(ask(engine), candidates)
+    logprobs = (await engine.read(ask(engine), candidates)).logprobs
 
     assert len(logprobs) == len(candidates)
     assert all(map(math.isfinite, logprobs))
@@ -257,10 +339,19 @@ async def test_read_is_normalized_over_the_vocabulary(engine: Engine) -> None:
 async def test_read_keeps_the_order_of_its_candidates(engine: Engine) -> None:
     candidates = sorted(engine.tokenizer.vocabulary())[:4]
 
-    forwards = await engine.read(ask(engine), candidates)
-    backwards = await engine.read(ask(engine), [*reversed(candidates), candidates[0]])
+    forwards = (await engine.read(ask(engine), candidates)).logprobs
+    backwards = (await engine.read(ask(engine), [*reversed(candidates), candidates[0]])).logprobs
 
-    assert backwards == [*reversed(forwards), forwards[0]]
+    assert backwards == (*reversed(forwards), forwards[0])
+
+
+async def test_what_the_cache_held_of_a_read_is_told(engine: Engine) -> None:
+    prompt = ask(engine, 8192) * 3
+    readings = [await engine.read(prompt, [2], "of the reader") for _ in range(2)]
+    other = await engine.read(prompt, [2], "of another")
+
+    assert 0 < readings[1].cached_tokens < len(prompt)
+    assert readings[0].cached_tokens == other.cached_tokens == 0
 
 
 async def test_read_agrees_with_what_is_generated(engine: Engine) -> None:
@@ -269,7 +360,7 @@ async def test_read_agrees_with_what_is_generated(engine: Engine) -> None:
     (delta,) = await collect(engine, ask(engine), Sampling(1, logprobs=True))
     others = [token_id for token_id in sorted(engine.tokenizer.vocabulary())[:18] if token_id not in delta.token_ids]
 
-    first, *rest = await engine.read(ask(engine), [*delta.token_ids, *others])
+    first, *rest = (await engine.read(ask(engine), [*delta.token_ids, *others])).logprobs
 
     assert first == pytest.approx(delta.logprobs[0], abs=0.02)
     assert first >= max(rest)
@@ -296,7 +387,7 @@ async def test_the_longest_prompt_that_fits_is_served(engine: Engine) -> None:
 
 async def test_score_is_a_number_or_refused(engine: Engine) -> None:
     if Capability.SCORE in engine.capabilities:
-        assert math.isfinite(await engine.score(ask(engine)))
+        assert math.isfinite((await engine.score(ask(engine))).value)
     else:
         with pytest.raises(CapabilityError, match=r"score|scalar"):
             await engine.score(ask(engine))
