@@ -12,9 +12,9 @@ from reasonrt import ReasonRTError, Request, Runtime
 
 CONFIGURATION = """
 engines:
-  draft: {model: "zoo:nano-draft", max_num_seqs: 16}
+  target: {model: "zoo:nano-target", max_num_seqs: 16}
 policies:
-  self_consistency: {k: 3, engine: draft}
+  self_consistency: {k: 3}
 limits: {max_tokens: 400, deadline_s: 60}
 """
 
@@ -32,7 +32,7 @@ async def main() -> None:
             except ReasonRTError as error:
                 print("refused before anything ran:", error)
             else:
-                print(done.content, done.details, done.usage["draft"])
+                print(done.content, done.details, done.usage["target"])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from reasonrt.config import load_config
+from reasonrt.policies.registry import build_policy
+from reasonrt.serve.config import load_serve_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").rglob("*.md"))
@@ -32,3 +37,15 @@ def test_files_that_it_names_are_there(page: Path) -> None:
     missing = {name for name in named if not name.startswith(("runs/", "models/", "data/"))}
     missing = {name for name in missing if not any((folder / name).exists() for folder in _FOLDERS)}
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_configurations_that_it_shows_can_be_read(page: Path, tmp_path: Path) -> None:
+    file = tmp_path / "reasonrt.yaml"
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+        assert isinstance(yaml.safe_load(block), dict)
+        file.write_text(block)
+        config = load_config(file)
+        load_serve_config(config.serve, {})
+        for name, options in config.policies.items():
+            build_policy(name, options)

@@ -1,4 +1,4 @@
-"""`reasonrt`: the command line. Commands live in the modules beside this one; heavy imports inside them."""
+"""`reasonrt`: the command line. Commands live in the modules of this folder, with heavy imports inside functions."""
 
 import sys
 
