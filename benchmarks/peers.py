@@ -90,6 +90,7 @@ def main() -> None:
                 names = options.peers[index % len(options.peers) :] + options.peers[: index % len(options.peers)]
                 for name in names:
                     take_turn(peers[name], chosen, concurrency, is_counted=index > 0)
+                    print(f"round {index}: {name}", file=sys.stderr, flush=True)
             for row in (*summaries(peers, concurrency), *ratios(peers, concurrency)):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
@@ -163,7 +164,7 @@ def ratios(peers: dict[str, Peer], concurrency: int) -> Iterator[dict[str, Any]]
     """Seconds of each of ours over its-hub's, round by round."""
     from scipy.stats import t
 
-    for name in set(peers) - {"its-hub"} if "its-hub" in peers else ():
+    for name in [name for name in peers if name != "its-hub"] if "its-hub" in peers else ():
         logs = [math.log(a / b) for a, b in zip(peers[name].seconds, peers["its-hub"].seconds, strict=True)]
         mean, half = statistics.mean(logs), math.inf
         if len(logs) > 1:
