@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from reasonrt import Completion, FinishReason, Limits, ReasonRTError, Request, Runtime, Step
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError, EngineError, RequestError
-from reasonrt.policies import registry
 from reasonrt.policies.options import PolicyOptions
-from reasonrt.policies.registry import policy_names
+from reasonrt.policies.registry import policy_names, register_policy, unregister_policy
 from reasonrt.ports import Engine
 from reasonrt.types import PolicyEvent, Sampling
 
@@ -62,9 +61,9 @@ class Reader(PolicyOptions):
 
 @pytest.fixture
 def reader() -> Iterator[str]:
-    registry._OWN["reader"] = Reader
+    register_policy("reader", Reader)
     yield "reader"
-    del registry._OWN["reader"]
+    unregister_policy("reader")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
