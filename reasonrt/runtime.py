@@ -16,9 +16,10 @@ from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
 from reasonrt.config import Config, load_config
-from reasonrt.errors import ConfigError, ReasonRTError, RequestError
+from reasonrt.errors import ConfigError, PluginError, ReasonRTError, RequestError
 from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
+from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.ports import Engine, Engines, Policy, RequestEngine, Tool
@@ -250,12 +251,23 @@ class Runtime:
         for name, options in self.options.items():
             try:
                 policy = self._build(name, {})
+            except PluginError:
+                continue  # named in the log, and left out
             except RequestError as error:
                 raise ConfigError(f"policies.{name}: {error}") from None
             engines = {role: self.engines[role] for role in self.engines if role in policy.engines}
             engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
             if options and set(policy.engines) <= set(engines):  # a part of the engines serves a part of the policies
-                policy.check(engines)
+                _check_files(name, policy, engines)
+
+
+def _check_files(name: str, policy: Policy, engines: Mapping[str, Engine]) -> None:
+    try:
+        policy.check(engines)
+    except ReasonRTError:
+        raise
+    except FAILURES as error:  # it may be code of others
+        raise ConfigError(f"policies.{name}: {reason_of(error)}") from error
 
 
 class _RequestEngines(Engines):

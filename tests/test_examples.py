@@ -1,11 +1,14 @@
 """Every example runs as it stands, and so does the program in the README."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from reasonrt.testing import check_policy
 
 ROOT = Path(__file__).parent.parent
 _NEED_VLLM = {"01_quickstart.py", "08_configuration.py"}
@@ -59,3 +62,9 @@ def test_the_readme_program_runs_and_is_under_20_lines(tmp_path: Path) -> None:
 
     assert "answer: \\boxed{" in printed
     assert "[target]" in printed
+
+
+async def test_the_examples_policy_keeps_the_contract() -> None:
+    namespace = runpy.run_path(str(ROOT / "examples" / "02_custom_policy.py"), run_name="example")
+
+    await check_policy(namespace["Fallback"])

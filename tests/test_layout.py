@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LINKS = ("calibration", "kernels", "policies", "routers")
 FLOORS = (  # from the top: an import never goes up
     ("cli",),
-    ("benches", "zoo"),
+    ("benches", "zoo", "testing"),
     ("serve", "evals"),
     ("runtime", "calibration"),
     ("policies",),
@@ -20,7 +20,7 @@ FLOORS = (  # from the top: an import never goes up
     ("ports",),
     ("boundaries", "pace", "answers", "diffusion", "config"),
     ("types",),
-    ("thinking", "tasks", "errors", "kernels"),
+    ("thinking", "tasks", "plugins", "errors", "kernels"),
 )
 FLOOR_OF = {name: -index for index, names in enumerate(FLOORS) for name in names}
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from reasonrt import Completion, FinishReason, Limits, ReasonRTError, Request, Runtime, Step
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError, EngineError, RequestError
-from reasonrt.policies import registry
 from reasonrt.policies.options import PolicyOptions
-from reasonrt.policies.registry import policy_names
+from reasonrt.policies.registry import policy_names, register_policy, unregister_policy
 from reasonrt.ports import Engine, Engines
 from reasonrt.types import PolicyEvent, Sampling, Stop
 
@@ -64,9 +63,10 @@ class Reader(PolicyOptions):
 
 
 @pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(registry, "_OWN", {**registry._OWN, "reader": Reader})
-    return "reader"
+def reader() -> Iterator[str]:
+    register_policy("reader", Reader)
+    yield "reader"
+    unregister_policy("reader")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -375,6 +375,7 @@ class Asker(PolicyOptions):
 
 
 @pytest.fixture
-def asker(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(registry, "_OWN", {**registry._OWN, "asker": Asker})
-    return "asker"
+def asker() -> Iterator[str]:
+    register_policy("asker", Asker)
+    yield "asker"
+    unregister_policy("asker")
