@@ -9,7 +9,7 @@ import pytest
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
-from reasonrt.ports import Capability, Verified
+from reasonrt.ports import Capability, Reading, Score, Verified
 from reasonrt.testing import ContractError, check_engine
 from reasonrt.types import FinishReason, Sampling, TokenDelta
 
@@ -42,6 +42,10 @@ class _Stream:
     @property
     def generated_tokens(self) -> int:
         return int(self.inner.generated_tokens)
+
+    @property
+    def passes(self) -> int:
+        return int(self.inner.passes)
 
 
 class Changed(Good):
@@ -170,12 +174,12 @@ class SameToAll(Good):
 
 class Unnormalized(Good):
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = "") -> Any:
-        return [0.0 for _ in candidate_ids]
+        return Reading(tuple(0.0 for _ in candidate_ids))
 
 
 class Sorted(Good):
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = "") -> Any:
-        return sorted(await super().read(prompt_token_ids, candidate_ids))
+        return Reading(tuple(sorted((await super().read(prompt_token_ids, candidate_ids)).logprobs)))
 
 
 class AgreesWithAll(Good):
@@ -184,8 +188,8 @@ class AgreesWithAll(Good):
 
 
 class NanScore(Good):
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
-        return float("nan")
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
+        return Score(float("nan"))
 
 
 class CannotAndDoes(Good):
@@ -218,8 +222,8 @@ class Miscounts(Changed):
 
 class ReadsDisturb(Good):
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = "") -> Any:
-        values = await super().read(prompt_token_ids, candidate_ids)
-        return [value - self.running for value in values]
+        reading = await super().read(prompt_token_ids, candidate_ids)
+        return Reading(tuple(value - self.running for value in reading.logprobs))
 
 
 class FallsOnClosing(Good):
