@@ -1,16 +1,17 @@
 """Policies by name: our own, those that speculate with a router, and those of other packages.
 
 Other packages add a policy by the entry point `reasonrt.policies`, which names its class, or a router by
-`reasonrt.routers`, which names a `RouterKind`. One that cannot be loaded is named once in the log and left out.
+`reasonrt.routers`, which names a `RouterKind`. One that cannot be loaded, or not be built, is named once in the log
+and left out.
 """
 
-import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
-from reasonrt.errors import ConfigError, RequestError
+from reasonrt.errors import ConfigError, ReasonRTError, RequestError
+from reasonrt.plugins import FAILURES, Plugin, PluginGroup, reason_of
 from reasonrt.policies.options import option_names, read_options, refuse_operator_only
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target
@@ -21,8 +22,6 @@ from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.ports import Policy
 from reasonrt.routers.registry import ROUTERS, RouterKind
 
-_log = logging.getLogger(__name__)
-_POLICIES, _ROUTERS = "reasonrt.policies", "reasonrt.routers"
 CONTROLS = frozenset({"oracle", *(name for name, kind in ROUTERS.items() if kind.is_control)})
 """What is there to compare with; a server shows it only where it is configured."""
 
@@ -44,9 +43,12 @@ _OWN: Mapping[str, PolicyKind] = {
 }
 
 
+_registered: dict[str, PolicyKind] = {}
+
+
 def policy_names() -> list[str]:
     """Every policy that can be built, in alphabetical order; what cannot be loaded is left out."""
-    return sorted({*_OWN, *(entry.name for entry in _entries() if isinstance(_load(entry), _Found))})
+    return sorted({*_OWN, *_registered, *(plugin.name for plugin in policy_plugins() if not plugin.problem)})
 
 
 def build_policy(name: str, options: Mapping[str, Any], certificates: ServedCertificates | None = None) -> Policy:
@@ -57,10 +59,18 @@ def build_policy(name: str, options: Mapping[str, Any], certificates: ServedCert
 
     Raises:
         RequestError: no such policy, or options that it does not take.
-        ConfigError: the package that announces it cannot be loaded.
+        PluginError: the package that announces it cannot be loaded.
     """
     common = {key: value for key, value in options.items() if key in option_names(CommonOptions)}
-    policy = find_policy(name).from_options({key: value for key, value in options.items() if key not in common})
+    own = {key: value for key, value in options.items() if key not in common}
+    try:
+        policy = find_policy(name).from_options(own)
+    except ReasonRTError:
+        raise
+    except FAILURES as error:
+        if name in _OWN:
+            raise
+        raise RequestError(f"policy {name!r} does not take its options: {reason_of(error)}") from error
     if not common:
         return policy
     return stopped(policy, name, read_options(CommonOptions, common, name), certificates or ServedCertificates())
@@ -80,65 +90,82 @@ def find_policy(name: str) -> PolicyKind:
 
     Raises:
         RequestError: no such policy.
-        ConfigError: the package that announces it cannot be loaded.
+        PluginError: the package that announces it cannot be loaded.
     """
-    return _OWN[name] if name in _OWN else _plugin(name)
+    return _OWN.get(name) or _registered.get(name) or _plugin(name)
 
 
-def broken_plugins() -> list[str]:
-    """One line for each policy or router of another package that cannot be loaded."""
-    loaded = (_load(entry) for entry in _entries())
-    return [found.message for found in loaded if isinstance(found, _Broken)]
+def register_policy(name: str, policy: type | RouterKind) -> None:
+    """Let requests of this process name a policy that no installed package announces.
+
+    Args:
+        policy: a class of policies, or a router to speculate with; it takes the place of one registered before.
+
+    Raises:
+        ConfigError: reasonrt has a policy of that name, or it is no policy.
+    """
+    try:
+        _registered[name] = _read_router(name, policy) if isinstance(policy, RouterKind) else _read_policy(name, policy)
+    except FAILURES as error:
+        raise ConfigError(f"policy {name[:64]!r} cannot be registered: {reason_of(error)}") from error
+
+
+def unregister_policy(name: str) -> None:
+    """Forget what was registered as `name`, if anything was."""
+    _registered.pop(name, None)
+
+
+def policy_plugins() -> list[Plugin[PolicyKind]]:
+    """The policies and routers of other packages, those that cannot be loaded among them."""
+    return [plugin for group in _GROUPS for plugin in group.all()]
 
 
 @cache  # of what is found: a search reads the metadata of every installed package
 def _plugin(name: str) -> PolicyKind:
-    for entry in _entries():
-        if entry.name == name:
-            found = _load(entry)
-            if isinstance(found, _Broken):
-                raise ConfigError(found.message)
-            return found.kind
-    raise RequestError(f"unknown policy {name[:64]!r}; there are {', '.join(policy_names())}")
+    found = [plugin for group in _GROUPS if (plugin := group.find(name))]
+    if not found:
+        raise RequestError(f"unknown policy {name[:64]!r}; there are {', '.join(policy_names())}")
+    return min(found, key=lambda plugin: bool(plugin.problem)).get()
 
 
-class _Found:
-    def __init__(self, kind: PolicyKind) -> None:
-        self.kind = kind
-
-
-class _Broken:
-    def __init__(self, message: str) -> None:
-        self.message = message
-
-
-def _entries() -> Iterator[EntryPoint]:
-    for group in (_POLICIES, _ROUTERS):
-        yield from (entry for entry in entry_points(group=group) if entry.name not in _OWN)
-
-
-@cache
-def _load(entry: EntryPoint) -> _Found | _Broken:
-    try:
-        return _Found(_as_kind(entry.name, entry.load()))
-    except Exception as error:  # noqa: BLE001 - code of others runs here: whatever it raises, the rest is served
-        what = "router" if entry.group == _ROUTERS else "policy"
-        reason = f"{type(error).__name__}: {error}"
-        message = (
-            f"{what} {entry.name!r} is announced as {entry.value} and cannot be loaded: {reason:.200}; repair or "
-            "uninstall the package that announces it"
-        )
-        _log.warning("%s; it is left out", message)
-        return _Broken(message)
-
-
-def _as_kind(name: str, loaded: Any) -> Any:
-    if isinstance(loaded, RouterKind):
-        return SpeculationKind(name, loaded)
+def _read_policy(name: str, loaded: Any) -> PolicyKind:
     if not isinstance(loaded, type):
-        raise TypeError(f"it is {loaded!r:.60}, and neither a class of policies nor a RouterKind")
+        raise TypeError(f"it is {loaded!r:.60}, and not a class of policies")
     if missing := [part for part in ("engines", "from_options", "solve") if not hasattr(loaded, part)]:
         raise TypeError(f"{loaded.__name__} has no {missing[0]}, which every policy must have")
-    if Policy in loaded.__mro__:
-        return loaded
-    return type(loaded.__name__, (loaded, Policy), {"__module__": loaded.__module__})  # with the protocol's defaults
+    kind: Any = loaded
+    if Policy not in loaded.__mro__:  # with the protocol's defaults
+        kind = type(loaded.__name__, (loaded, Policy), {"__module__": loaded.__module__})
+    return _tried(name, kind)
+
+
+def _read_router(name: str, loaded: Any) -> PolicyKind:
+    if not isinstance(loaded, RouterKind):
+        raise TypeError(f"it is {loaded!r:.60}, and not a RouterKind")
+    return _tried(name, SpeculationKind(name, loaded))
+
+
+def _tried(name: str, kind: PolicyKind) -> PolicyKind:
+    """`kind`, after what a server asks of every policy when it starts.
+
+    Raises:
+        Exception: whatever is wrong with it.
+    """
+    if name in _OWN or not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"{name!r} is the name of a policy of reasonrt, or none that a request can spell")
+    for options in kind.option_types():
+        option_names(options)
+    try:
+        policy = kind.from_options({})
+    except RequestError:  # it has an option without a default
+        return kind
+    for words in ("engines", "optional_engines", "tools"):
+        if not isinstance(named := getattr(policy, words), tuple):
+            raise TypeError(f"{words} is {named!r:.60}, and not a tuple of names")
+    return kind
+
+
+_GROUPS = (
+    PluginGroup("policy", "reasonrt.policies", _read_policy),
+    PluginGroup("router", "reasonrt.routers", _read_router),
+)

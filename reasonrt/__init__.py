@@ -4,7 +4,18 @@ Importing this package imports neither torch nor vllm nor ray; engines load them
 """
 
 from reasonrt.errors import ReasonRTError
+from reasonrt.policies.registry import register_policy
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, FinishReason, Limits, Message, Request, Step
 
-__all__ = ["Completion", "FinishReason", "Limits", "Message", "ReasonRTError", "Request", "Runtime", "Step"]
+__all__ = [
+    "Completion",
+    "FinishReason",
+    "Limits",
+    "Message",
+    "ReasonRTError",
+    "Request",
+    "Runtime",
+    "Step",
+    "register_policy",
+]

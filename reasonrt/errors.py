@@ -2,6 +2,7 @@
 
 * ReasonRTError
   + ConfigError        a file, flag or environment value that cannot be used
+    - PluginError      what another installed package adds cannot be loaded
   + RequestError       a request that cannot be served as it stands
   + EngineError        an engine died or answered nonsense; a later call may work
     - CapabilityError  the engine can never do what was asked of it
@@ -19,6 +20,10 @@ class ReasonRTError(Exception):
 
 
 class ConfigError(ReasonRTError):
+    pass
+
+
+class PluginError(ConfigError):
     pass
 
 

@@ -16,9 +16,10 @@ from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
 from reasonrt.config import Config, load_config
-from reasonrt.errors import ConfigError, ReasonRTError, RequestError
+from reasonrt.errors import ConfigError, PluginError, ReasonRTError, RequestError
 from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
+from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.ports import Engine, Engines, Policy, RequestEngine, Tool
@@ -154,7 +155,7 @@ class Runtime:
                 await part.start()
             for engine in self.engines.values():
                 boundaries_of(engine.tokenizer)  # a large vocabulary takes a while: not in the first request
-            self._check_defaults()
+            self.check_defaults()
             self._closing = stack.pop_all()
         return self
 
@@ -241,21 +242,32 @@ class Runtime:
             raise ConfigError(f"no engine has the role {role!r}; there are {known}: add it or choose another policy")
         return self.engines[role]
 
-    def _check_defaults(self) -> None:
-        """Open the files that the configured policies name.
+    def check_defaults(self) -> None:
+        """Build the configured policies, and open the files that they name; done when the runtime starts.
 
         Raises:
-            ConfigError: one cannot be used here; names it.
+            ConfigError: an option is not allowed, or a file cannot be used here; names it.
         """
         for name, options in self.options.items():
             try:
                 policy = self._build(name, {})
+            except PluginError:
+                continue  # named in the log, and left out
             except RequestError as error:
                 raise ConfigError(f"policies.{name}: {error}") from None
             engines = {role: self.engines[role] for role in self.engines if role in policy.engines}
             engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
             if options and set(policy.engines) <= set(engines):  # a part of the engines serves a part of the policies
-                policy.check(engines)
+                _check_files(name, policy, engines)
+
+
+def _check_files(name: str, policy: Policy, engines: Mapping[str, Engine]) -> None:
+    try:
+        policy.check(engines)
+    except ReasonRTError:
+        raise
+    except FAILURES as error:  # it may be code of others
+        raise ConfigError(f"policies.{name}: {reason_of(error)}") from error
 
 
 class _RequestEngines(Engines):

@@ -1,10 +1,11 @@
 """Tools by the configuration: what policies use beside engines, made by other packages."""
 
-from importlib.metadata import entry_points
-
-from reasonrt.config import Config
-from reasonrt.errors import ConfigError
+from reasonrt.config import Config, ToolConfig
+from reasonrt.errors import ConfigError, ReasonRTError
+from reasonrt.plugins import PluginGroup, make, read_maker
 from reasonrt.ports import Tool
+
+TOOLS = PluginGroup("tool", "reasonrt.tools", read_maker)
 
 
 def build_tools(config: Config) -> dict[str, Tool]:
@@ -13,17 +14,13 @@ def build_tools(config: Config) -> dict[str, Tool]:
     Raises:
         ConfigError: no installed package offers one by the entry point `reasonrt.tools`, or it cannot be made.
     """
-    tools: dict[str, Tool] = {}
-    for name, tool in config.tools.items():
-        entries = entry_points(group="reasonrt.tools", name=tool.name)
-        if not entries:
-            raise ConfigError(
-                f"tool {name!r}: no installed package offers the tool {tool.name!r}; install one that does"
-            )
-        for entry in entries:
-            try:
-                tools[name] = entry.load()(**tool.settings)
-            except Exception as error:  # code of others: whatever it raises, the configuration names it
-                reason = f"{type(error).__name__}: {error}"
-                raise ConfigError(f"tool {name!r}: {entry.value} cannot be made: {reason:.200}") from error
-    return tools
+    return {name: build_tool(name, tool) for name, tool in config.tools.items()}
+
+
+def build_tool(name: str, config: ToolConfig) -> Tool:
+    """One tool, not started; raises as `build_tools`."""
+    try:
+        tool: Tool = make(TOOLS, config.name, Tool, settings=config.settings)
+    except ReasonRTError as error:
+        raise ConfigError(f"tool {name!r}: {error}") from error
+    return tool

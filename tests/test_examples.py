@@ -1,14 +1,26 @@
 """Every example runs as it stands, and so does the program in the README."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from reasonrt.testing import check_policy
+
 ROOT = Path(__file__).parent.parent
-_NEED_VLLM = {"01_quickstart.py"}
+_NEED_VLLM = {"01_quickstart.py", "08_configuration.py"}
+_PRINTS = {
+    "03_stopping_rule.py": "stopped:    \\boxed{42}",
+    "04_evaluation.py": "target minus self_consistency@k=9: -",
+    "05_serve.py": "answer: \\boxed{42}",
+    "06_certify.py": "read again and unchanged: True",
+    "07_limits_and_usage.py": "generated tokens: ended by budget",
+    "08_configuration.py": "refused before anything ran: ",
+}
+"""What a reader should learn from it."""
 
 
 def _run(program: Path) -> str:
@@ -25,7 +37,18 @@ def _run(program: Path) -> str:
     ],
 )
 def test_example_runs(name: str) -> None:
-    assert _run(ROOT / "examples" / name).strip()
+    printed = _run(ROOT / "examples" / name)
+
+    assert printed.strip()
+    assert _PRINTS.get(name, "") in printed
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "examples").glob("*.py")), ids=lambda program: program.name)
+def test_example_is_one_page_without_arguments(program: Path) -> None:
+    text = program.read_text()
+
+    assert text.count("\n") < 50
+    assert "argparse" not in text
 
 
 @pytest.mark.vllm
@@ -39,3 +62,9 @@ def test_the_readme_program_runs_and_is_under_20_lines(tmp_path: Path) -> None:
 
     assert "answer: \\boxed{" in printed
     assert "[target]" in printed
+
+
+async def test_the_examples_policy_keeps_the_contract() -> None:
+    namespace = runpy.run_path(str(ROOT / "examples" / "02_custom_policy.py"), run_name="example")
+
+    await check_policy(namespace["Fallback"])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LINKS = ("calibration", "kernels", "policies", "routers")
 FLOORS = (  # from the top: an import never goes up
     ("cli",),
-    ("benches", "zoo"),
+    ("benches", "zoo", "testing"),
     ("serve", "evals"),
     ("runtime", "calibration"),
     ("policies",),
@@ -21,7 +21,7 @@ FLOORS = (  # from the top: an import never goes up
     ("ports",),
     ("boundaries", "pace", "answers", "diffusion", "config"),
     ("types",),
-    ("thinking", "tasks", "errors", "kernels"),
+    ("thinking", "tasks", "plugins", "errors", "kernels"),
 )
 NO_MIRROR = {"engines/hosted": "a package of somebody else's, with engines"}
 MAX_FILE_BYTES = 30_000_000

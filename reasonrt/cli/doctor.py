@@ -4,17 +4,25 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.table import Table
 
 from reasonrt.cli.common import ConfigOption, JsonOption, console, write_json
-from reasonrt.config import VllmConfig, load_config, model_folder
+from reasonrt.config import Config, PluginConfig, VllmConfig, load_config, model_folder
+from reasonrt.engines.build import ENGINES, build_engine
 from reasonrt.engines.vllm_settings import cpu_dtype
 from reasonrt.errors import ConfigError
+from reasonrt.evals.tasks import TASKS
+from reasonrt.plugins import Plugin, unreadable_packages
+from reasonrt.policies.registry import policy_plugins
+from reasonrt.tools import TOOLS, build_tool
 
 _NEEDED = ("torch", "transformers", "tokenizers")
 _OPTIONAL = {
@@ -36,8 +44,9 @@ class Finding:
 
 
 def doctor(config: ConfigOption = None, json_file: JsonOption = None) -> None:
-    """Look at versions, cores or GPUs, memory and models; exit with 1 where something will not work."""
-    findings = [*_machine(), *_packages(), *_models(config)]
+    """Look at versions, cores or GPUs, memory, plug-ins and models; exit with 1 where something will not work."""
+    settings = load_config(config)
+    findings = [*_machine(), *_packages(), *_plugins(), *_engines(settings), *_tools(settings)]
     table = Table("what", "found", "", show_edge=False)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
     for finding in findings:
@@ -117,9 +126,22 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _models(config: Path | None) -> list[Finding]:
+def _plugins() -> list[Finding]:
+    """Every plug-in of every group, loaded."""
+    found: list[Plugin[Any]] = [*policy_plugins(), *ENGINES.all(), *TASKS.all(), *TOOLS.all()]
     findings = []
-    for role, engine in load_config(config).engines.items():
+    for plugin in found:
+        status = "problem" if plugin.problem else "ok"
+        findings.append(Finding(f"{plugin.kind} {plugin.name}", plugin.announced_as, status, plugin.problem))
+    return findings + [Finding("package", "entry points", "problem", problem) for problem in unreadable_packages()]
+
+
+def _engines(config: Config) -> list[Finding]:
+    findings = []
+    for role, engine in config.engines.items():
+        if isinstance(engine, PluginConfig):
+            findings.append(_built(f"engine {role}", f"plugin {engine.name}", partial(build_engine, role, engine)))
+            continue
         if not isinstance(engine, VllmConfig):
             findings.append(Finding(f"engine {role}", engine.kind))
             continue
@@ -134,3 +156,19 @@ def _models(config: Path | None) -> list[Finding]:
         else:
             findings.append(Finding(f"engine {role}", f"{engine.model}, {engine.max_model_len} tokens"))
     return findings
+
+
+def _tools(config: Config) -> list[Finding]:
+    return [
+        _built(f"tool {name}", f"plugin {tool.name}", partial(build_tool, name, tool))
+        for name, tool in config.tools.items()
+    ]
+
+
+def _built(subject: str, value: str, build: Callable[[], object]) -> Finding:
+    """What the configuration names is made as a runtime makes it, and not started."""
+    try:
+        build()
+    except ConfigError as error:
+        return Finding(subject, value, "problem", str(error))
+    return Finding(subject, value)

@@ -2,14 +2,16 @@
 
 from collections.abc import Collection
 from functools import partial
-from importlib.metadata import entry_points
 
 from reasonrt.config import Config, EngineConfig, PluginConfig, RemoteConfig, model_folder
 from reasonrt.engines.fingerprint import cache_folder
 from reasonrt.engines.linked import LinkedEngine
 from reasonrt.engines.local_link import LocalLink
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, ReasonRTError
+from reasonrt.plugins import PluginGroup, make, read_maker
 from reasonrt.ports import Engine
+
+ENGINES = PluginGroup("engine", "reasonrt.engines", read_maker)
 
 
 def build_engines(config: Config, roles: Collection[str] | None = None) -> dict[str, Engine]:
@@ -28,10 +30,11 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
         shared = config.model_copy(update={"own_process": False})
         return LinkedEngine(build_engine(role, shared), LocalLink(role, partial(build_engine, role, shared)))
     if isinstance(config, PluginConfig):
-        for entry in entry_points(group="reasonrt.engines", name=config.name):
-            plugin: Engine = entry.load()(role, **config.settings)
-            return plugin
-        raise ConfigError(f"engine {role!r}: no installed package offers the engine {config.name!r}")
+        try:
+            plugin: Engine = make(ENGINES, config.name, Engine, role, settings=config.settings)
+        except ReasonRTError as error:
+            raise ConfigError(f"engine {role!r}: {error}") from error
+        return plugin
     if isinstance(config, RemoteConfig):
         from reasonrt.engines.remote import RemoteEngine
 

@@ -8,11 +8,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from reasonrt.errors import EvalError
+from reasonrt.errors import EvalError, ReasonRTError
+from reasonrt.plugins import FAILURES, PluginGroup, reason_of, require_members
 
 GSM8K = "gsm8k"
 GSM8K_FILES = tuple(
@@ -22,7 +22,7 @@ GSM8K_FILES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class TaskProblem:
-    """One question.
+    """One question with its known answer.
 
     Attributes:
         group: what per-group tables are made by, such as `gcd/3`.
@@ -37,11 +37,22 @@ class TaskProblem:
 
 
 class TaskSource(Protocol):
-    """What an entry point in `reasonrt.tasks` loads to."""
+    """The object that an entry point in `reasonrt.tasks` names."""
 
     def names(self) -> Sequence[str]: ...
 
     def load(self, name: str, split: str, limit: int) -> list[TaskProblem]: ...
+
+
+def _read_source(name: str, loaded: Any) -> TaskSource:
+    require_members(loaded, TaskSource)
+    source: TaskSource = loaded
+    if unnamed := [task for task in source.names() if not isinstance(task, str)]:
+        raise TypeError(f"it names a task {unnamed[0]!r:.60}, which is no text")
+    return source
+
+
+TASKS = PluginGroup("task", "reasonrt.tasks", _read_source)
 
 
 def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
@@ -53,11 +64,12 @@ def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
     if limit < 1:
         raise EvalError(f"limit must be at least 1, got {limit}")
     known: list[str] = []
-    for entry in entry_points(group="reasonrt.tasks"):
-        source: TaskSource = entry.load()
-        names = source.names()
+    for plugin in TASKS.all():
+        if plugin.value is None:
+            continue  # named in the log, and left out
+        names = plugin.value.names()
         if name in names or name.partition(":")[0] in names:
-            return source.load(name, split, limit)
+            return _load_from(plugin.value, plugin.announced_as, name, split, limit)
         known += names
     if name == GSM8K:
         file = next((file for file in GSM8K_FILES if file.exists()), None)
@@ -86,6 +98,18 @@ def read_problems(file: Path, limit: int) -> list[TaskProblem]:
     return problems
 
 
+def _load_from(source: TaskSource, announced_as: str, name: str, split: str, limit: int) -> list[TaskProblem]:
+    try:
+        problems = list(source.load(name, split, limit))
+        if strange := [problem for problem in problems if not isinstance(problem, TaskProblem)]:
+            raise TypeError(f"it gives {strange[0]!r:.60}, and not a TaskProblem")
+    except ReasonRTError:
+        raise
+    except FAILURES as error:
+        raise EvalError(f"task {name!r} of {announced_as} cannot be loaded: {reason_of(error)}") from error
+    return problems
+
+
 def _read_problem(file: Path, number: int, line: str) -> TaskProblem:
     try:
         value = json.loads(line)
@@ -100,7 +124,7 @@ def _read_problem(file: Path, number: int, line: str) -> TaskProblem:
 
 
 def content_hash(problems: Sequence[TaskProblem]) -> str:
-    """Changes with any question, answer or order."""
+    """A hash that changes with any question, answer or order."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from reasonrt.errors import ConfigError, RequestError
+from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.options import parse_policy
 from reasonrt.policies.registry import CONTROLS, policy_names, refuse_operator_options
 from reasonrt.runtime import Prepared, Runtime
@@ -15,6 +17,7 @@ from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.requests import SEEDS, ChatRequest, CompletionRequest
 from reasonrt.types import Message, Request
 
+_log = logging.getLogger(__name__)
 AUTO = "auto"
 """The model id under which `reasoning_effort` chooses the policy."""
 
@@ -135,6 +138,9 @@ class Catalog:
             return False
         except RequestError:  # it has an option without a default
             return True
+        except FAILURES as error:  # it may be code of others: the rest is served
+            _log.warning("policy %r is left out, it cannot be prepared: %s", policy, reason_of(error))
+            return False
         return True
 
 

@@ -50,7 +50,7 @@ async def make() -> AsyncIterator[Make]:
 
 async def tell(engine: Engine, words: str) -> float:
     """Have the far engine do what `hosted_engines` understands."""
-    return await engine.score(engine.tokenizer.encode(words))
+    return (await engine.score(engine.tokenizer.encode(words))).value
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> None:
@@ -371,7 +371,9 @@ from reasonrt.engines.build import build_engine
 async def main():
     config = PluginConfig(kind="plugin", name="scripted", own_process=True, settings={"text": "x"})
     engine = await build_engine("target", config).start()
-    ask = lambda words: engine.score(engine.tokenizer.encode(words))
+    async def ask(words):
+        return (await engine.score(engine.tokenizer.encode(words))).value
+
     await ask("print of the engine")
     print(int(await ask("pid")), int(await ask("child")), flush=True)
     if "block" in sys.argv:

@@ -1,18 +1,20 @@
 """What a probe reads off an answer, and where it ends."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.policies.stopping.probes import SUFFIX, Probe
 from reasonrt.policies.stopping.signals import END_OF_THINKING, ENTROPY_AFTER_THINKING, LOOKS
+from reasonrt.ports import RequestEngine
 
 
 def make_probe(reply: str, answer_tokens: int = 24, **settings: Any) -> tuple[Probe, ScriptedEngine]:
     engine = ScriptedEngine("target", lambda prompt, sampling: reply[len(prompt.rpartition(SUFFIX)[2]) :], **settings)
-    return Probe(engine, engine.tokenizer.encode(SUFFIX), answer_tokens), engine
+    asked = cast(RequestEngine, engine)  # a probe asks for all but its pace
+    return Probe(asked, engine.tokenizer.encode(SUFFIX), answer_tokens), engine
 
 
 PROMPT = ScriptedEngine("", "").tokenizer.encode("[user] ?\n[assistant] <think>\none\n\n")
