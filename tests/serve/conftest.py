@@ -29,6 +29,8 @@ class Running:
     server: Server
     runtime: Runtime
     key: str | None
+    clients: list[OpenAI | httpx.Client]
+    """Made by a test, closed after it."""
 
     @property
     def engines(self) -> list[ScriptedEngine]:
@@ -40,18 +42,35 @@ class Running:
         return sum(engine.running for engine in self.engines)
 
     def openai(self, **settings: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", **({"max_retries": 0} | settings))
+        usual: dict[str, Any] = {"base_url": f"{self.url}/v1", "api_key": self.key or "none", "max_retries": 0}
+        client = OpenAI(**usual | settings)
+        self.clients.append(client)
+        return client
 
     def http(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=20)
+        client = httpx.Client(base_url=self.url, headers=headers, timeout=20)
+        self.clients.append(client)
+        return client
 
 
 Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Start]:
+def clients() -> list[OpenAI | httpx.Client]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def close_clients(clients: list[OpenAI | httpx.Client]) -> Iterator[None]:
+    yield
+    while clients:
+        clients.pop().close()
+
+
+@pytest.fixture(scope="module")
+def start(clients: list[OpenAI | httpx.Client]) -> Iterator[Start]:
     """Start a server: the script, keys of `serve`, settings of the engines (`engine=`) and their class (`kind=`),
     default options of policies (`policies=`)."""
     servers: list[tuple[Server, threading.Thread]] = []
@@ -73,7 +92,7 @@ def start() -> Iterator[Start]:
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         key = next((key.get_secret_value() for key in config.api_keys.values()), None)
-        return Running(f"http://127.0.0.1:{port}", server, runtime, key)
+        return Running(f"http://127.0.0.1:{port}", server, runtime, key, clients)
 
     yield begin
     for server, thread in servers:

@@ -63,7 +63,7 @@ def test_health_needs_none_and_tells_nothing(locked: Any) -> None:
 
 def test_openai_client_gets_its_own_error_class(locked: Any) -> None:
     with pytest.raises(openai.AuthenticationError, match="no valid API key"):
-        openai.OpenAI(base_url=locked.url + "/v1", api_key="wrong").chat.completions.create(**BODY)
+        locked.openai(api_key="wrong").chat.completions.create(**BODY)
 
 
 def test_key_ring_finds_owners_and_keeps_no_keys() -> None:
@@ -146,7 +146,7 @@ def test_rate_and_concurrency_are_bounded_for_each_key(start: Any) -> None:
         api_keys=KEYS,
         bounds={"running_per_key": 1, "requests_per_minute_per_key": 3},
     )
-    ada, bob = (openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0) for key in KEYS.values())
+    ada, bob = (server.openai(api_key=key) for key in KEYS.values())
     first = ada.chat.completions.create(**BODY, stream=True)
     next(iter(first))
 

@@ -63,7 +63,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple[str, "subprocess.Po
         yield url, server
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(60)
+        server.communicate(timeout=60)
 
 
 def wait_until_ready(url: str, seconds: float = 180.0) -> None:
@@ -81,8 +81,10 @@ def engine_cores(pid: int) -> list[psutil.Process]:
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_server_outlives_its_engine_core_and_leaves_nothing(tmp_path: Path) -> None:
-    with serving(tmp_path, "--local") as (url, server):
-        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+    with (
+        serving(tmp_path, "--local") as (url, server),
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client,
+    ):
         ask: dict[str, Any] = {"model": "target", "messages": [{"role": "user", "content": QUESTION}]}
         with pytest.raises(BadRequestError, match="700"):  # what the file says, holds
             client.chat.completions.create(**ask, max_tokens=701)

@@ -184,7 +184,7 @@ class YieldsText(Bare):
 
 
 class ReturnsSteps(Bare):
-    async def solve(self, request: Request, engines: Engines) -> Any:  # type: ignore[override]
+    def solve(self, request: Request, engines: Engines) -> Any:
         return [Stop(FinishReason.STOP)]
 
 
