@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
@@ -29,6 +30,9 @@ from reasonrt.types import Message
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 SERVER_START_S = 120.0
 ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
+
+# here a warning is an error; in the processes that vLLM forks for an engine it would be the engine's death
+os.register_at_fork(after_in_child=warnings.resetwarnings)
 
 
 @pytest.hookimpl(tryfirst=True)
