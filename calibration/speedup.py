@@ -2,9 +2,9 @@
 
 A forward pass that writes a token for each of n problems, and reads k, takes an engine `pass_s + n * write_s + k *
 read_s`, whoever asked for it. So a problem costs its share of the passes that hold a part of it, and each token that
-is written or read; a token that is read is one of many in a row, without a sampler or a cache of its own to visit,
-and costs less. Alone, with n problems at once, the target's passes are shared by n. With a draft beside it they
-are shared by fewer: some of the n are with the draft. That, and the draft's own work on the same device, is what
+is written or read. A token that is read is one of many in a row, without a sampler or a cache of its own to visit,
+and costs less. Alone, with n concurrent problems, the target's passes are shared by n. With a draft they are shared
+by fewer, since some of the n are with the draft. That, and the draft's own work on the same device, is what
 speculation has to earn back.
 
 With one problem at a time, and passes that cost the same whatever they hold, this is the formula of the literature:
@@ -19,12 +19,12 @@ import numpy as np
 
 from reasonrt.errors import CalibrationError
 
-_ROUNDS = 100  # of the search for how many problems are with either engine; it settles within ten
+_ROUNDS = 100  # rounds of the search for how many problems are with either engine; it settles within ten
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of one engine, in seconds.
+    """What one engine takes for a pass and for a token, in seconds.
 
     Attributes:
         pass_s: of a forward pass, whatever it holds.
@@ -56,7 +56,7 @@ class Work:
     read: float
 
     def seconds(self, speed: Speed, batch: float) -> float:
-        """Of the engine's time, when a pass holds `batch` problems."""
+        """The seconds of the engine that this work takes, when a pass holds `batch` problems."""
         return self.passes * (speed.pass_s / batch + speed.write_s) + self.read * speed.read_s
 
 
@@ -66,9 +66,9 @@ class Parts:
 
     Attributes:
         alone: what the target does for a problem by itself.
-        drafted, targeted: what either does for it when they share the work; with what is thrown away.
-        waits_s: per problem, what it waits for beside the engines: routers, hand-overs.
-        at_once: problems at a time, on average; >= 1.
+        drafted, targeted: what either does for it when they share the work, thrown-away work included.
+        waits_s: per problem, what it waits for other than the engines: routers, hand-overs.
+        at_once: concurrent problems, on average; >= 1.
         is_shared: both engines compute on the same cores or the same GPU.
     """
 
@@ -88,7 +88,7 @@ def predicted_speedup(parts: Parts) -> float:
 
 
 def _seconds(parts: Parts) -> float:
-    """Per problem. Problems are with either engine in the proportion of the time that they spend in its passes."""
+    """Seconds per problem. Problems are with either engine in proportion to the time that they spend in its passes."""
     pair = ((parts.drafted, parts.draft), (parts.targeted, parts.target))
     batches = (max(1.0, parts.at_once / 2),) * 2
     for _ in range(_ROUNDS):
@@ -122,7 +122,7 @@ def planned(
         prompt_tokens: of its question.
         step_tokens: of a step.
         is_verified: the target reads the other steps, puts its own token at one place, and reads the rest once more;
-            else it writes them anew.
+            otherwise it writes them itself.
     """
     if not (0 <= accepted_share <= 1 and tokens > 0 and step_tokens > 0):
         raise CalibrationError(
@@ -164,12 +164,12 @@ def break_even_share(draft: Speed, target: Speed, **plan: float | bool) -> float
 
 
 def fit_speed(measured: Sequence[tuple[float, Work, float]]) -> Speed:
-    """The speed that explains best what an engine took by itself.
+    """The speed that explains best the times that an engine took by itself.
 
     Args:
-        measured: (seconds per problem, its work, problems at once). It takes a second measurement, of another
-            share of reading, to tell what that costs, and a second concurrency to tell a written token from its
-            pass; what cannot be told is taken as free.
+        measured: (seconds per problem, its work, concurrent problems). A second measurement, with another share of
+            reading, is needed to find what reading costs, and a second concurrency to separate a written token from
+            its pass; what cannot be separated is taken as free.
 
     Raises:
         CalibrationError: nothing was measured.

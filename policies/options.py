@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -47,14 +47,12 @@ def read_options(kind: type[T], options: Mapping[str, Any], name: str = "") -> T
     Raises:
         RequestError: an option that is not known, or a value that is not allowed; the message names both and what is.
     """
-    name = name or kind.__name__
-    known = option_names(kind)
+    name, loose = name or kind.__name__, cast(Any, kind)
+    known = option_names(loose)
     if unknown := sorted(set(map(str, options)) - set(known)):
         raise RequestError(f"unknown option {unknown[0][:64]!r}; {name} knows {', '.join(sorted(known)) or 'none'}")
     try:
-        value: T = _adapter(kind).validate_json(  # type: ignore[arg-type]
-            to_json(dict(options), inf_nan_mode="constants")
-        )
+        value: T = _adapter(loose).validate_json(to_json(dict(options), inf_nan_mode="constants"))
     except ValidationError as error:
         raise RequestError(f"{name}: {_in_one_line(error, kind)}") from None
     except CalibrationError as error:  # of a value inside, such as a rule
@@ -64,6 +62,7 @@ def read_options(kind: type[T], options: Mapping[str, Any], name: str = "") -> T
     return value
 
 
+@cache
 def option_names(kind: type) -> tuple[str, ...]:
     """The options that a dataclass takes, in its order."""
     return tuple(field.name for field in fields(kind) if field.init)

@@ -71,6 +71,8 @@ def build_policy(name: str, options: Mapping[str, Any], certificates: ServedCert
         if name in _OWN:
             raise
         raise RequestError(f"policy {name!r} does not take its options: {reason_of(error)}") from error
+    if not common:
+        return policy
     return stopped(policy, name, read_options(CommonOptions, common, name), certificates or ServedCertificates())
 
 

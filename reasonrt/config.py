@@ -47,7 +47,7 @@ class VllmConfig(_Strict):
 
 
 class RemoteConfig(_Strict):
-    """An engine behind an OpenAI-compatible server."""
+    """A model on an OpenAI-compatible server."""
 
     kind: Literal["remote"]
     base_url: str
@@ -104,7 +104,7 @@ class Config(_Strict):
     policies: dict[str, dict[str, Any]] = Field(default_factory=dict, description="policy to its default options")
     tools: dict[str, ToolConfig] = Field(default_factory=dict, description="tool to the package's tool that it is")
     limits: LimitsConfig = LimitsConfig()
-    concurrency: int = Field(16, ge=1, le=4096, description="requests at once, in evaluations")
+    concurrency: int = Field(16, ge=1, le=4096, description="concurrent requests, in evaluations")
     serve: dict[str, Any] = Field(
         default_factory=dict, exclude=True, repr=False, description="as `serve.config.ServeConfig`; may hold keys"
     )

@@ -1,10 +1,12 @@
 """An engine as one request sees it: every token is counted, and no call is made over the limit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self
 
+from reasonrt.engines.whole import generate_whole
 from reasonrt.pace import Pace
-from reasonrt.ports import Engine, TokenStream, Verified
+from reasonrt.ports import Engine, Reading, Score, TokenStream, Verified, WholeStream
 from reasonrt.scopes import Scope
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
 
@@ -23,7 +25,7 @@ class MeteredEngine:
         self._engine, self.scope, self.pace, self._salt = engine, scope, pace or Pace(), cache_salt
         self.name, self.max_model_len = engine.name, engine.max_model_len
         self.capabilities, self.tokenizer = engine.capabilities, engine.tokenizer
-        self.calls = self.prefilled = self.cached = self.generated = self.probe = 0
+        self.calls = self.prefilled = self.cached = self.generated = self.probe = self.passes = 0
 
     @property
     def fingerprint(self) -> str:
@@ -45,44 +47,70 @@ class MeteredEngine:
         stream = self._engine.generate(prompt_token_ids, sampling, cache_salt or self._salt)
         return _MeteredStream(self, stream, len(prompt_token_ids))
 
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> "_MeteredWhole":
+        self.scope.check_tokens()
+        for _ in samplings:
+            self.scope.take_call()
+        self.calls += len(samplings)
+        if (left := self.scope.tokens_left) is not None:  # nobody looks at them before they end
+            most = max(1, left // len(samplings))
+            samplings = [replace(each, max_tokens=min(each.max_tokens, most)) for each in samplings]
+        stream = generate_whole(self._engine, prompt_token_ids, samplings, cache_salt or self._salt)
+        return _MeteredWhole(self, stream, len(prompt_token_ids), len(samplings))
+
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
+    ) -> Reading:
         self._count_probe(prompt_token_ids)
         self.has_generated(1)
         self.probe += 1
-        return await self._engine.read(prompt_token_ids, candidate_ids, cache_salt or self._salt)
+        reading = await self._engine.read(prompt_token_ids, candidate_ids, cache_salt or self._salt)
+        self.count_cached(reading.cached_tokens)
+        return reading
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         self._count_probe([*prompt_token_ids, *drafted_ids])
         self.has_generated(1)
-        watch = self.pace.watch(len(prompt_token_ids) + len(drafted_ids))
+        num_tokens = len(prompt_token_ids) + len(drafted_ids)
+        watch = self.pace.watch(num_tokens)
         watch.asked()
         try:
             verified = await self._engine.verify(prompt_token_ids, drafted_ids, cache_salt or self._salt)
         finally:
             watch.ended()
-        watch.came(TokenDelta(verified.token_ids, cached_tokens=verified.cached_tokens))
-        self.cached += verified.cached_tokens
-        self.prefilled -= verified.cached_tokens
+        again = verified.passes - 1
+        watch.came(TokenDelta(verified.token_ids, cached_tokens=verified.cached_tokens - again * num_tokens))
+        self.passes += again
+        self.prefilled += again * num_tokens
+        self.count_cached(verified.cached_tokens)
         self.probe += verified.token_ids == tuple(drafted_ids)  # else its own token is part of the text
         return verified
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         self._count_probe(prompt_token_ids)
-        return await self._engine.score(prompt_token_ids, cache_salt or self._salt)
+        score = await self._engine.score(prompt_token_ids, cache_salt or self._salt)
+        self.count_cached(score.cached_tokens)
+        return score
 
     def _count_probe(self, prompt_token_ids: Sequence[int]) -> None:
         self.scope.take_call()
         self.calls += 1
+        self.passes += 1
         self.prefilled += len(prompt_token_ids)
 
     def has_generated(self, num_tokens: int) -> None:
         """Count tokens that the engine has made for the request."""
         self.generated += num_tokens
         self.scope.spend_tokens(num_tokens)
+
+    def count_cached(self, num_tokens: int) -> None:
+        """So many prompt tokens that were counted as prefilled came from the cache."""
+        self.cached += num_tokens
+        self.prefilled -= num_tokens
 
     def usage(self, committed_tokens: int) -> EngineUsage:
         """What was spent, given how many of the engine's tokens are part of the committed text."""
@@ -93,19 +121,42 @@ class MeteredEngine:
             generated=self.generated,
             discarded=self.generated - committed_tokens,
             probe=self.probe,
+            passes=self.passes,
         )
 
 
-class _MeteredStream:
-    def __init__(self, meter: MeteredEngine, stream: TokenStream, prompt_tokens: int) -> None:
-        self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens
-        self._counted = self._cached = 0
-        self._is_asked = self._has_begun = False
-        self._watch = meter.pace.watch(prompt_tokens)
+class _Counted:
+    """Adds what a stream has made since it was last looked at."""
+
+    def __init__(self, meter: MeteredEngine, stream: TokenStream | WholeStream) -> None:
+        self._meter, self._stream = meter, stream
+        self._generated = self._passes = self._cached = 0
 
     @property
     def generated_tokens(self) -> int:
         return self._stream.generated_tokens
+
+    @property
+    def passes(self) -> int:
+        return self._stream.passes
+
+    def _count(self, cached_tokens: int) -> None:
+        generated, passes = self._stream.generated_tokens, self._stream.passes
+        self._meter.has_generated(generated - self._generated)
+        self._meter.passes += passes - self._passes
+        # a remote server may tell what was cached at the end only
+        self._meter.count_cached(max(0, cached_tokens - self._cached))
+        self._generated, self._passes, self._cached = generated, passes, max(self._cached, cached_tokens)
+
+
+class _MeteredStream(_Counted):
+    _stream: TokenStream
+
+    def __init__(self, meter: MeteredEngine, stream: TokenStream, prompt_tokens: int) -> None:
+        super().__init__(meter, stream)
+        self._prompt_tokens = prompt_tokens
+        self._is_asked = self._has_begun = False
+        self._watch = meter.pace.watch(prompt_tokens)
 
     def __aiter__(self) -> Self:
         return self
@@ -122,11 +173,7 @@ class _MeteredStream:
         self._watch.came(delta)
         if not self._has_begun:
             self._begin()
-        told = max(0, delta.cached_tokens - self._cached)  # a remote server may tell at the end only
-        self._cached += told
-        self._meter.cached += told
-        self._meter.prefilled -= told
-        self._count()
+        self._count(delta.cached_tokens)
         return delta
 
     async def aclose(self) -> None:
@@ -136,12 +183,51 @@ class _MeteredStream:
             self._watch.ended()
             if self._is_asked and not self._has_begun:
                 self._begin()  # how far the engine had come is unknown: count all of it
-            self._count()
+            self._count(0)
 
     def _begin(self) -> None:
         self._has_begun = True
         self._meter.prefilled += self._prompt_tokens
 
-    def _count(self) -> None:
-        self._meter.has_generated(self._stream.generated_tokens - self._counted)
-        self._counted = self._stream.generated_tokens
+
+class _MeteredWhole(_Counted):
+    _stream: WholeStream
+
+    def __init__(self, meter: MeteredEngine, stream: WholeStream, prompt_tokens: int, num: int) -> None:
+        super().__init__(meter, stream)
+        self._prompt_tokens = prompt_tokens * num
+        self._is_asked = False
+        self._watches = [meter.pace.watch(prompt_tokens) for _ in range(num)]  # they learn no speed from what is whole
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._stream.cached_tokens
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[int, TokenDelta]:
+        if not self._is_asked:
+            self._is_asked = True
+            self._meter.prefilled += self._prompt_tokens
+            for watch in self._watches:
+                watch.asked()
+        try:
+            index, delta = await anext(self._stream)
+        except Exception:
+            self._end()
+            raise
+        self._watches[index].ended()
+        self._count(self._stream.cached_tokens)
+        return index, delta
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        for watch in self._watches:
+            watch.ended()
+        self._count(self._stream.cached_tokens)

@@ -4,6 +4,7 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 `tests/engines/test_contract.py`:
 
 * `generate` yields deltas whose ids are the generation in order; the last one carries the finish reason.
+* `generate_whole`, which an engine may leave out, yields each of several generations once, when it has ended.
 * Closing the stream aborts the work in the engine within one step; `generated_tokens` is exact after it.
 * `read` costs one forward pass and is normalized over the whole vocabulary.
 * `verify` costs one forward pass, and says what a greedy `generate` would have written.
@@ -15,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from reasonrt.errors import RequestError
 from reasonrt.pace import Pace
@@ -39,10 +40,38 @@ class Verified:
     Attributes:
         token_ids: the draft's up to the first that the engine would not have written, and its own in place of that
             one; all of them, at least one, where it agrees with all.
-        cached_tokens: of the prompt, those that it had read before.
+        cached_tokens: tokens of prompt and draft that its passes read from the prefix cache.
+        passes: forward passes that it took, at least one.
     """
 
     token_ids: tuple[int, ...]
+    cached_tokens: int = 0
+    passes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an engine expects after a prompt.
+
+    Attributes:
+        logprobs: of each candidate as the next token, in the candidates' order; natural logarithms.
+        cached_tokens: prompt tokens read from the prefix cache, as far as the engine has said.
+    """
+
+    logprobs: tuple[float, ...]
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward or router model says of a prompt.
+
+    Attributes:
+        value: its scalar head, read at the last token.
+        cached_tokens: prompt tokens read from the prefix cache, as far as the engine has said.
+    """
+
+    value: float
     cached_tokens: int = 0
 
 
@@ -53,9 +82,39 @@ class TokenStream(Protocol):
     def generated_tokens(self) -> int:
         """Tokens that the engine made for it so far, whether or not they were consumed; exact once closed."""
 
+    @property
+    def passes(self) -> int:
+        """Forward passes that brought these tokens: one for each, unless the engine itself speculates."""
+
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> TokenDelta: ...
+
+    async def aclose(self) -> None:
+        """Abort what is left. Idempotent."""
+
+
+class WholeStream(Protocol):
+    """Generations of one prompt, of which each is one delta: all of its tokens, and why it ended.
+
+    They come with their index, in the order in which they end.
+    """
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that the engine made for all of them so far, as far as it has said; exact once closed."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that all of them together read from the prefix cache; exact once closed."""
+
+    @property
+    def passes(self) -> int:
+        """As in `TokenStream`, of all of them together."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> tuple[int, TokenDelta]: ...
 
     async def aclose(self) -> None:
         """Abort what is left. Idempotent."""
@@ -108,19 +167,32 @@ class Engine(Protocol):
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
-        """Log-probabilities of each candidate as the next token, in the candidates' order."""
+    ) -> Reading:
+        """How likely each candidate is as the next token."""
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         """What the engine itself would write, greedily, where a draft has written `drafted_ids`."""
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         """The scalar head of a reward or router model, read at the last token."""
 
 
-class RequestEngine(Engine, Protocol):
+@runtime_checkable
+class GeneratesWhole(Protocol):
+    """What an engine has that can leave out the streaming; `engines.whole` does without it."""
+
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> WholeStream:
+        """Write after the prompt once for each of `samplings`, at least one, where nobody needs tokens as they come.
+
+        Raises (from the stream): as `generate` does, for any of them; the others are then aborted.
+        """
+
+
+class RequestEngine(Engine, GeneratesWhole, Protocol):
     """An engine as the runtime hands it to a policy: what it is asked counts for one request."""
 
     @property
@@ -223,7 +295,7 @@ class Policy(Protocol):
         Raises:
             ConfigError: a file cannot be read, or was made for other models.
         """
-        return  # with a docstring alone, type checkers take it for a method that every policy must have
+        return
 
     def accept(self, request: Request, engines: Mapping[str, Engine]) -> None:
         """Refuse, before anything runs, a request that this policy cannot serve.

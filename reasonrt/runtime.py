@@ -33,7 +33,6 @@ from reasonrt.types import (
     Event,
     FinishReason,
     Limits,
-    PolicyEvent,
     Request,
     Step,
     Stop,
@@ -156,7 +155,7 @@ class Runtime:
                 await part.start()
             for engine in self.engines.values():
                 boundaries_of(engine.tokenizer)  # a large vocabulary takes a while: not in the first request
-            self._check_defaults()
+            self.check_defaults()
             self._closing = stack.pop_all()
         return self
 
@@ -190,22 +189,19 @@ class Runtime:
         built = self._build(policy, options or {})
         return [*built.engines, *built.optional_engines]
 
-    async def solve(self, request: Request | Prepared) -> AsyncGenerator[Event, None]:
+    def solve(self, request: Request | Prepared) -> AsyncGenerator[Event, None]:
         """Yield each step as it is committed and, last, the `Completion`.
 
         Closing the iterator aborts what the request does in every engine. A request that was cut off continues after
         the steps that it has as `committed`; these are not yielded again.
 
         Raises:
-            RequestError: the request cannot be served as it stands.
-            ConfigError: no engine has a role that the policy asks for.
-            EngineError: an engine died and the policy could not continue without it.
+            RequestError: the request cannot be served as it stands; raised by this call.
+            ConfigError: no engine has a role that the policy asks for; raised by this call.
+            EngineError: an engine died and the policy could not continue without it; raised by the iterator.
         """
         prepared = request if isinstance(request, Prepared) else self.prepare(request)
-        scope = Scope(prepared.request.limits)
-        async with aclosing(_solve(prepared, _RequestEngines(self, prepared, scope))) as events:
-            async for event in events:
-                yield event
+        return _solve(prepared, _RequestEngines(self, prepared, Scope(prepared.request.limits)))
 
     async def complete(self, request: Request | Prepared) -> Completion:
         """`solve` without the steps in between."""
@@ -246,11 +242,11 @@ class Runtime:
             raise ConfigError(f"no engine has the role {role!r}; there are {known}: add it or choose another policy")
         return self.engines[role]
 
-    def _check_defaults(self) -> None:
-        """Open the files that the configured policies name.
+    def check_defaults(self) -> None:
+        """Build the configured policies, and open the files that they name; done when the runtime starts.
 
         Raises:
-            ConfigError: one cannot be used here; names it.
+            ConfigError: an option is not allowed, or a file cannot be used here; names it.
         """
         for name, options in self.options.items():
             try:
@@ -322,35 +318,27 @@ class _RequestEngines(Engines):
 
 
 async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator[Event, None]:
+    """The policy's steps up to the first limit that is met, and the completion; what a limit cuts off is left out."""
     started = time.perf_counter()
     request, steps = prepared.request, engines.steps
+    left = request.limits.max_tokens - sum(len(step.token_ids) for step in request.committed)
     stop = Stop(FinishReason.STOP)
     if not prepared.is_finished:
-        async with aclosing(_limited(prepared, engines, engines.scope)) as events:
-            async for event in events:
-                if isinstance(event, Stop):
-                    stop = event
-                    break
-                steps.append(event)
-                yield event
+        try:
+            async with aclosing(before(engines.scope.deadline, prepared.policy.solve(request, engines))) as events:
+                async for event in events:
+                    if isinstance(event, Stop):
+                        stop = event
+                        break
+                    left -= len(event.token_ids)
+                    if left < 0:
+                        stop = Stop(FinishReason.LENGTH)
+                        break
+                    steps.append(event)
+                    yield event
+        except Expired:
+            stop = Stop(FinishReason.DEADLINE)
+        except LimitReached as limit:
+            stop = Stop(limit.reason)
     seconds, is_open = time.perf_counter() - started, prepared.prompt_opens_thinking
     yield Completion((*request.committed, *steps), stop.reason, engines.usage(), seconds, stop.details, is_open)
-
-
-async def _limited(prepared: Prepared, engines: Engines, scope: Scope) -> AsyncGenerator[PolicyEvent, None]:
-    """The policy's events up to the first limit that is met; what a limit cuts off is left out."""
-    request = prepared.request
-    left = request.limits.max_tokens - sum(len(step.token_ids) for step in request.committed)
-    try:
-        async with aclosing(before(scope.deadline, prepared.policy.solve(request, engines))) as events:
-            async for event in events:
-                if isinstance(event, Step):
-                    if len(event.token_ids) > left:
-                        yield Stop(FinishReason.LENGTH)
-                        return
-                    left -= len(event.token_ids)
-                yield event
-    except Expired:
-        yield Stop(FinishReason.DEADLINE)
-    except LimitReached as limit:
-        yield Stop(limit.reason)

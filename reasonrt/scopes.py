@@ -31,17 +31,20 @@ class Scope:
     """
 
     def __init__(self, limits: Limits, parent: Self | None = None) -> None:
-        self._parent, self._limits = parent, limits
+        self._limits = limits
         self._calls_left = limits.max_engine_calls
-        self._tokens_left = limits.max_generated_tokens
+        self._tokens_left = limits.max_generated_tokens or 0
         self._places = asyncio.Semaphore(limits.max_sub_requests)
-        self._depth_left = limits.max_depth
         own = None if limits.deadline_s is None else time.monotonic() + limits.deadline_s
-        above: float | None = parent.deadline if parent else None
-        self.deadline: float | None = own if above is None else above if own is None else min(own, above)
+        deadlines = [own, parent.deadline if parent else None]
+        self.deadline: float | None = min((each for each in deadlines if each is not None), default=None)
         """In the time of `time.monotonic`, which is also that of the event loop; None is no deadline."""
-        if parent:
-            self._depth_left = min(self._depth_left, parent._depth_left - 1)
+        self._depth_left: int = min(limits.max_depth, parent._depth_left - 1) if parent else limits.max_depth
+        self._path: tuple[Scope, ...] = (self, *(parent._path if parent else ()))
+        # apart from the path, since tokens are counted one delta at a time
+        self._budgets: tuple[Scope, ...] = parent._budgets if parent else ()
+        if limits.max_generated_tokens is not None:
+            self._budgets = (self, *self._budgets)
 
     def take_call(self) -> None:
         """Count one engine call, before it is made.
@@ -51,29 +54,28 @@ class Scope:
         """
         if self.calls_left <= 0:
             raise LimitReached(FinishReason.CALLS)
-        for scope in self._upwards():
+        for scope in self._path:
             scope._calls_left -= 1
 
     def spend_tokens(self, num_tokens: int) -> None:
         """Count tokens that an engine has generated; they are spent, whatever becomes of them."""
-        for scope in self._upwards():
-            if scope._tokens_left is not None:
-                scope._tokens_left -= num_tokens
+        for scope in self._budgets:
+            scope._tokens_left -= num_tokens
 
     def check_tokens(self) -> None:
         """Raises: LimitReached: no generated token is left here or above."""
-        left = self.tokens_left
-        if left is not None and left <= 0:
-            raise LimitReached(FinishReason.BUDGET)
+        for scope in self._budgets:
+            if scope._tokens_left <= 0:
+                raise LimitReached(FinishReason.BUDGET)
 
     @property
     def calls_left(self) -> int:
-        return min(scope._calls_left for scope in self._upwards())
+        return min([scope._calls_left for scope in self._path])
 
     @property
     def tokens_left(self) -> int | None:
         """Tokens that engines may still generate; None is no limit. It may be negative: tokens come in batches."""
-        return min((scope._tokens_left for scope in self._upwards() if scope._tokens_left is not None), default=None)
+        return min([scope._tokens_left for scope in self._budgets], default=None)
 
     @asynccontextmanager
     async def nested(self, limits: Limits) -> AsyncGenerator["Scope", None]:
@@ -89,6 +91,3 @@ class Scope:
             )
         async with self._places:
             yield Scope(limits, self)
-
-    def _upwards(self) -> "list[Scope]":
-        return [self, *(self._parent._upwards() if self._parent else ())]

@@ -6,8 +6,6 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from reasonrt.errors import RequestError
-from reasonrt.thinking import END_THINK as END_THINK
-from reasonrt.thinking import THINK as THINK
 from reasonrt.thinking import split
 
 
@@ -55,7 +53,7 @@ class Sampling:
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: bool = False
     top_logprobs: int = 0
-    decoding: Mapping[str, Any] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
@@ -221,12 +219,16 @@ class EngineUsage:
     """What one request cost on one engine, in tokens.
 
     Attributes:
-        calls: generations, reads and scores.
+        calls: generations, reads, verifications and scores.
         prefilled: prompt tokens computed.
         cached: prompt tokens read from the prefix cache.
         generated: new tokens, whatever became of them.
         discarded: those of `generated` that are not part of the committed text.
         probe: those of `discarded` that only answered a question of the engine's own (reads).
+        passes: forward passes of the model: of a generation one for each token, the first of which also reads the
+            prompt, or fewer where vLLM in this process speculates by itself; of a read or a score one, of a
+            verification one or two. Not counted are the further ones in which vLLM reads a prompt that is longer than
+            what it takes in at a time; what a remote server saves by its own speculation is not known.
     """
 
     calls: int = 0
@@ -235,6 +237,7 @@ class EngineUsage:
     generated: int = 0
     discarded: int = 0
     probe: int = 0
+    passes: int = 0
 
     def __add__(self, other: "EngineUsage") -> "EngineUsage":
         return EngineUsage(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))

@@ -70,6 +70,17 @@ async def write_step(
             return written.rest(is_complete=ended), reason
 
 
+def steps_of(engine: Engine, transcript: Transcript, whole: TokenDelta) -> tuple[list[Step], FinishReason]:
+    """What `write_steps` would have yielded for `whole`, a generation of `engine` after `transcript`."""
+    if whole.finish_reason is None:
+        raise AssertionError("a whole generation has ended")  # the port's word
+    written = StepWriter(engine, transcript)
+    steps = written.take(whole)
+    if rest := written.rest(is_complete=whole.finish_reason is FinishReason.STOP):
+        steps.append(rest)
+    return steps, whole.finish_reason
+
+
 class StepWriter:
     """What one engine writes after `transcript`, on its way from deltas to steps.
 

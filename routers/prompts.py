@@ -76,7 +76,7 @@ class StepPrompt:
             EngineError: the engine died.
             RequestError: the prompt does not fit into its context.
         """
-        return await self._engine.score(self.token_ids(transcript, step))
+        return (await self._engine.score(self.token_ids(transcript, step))).value
 
     def token_ids(self, transcript: Transcript, step: Step) -> list[int]:
         tokenizer = self._engine.tokenizer

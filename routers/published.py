@@ -67,7 +67,7 @@ class JudgeRouter:
     async def advantage(self, transcript: Transcript, step: Step) -> float:
         tokenizer = self._target.tokenizer
         prompt = [*transcript.token_ids(self._target), *tokenizer.encode(step.text.rstrip()), *self._question]
-        weights = [math.exp(logprob) for logprob in await self._target.read(prompt, self._digits)]
+        weights = [math.exp(logprob) for logprob in (await self._target.read(prompt, self._digits)).logprobs]
         total = math.fsum(weights)
         if total == 0.0:
             return 9.0  # not one digit comes to its mind: it says nothing for the step

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -67,6 +68,30 @@ async def target_engine(nano_target: Path) -> AsyncIterator[VllmEngine]:
     engine = await VllmEngine("target", nano_target, VllmSettings(cores=core(1))).start()
     yield engine
     await engine.aclose()
+
+
+@pytest.fixture
+def counted_by_vllm() -> Callable[[VllmEngine], AbstractContextManager[list[int]]]:
+    """The tokens that an engine's core hands over within a block, one number for each pass of a request's."""
+
+    @contextmanager
+    def counted(engine: VllmEngine) -> Iterator[list[int]]:
+        processor = engine._llm.output_processor
+        process, counts = processor.process_outputs, list[int]()
+
+        def counting(outputs: list[Any], *arguments: Any, **options: Any) -> Any:
+            # of requests that have not been given up
+            alive = [output for output in outputs if output.request_id in processor.request_states]
+            counts.extend(len(output.new_token_ids) for output in alive if output.new_token_ids)
+            return process(outputs, *arguments, **options)
+
+        processor.process_outputs = counting
+        try:
+            yield counts
+        finally:
+            del processor.process_outputs
+
+    return counted
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,16 @@ import pytest
 from reasonrt.testing import check_policy
 
 ROOT = Path(__file__).parent.parent
-_NEED_VLLM = {"01_quickstart.py"}
+_NEED_VLLM = {"01_quickstart.py", "08_configuration.py"}
+_PRINTS = {
+    "03_stopping_rule.py": "stopped:    \\boxed{42}",
+    "04_evaluation.py": "target minus self_consistency@k=9: -",
+    "05_serve.py": "answer: \\boxed{42}",
+    "06_certify.py": "read again and unchanged: True",
+    "07_limits_and_usage.py": "generated tokens: ended by budget",
+    "08_configuration.py": "refused before anything ran: ",
+}
+"""What a reader should learn from it."""
 
 
 def _run(program: Path) -> str:
@@ -28,7 +37,18 @@ def _run(program: Path) -> str:
     ],
 )
 def test_example_runs(name: str) -> None:
-    assert _run(ROOT / "examples" / name).strip()
+    printed = _run(ROOT / "examples" / name)
+
+    assert printed.strip()
+    assert _PRINTS.get(name, "") in printed
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "examples").glob("*.py")), ids=lambda program: program.name)
+def test_example_is_one_page_without_arguments(program: Path) -> None:
+    text = program.read_text()
+
+    assert text.count("\n") < 50
+    assert "argparse" not in text
 
 
 @pytest.mark.vllm

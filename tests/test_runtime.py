@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,8 @@ from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.registry import policy_names, register_policy, unregister_policy
-from reasonrt.ports import Engine
-from reasonrt.types import PolicyEvent, Sampling
+from reasonrt.ports import Engine, Engines
+from reasonrt.types import PolicyEvent, Sampling, Stop
 
 STEPS = ["<think>\nOne.\n\n", "Two.\n\n", "Three.\n\n", "</think>\n\n", r"\boxed{7}"]
 TEXT = "".join(STEPS)
@@ -39,6 +41,7 @@ def assert_adds_up(completion: Completion, runtime: Runtime) -> None:
         assert (usage.generated if usage else 0) == generated
         assert (usage.discarded + committed if usage else 0) == generated
         assert not usage or 0 <= usage.probe <= usage.discarded
+        assert not usage or usage.generated <= usage.passes <= usage.generated + usage.calls
         assert engine.running == 0
 
 
@@ -111,8 +114,9 @@ async def test_usage_counts_reads_scores_and_cached_prompts(reader: str) -> None
     prompt = len(runtime.engines["target"].tokenizer.chat(Request.ask("?").messages))
     target, draft = completion.usage["target"], completion.usage["draft"]
     assert (target.calls, target.probe, draft.calls, draft.probe) == (3, 1, 2, 1)
-    assert (target.prefilled, target.cached) == (2 * prompt + 1, prompt - 1)
-    assert draft.prefilled == 2 * prompt
+    assert (target.prefilled, target.cached) == (prompt + 2, 2 * (prompt - 1))  # the read was the first to see it
+    assert (draft.prefilled, draft.cached) == (prompt + 1, prompt - 1)
+    assert (target.passes, draft.passes) == (target.generated, 2)  # a score is a pass that generates nothing
     assert_adds_up(completion, runtime)
 
 
@@ -293,3 +297,85 @@ async def test_bad_request_gets_one_clear_line(request_: Request, error: type[Re
 
     assert "\n" not in str(raised.value)
     assert scripted(runtime)[0].generated_tokens == 0
+
+
+async def test_limits_of_the_configuration_hold_for_whoever_brings_none(tmp_path: Path) -> None:
+    file = tmp_path / "reasonrt.yaml"
+    file.write_text("engines: {target: {model: zoo:nano-target}}\nlimits: {max_tokens: 40, max_engine_calls: 3}\n")
+    runtime = Runtime.from_config(file)
+    request = Request.ask("?")
+
+    assert runtime.prepare(request).request.limits == Limits(max_tokens=40, max_engine_calls=3)
+    assert runtime.prepare(replace(request, limits=Limits())).request.limits == Limits()
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ({"arbitrage": {"router_file": "/nowhere.json"}}, "cannot read the router /nowhere.json"),
+        ({"arbitrage": {"threshold": 0.02}}, "the router was learned for another draft"),
+        ({"rsd": {"layout": "magic"}}, "policies.rsd: rsd: layout must be one of"),
+        ({"target": {"stopping": {"certificate": "/nowhere.json"}}}, "policy target: cannot read /nowhere.json"),
+        ({"nonsense": {}}, "policies.nonsense: unknown policy 'nonsense'"),
+    ],
+)
+async def test_what_the_configuration_names_is_checked_at_the_start(policies: dict[str, Any], message: str) -> None:
+    runtime = Runtime({role: ScriptedEngine(role, TEXT) for role in ("draft", "target", "reward")}, policies)
+
+    with pytest.raises(ConfigError, match=message):
+        await runtime.__aenter__()
+
+
+async def test_sub_request_draws_from_the_limits_of_the_one_that_asks(asker: str) -> None:
+    runtime = make_runtime()
+
+    free = await runtime.complete(Request.ask("?", asker))
+    few_calls = await runtime.complete(Request.ask("?", asker, limits=Limits(max_engine_calls=1)))
+    few_tokens = await runtime.complete(Request.ask("?", asker, limits=Limits(max_generated_tokens=20)))
+    with pytest.raises(RequestError, match="nested too deep"):
+        await runtime.complete(Request.ask("?", asker, limits=Limits(max_depth=0)))
+
+    assert free.text == TEXT * 2
+    assert free.usage["target"].calls == free.usage["draft"].calls == 1
+    assert free.usage["target"].generated == free.usage["draft"].generated > 0
+    assert few_calls.finish_reason is FinishReason.CALLS
+    assert few_tokens.finish_reason is FinishReason.BUDGET
+    assert sum(engine.generated for engine in few_tokens.usage.values()) < 20 + 8
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+async def test_leaving_a_request_leaves_its_sub_requests(asker: str) -> None:
+    runtime = make_runtime(seconds_per_token=0.001)
+    async with aclosing(runtime.solve(Request.ask("?", asker))) as events:
+        await anext(events)
+        assert sum(engine.running for engine in scripted(runtime)) == 1
+
+    assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+async def test_context_is_refused_by_a_policy_that_reads_none() -> None:
+    with pytest.raises(RequestError, match="policy 'target' reads no context"):
+        await make_runtime().complete(Request.ask("?", context="a very long text"))
+
+
+class Asker(PolicyOptions):
+    """Asks the policies `target` and `draft`, commits what they answer as it comes, and ends where one is cut off."""
+
+    engines = ()
+
+    async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+        for policy in ("target", "draft"):
+            async with aclosing(engines.solve(Request.ask("?", policy))) as events:
+                async for event in events:
+                    if isinstance(event, Step):
+                        yield event
+                    elif event.finish_reason is not FinishReason.STOP:
+                        yield Stop(event.finish_reason)
+                        return
+
+
+@pytest.fixture
+def asker() -> Iterator[str]:
+    register_policy("asker", Asker)
+    yield "asker"
+    unregister_policy("asker")

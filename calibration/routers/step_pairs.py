@@ -18,8 +18,8 @@ class StepPair:
         draft, target: the texts; empty where a model ended instead.
         draft_tokens, target_tokens: their lengths.
         logprobs, top_logprobs: of the draft's tokens, as in `Step`.
-        draft_value, target_value: share of the target's completions behind each step that end right, in [0, 1].
-        taken: who wrote the step that the history went on with.
+        draft_value, target_value: share of the target's completions after each step that end right, in [0, 1].
+        taken: who wrote the step that the history continues with.
     """
 
     draft: str
@@ -43,7 +43,7 @@ class StepPair:
 
     @property
     def advantage(self) -> float:
-        """Of the target's step, in [-1, 1]."""
+        """The advantage of the target's step over the draft's, in [-1, 1]."""
         return self.target_value - self.draft_value
 
 

@@ -1,4 +1,4 @@
-"""Routers from recorded steps: a feature router by gradient boosting, and the curve behind a router model's score.
+"""Routers from recorded steps: a feature router by gradient boosting, and the curve of a router model's score.
 
 Everything that is reported is measured on problems that the measured router has not seen (cross-fitting by problem).
 """
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 def train_feature_router(
     records: Sequence[RecordedProblem], models: Mapping[str, str], seed: int = 0
 ) -> tuple[RouterFile, Array]:
-    """A router that reads the features of a step and expects its advantage.
+    """Train a router that predicts a step's advantage from its features.
 
     Args:
         records: what `record_pairs` recorded.
@@ -53,7 +53,7 @@ def train_feature_router(
 def fit_model_router(
     records: Sequence[RecordedProblem], scores: Array, models: Mapping[str, str]
 ) -> tuple[RouterFile, Array]:
-    """A router that asks a model, from the model's score of each pair.
+    """Fit a router that asks a model, from the model's score of each pair.
 
     Args:
         scores: of draft steps, float64 `[pairs]`, by a model that has not seen these problems.

@@ -1,6 +1,6 @@
-"""How sure data make us that a mean loss is below a limit: one bound, one function, one theorem.
+"""How strongly data speak for a mean loss below a limit: one bound, one function, one theorem.
 
-A p-value here is of the hypothesis "the mean loss is at least alpha", for losses that are independent, alike
+A p-value here is of the hypothesis "the mean loss is at least alpha", for losses that are independent, identically
 distributed and in [0, 1]: under the hypothesis it is at most u with probability at most u, for every u.
 """
 
@@ -31,7 +31,7 @@ def binomial_upper_bound(k: int, n: int, delta: float) -> float:
 
 
 def binomial_lower_bound(k: int, n: int, delta: float) -> float:
-    """The mirror image of `binomial_upper_bound`: below it lies the mean with probability at most delta."""
+    """The mirror image of `binomial_upper_bound`: the mean is below it with probability at most delta."""
     return 1 - binomial_upper_bound(n - k, n, delta)
 
 
@@ -113,6 +113,6 @@ def upper_bound(p_value: PValue, losses: Sequence[float], delta: float) -> float
 
 
 def _relative_entropy(a: float, b: float) -> float:
-    """Of a Bernoulli(a) with respect to a Bernoulli(b), in nats."""
+    """The relative entropy of Bernoulli(a) with respect to Bernoulli(b), in nats."""
     heads = a * math.log(a / b) if a > 0 else 0.0
     return heads + ((1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0)

@@ -46,7 +46,7 @@ class Splits(NamedTuple):
 
 
 def splits(traces: TraceSet, learn: TraceSet | None = None) -> Splits:
-    """The same ones for the same traces.
+    """Split traces into those to train, to order and to certify on; the same traces give the same splits.
 
     Args:
         learn: where there are other traces to train and order on, all of `traces` are to certify on.
@@ -58,7 +58,7 @@ def splits(traces: TraceSet, learn: TraceSet | None = None) -> Splits:
 
 
 def without_gold(traces: TraceSet) -> TraceSet:
-    """The same, as traffic that nobody has labelled."""
+    """The same traces without their gold answers, as traffic that nobody has labelled."""
     return TraceSet(tuple(replace(trace, gold=None) for trace in traces), traces.fingerprints)
 
 
@@ -87,7 +87,7 @@ def _dynasor(train: TraceSet) -> list[StoppingRule]:
 
 
 def _eat(train: TraceSet) -> list[StoppingRule]:
-    """With shorter memories than the paper's, which waits for forty values."""
+    """EAT rules with shorter memories than the paper's, which waits for forty values."""
     signals = [Steadiness(Recorded(ENTROPY_AFTER_THINKING), weight, after) for weight, after in ((0.2, 2), (0.5, 1))]
     return [rule for signal in signals for rule in _above(train, signal)]
 
@@ -107,7 +107,7 @@ def _learned(train: TraceSet) -> list[StoppingRule]:
 
 
 def _cascade(train: TraceSet) -> list[StoppingRule]:
-    """The answer is asked for only behind a gate, and at several cadences."""
+    """Rules that ask for the answer only where a gate opens, at several cadences."""
     signals: Sequence[Signal] = (CONFIDENCE, Recorded("geometric_confidence"), Ema(CONFIDENCE, 0.5), Agreement())
     gates = quantile_thresholds(train, ENTROPY_AFTER_THINKING, _NUM_GATES)
     plain = [rule for signal in signals for rule in _above(train, signal, _NUM_CASCADE_THRESHOLDS)]
@@ -116,13 +116,13 @@ def _cascade(train: TraceSet) -> list[StoppingRule]:
 
 
 def _end_cascade(train: TraceSet) -> list[StoppingRule]:
-    """The answer is asked for only where the thinking is about to end, or could."""
+    """Rules that ask for the answer only where the thinking is about to end, or could end."""
     gates = quantile_thresholds(train, END_OF_THINKING, _NUM_CASCADE_THRESHOLDS)
     return [Gated(rule, at_least=gate) for gate in gates for rule in _above(train, CONFIDENCE, _NUM_CASCADE_THRESHOLDS)]
 
 
 def _joint(train: TraceSet) -> list[StoppingRule]:
-    """Answer by the confidence, or give up where it stays below its median."""
+    """Rules that answer by the confidence, or give up where it stays below its median."""
     shifts = quantile_thresholds(train, TokensUsed(), 8)
     (median,) = quantile_thresholds(train, CONFIDENCE, 1)
     lowers = lower_threshold_rules(CONFIDENCE, shifts, slope_per_token=0.02, low=0.0, high=median)

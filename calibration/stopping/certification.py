@@ -54,7 +54,7 @@ def certify(
         order: from `order_rules` on other problems, or rules of the family as they are to be tested; without it they
             are tested as they stand.
         train: what the rules themselves were made from: a grid of thresholds, a learned signal.
-        test: a name in `testing.TESTS`.
+        test: a name in `multiple_testing.TESTS`.
 
     Raises:
         Infeasible: no rule that saves tokens can be certified; the message says why, and which n would do.
@@ -129,7 +129,7 @@ def verify(certificate: Certificate, traces: Iterable[Trace]) -> None:
     )
     different = first_difference(certificate, replace(again, splits=certificate.splits))
     if different:
-        raise CalibrationError(f"the traces give another {different} than the certificate says; certify anew")
+        raise CalibrationError(f"the traces give another {different} than the certificate says; certify again")
 
 
 def _limits(risk: str | Sequence[str], alpha: float | Sequence[float]) -> list[Limit]:
@@ -166,7 +166,10 @@ def _unlabelled(traces: Sequence[Trace], rule: StoppingRule, alpha: float, delta
 
 
 def _saving(traces: Sequence[Trace], trial: Trial) -> Saving:
-    """One minus a ratio of totals. Source: Cochran (1977), Sampling Techniques, chapter 6, for its variance."""
+    """The net saving, one minus a ratio of totals.
+
+    Source: Cochran (1977), Sampling Techniques, chapter 6, for its variance.
+    """
     n, full = len(traces), [trace.full_tokens for trace in traces]
     ratio = sum(trial.net_tokens) / sum(full)
     residuals = [net - ratio * tokens for net, tokens in zip(trial.net_tokens, full, strict=True)]
@@ -188,7 +191,7 @@ def _groups(traces: Sequence[Trace], trial: Trial, limits: Sequence[Limit], delt
 
 
 def _refuse_without_saving(traces: Sequence[Trace], best: Trial, num_certified: int) -> None:
-    """A rule that never stops is certified easily, and would be an edge of its family in the place of an answer."""
+    """A rule that never stops is certified easily, and would be an edge of its family and no answer."""
     net, full = sum(best.net_tokens), sum(trace.full_tokens for trace in traces)
     if net > full or not any(best.stopped):
         raise Infeasible(

@@ -32,7 +32,7 @@ def upper_threshold_rules(
     Args:
         signal: or the name of a recorded one.
         thresholds: finite, in the unit of the signal.
-        after_tokens: no stop before so many.
+        after_tokens: no stop before this many tokens.
     """
     descending = sorted({float(threshold) for threshold in thresholds}, reverse=True)
     return [UpperThreshold(_signal(signal), threshold, after_tokens) for threshold in descending]
@@ -57,7 +57,7 @@ def lower_threshold_rules(
 
 
 def joint_rules(uppers: Iterable[UpperThreshold], lowers: Iterable[LowerThreshold]) -> list[Both]:
-    """Every pair of the two families, by how far along both its members stand; `order_rules` finds a better order."""
+    """Every pair of the two families, by the sum of their relative places; `order_rules` finds a better order."""
     first, second = list(uppers), list(lowers)
     places = itertools.product(range(len(first)), range(len(second)))
     ordered = sorted(places, key=lambda place: place[0] / len(first) + place[1] / len(second))
@@ -70,12 +70,12 @@ def budget_rules(budgets_tokens: Iterable[int]) -> list[UpperThreshold]:
 
 
 def deer_rules(thresholds: Iterable[float]) -> list[UpperThreshold]:
-    """Answer once the answer is said with confidence. Source: DEER, arXiv 2504.15895."""
+    """Answer once the answer comes with high confidence. Source: DEER, arXiv 2504.15895."""
     return upper_threshold_rules(CONFIDENCE, thresholds)
 
 
 def dynasor_rules(counts: Iterable[int], every_tokens: int = 64) -> list[Spaced]:
-    """Answer once the last k answers agree, probed every so many tokens. Source: Dynasor, arXiv 2412.20993."""
+    """Answer once the last k answers agree, probed every `every_tokens` tokens. Source: Dynasor, arXiv 2412.20993."""
     return [Spaced(rule, every_tokens) for rule in upper_threshold_rules(Agreement(), counts)]
 
 
@@ -101,7 +101,7 @@ def boosted_end_rules(probabilities: Iterable[float]) -> list[UpperThreshold]:
 
 
 def published_rules() -> dict[str, StoppingRule]:
-    """Rules with the settings of their papers, which promise nothing. DEER and EAT look behind every step.
+    """Rules with the settings of their papers, which promise nothing. DEER and EAT look after every step.
 
     The third strategy of Answer Convergence is learned: an upper threshold on a `Logistic` signal.
     """
@@ -109,7 +109,7 @@ def published_rules() -> dict[str, StoppingRule]:
 
 
 def quantile_thresholds(traces: Iterable[Trace], signal: str | Signal, num: int) -> list[float]:
-    """At most `num` thresholds that split what `signal` was at all checkpoints into equal parts, without repetition.
+    """At most `num` thresholds, each once, that split the values of `signal` at all checkpoints into equal parts.
 
     Take the training split for it: a grid made from the problems to certify on voids the certificate.
 

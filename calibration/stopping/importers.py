@@ -26,8 +26,8 @@ _TEXTS = ("problem_id", "answer", "full_answer", "gold")
 def read_conformal_thinking(path: Path, same: Same = same_answer) -> TraceSet:
     """A log of github.com/xidulu/reasoning_risk_control (`signal_util.load_log`): a JSON list, or mapping, of items.
 
-    Its own grades stand: an answer that it calls correct becomes the gold answer. It says neither how many tokens the
-    whole trace took nor what probes cost: the last checkpoint stands for the whole, and probes are free. A saving
+    Its own grades are kept: an answer that it calls correct becomes the gold answer. It says neither how many tokens
+    the whole trace took nor what probes cost: the last checkpoint stands for the whole, and probes are free. A saving
     from such traces is no measurement.
 
     Args:
@@ -95,7 +95,7 @@ def _conformal_thinking(item: Any, where: str) -> Trace:
 
 
 def _renamed(value: Any, names: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Theirs under our names; what is missing is left out."""
+    """Their fields under our names; a missing one is left out."""
     if not isinstance(value, Mapping):
         raise CalibrationError(f"{where} holds {type(value).__name__} in the place of an object; mend it")
     found = {ours: value[theirs] for ours, theirs in names.items() if theirs in value}

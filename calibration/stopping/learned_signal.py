@@ -15,7 +15,7 @@ def learn_signal(traces: Iterable[Trace], signals: Sequence[Signal]) -> Logistic
     """Logistic regression, at every checkpoint, of "the answer so far is the one that counts" on `signals`.
 
     The answer that counts is gold where it is known, else the model's own full answer. Checkpoints where a signal
-    is not known are left out; every problem weighs the same, however long it was thought about.
+    is not known are left out; every problem weighs the same, however long its trace is.
 
     Args:
         traces: the training split; certify on other problems.

@@ -17,7 +17,7 @@ _BINS = 10
 
 
 def plot_stopping(certificate: Certificate, traces: TraceSet, file: Path, signal: str = "confidence") -> None:
-    """Three panels, as a PNG.
+    """Draw three panels into a PNG file: the order of the rules, the reliability of a signal, and one trace.
 
     Args:
         traces: those that were certified on.
@@ -38,7 +38,7 @@ def plot_stopping(certificate: Certificate, traces: TraceSet, file: Path, signal
 
 
 def thresholds_of(rules: Sequence[StoppingRule]) -> list[float] | None:
-    """Of upper thresholds on one signal; None for any other family."""
+    """The thresholds of rules that are upper thresholds on one signal; None for any other family."""
     signals = {rule.signal if isinstance(rule, UpperThreshold) else None for rule in rules}
     known = [rule.threshold for rule in rules if isinstance(rule, UpperThreshold)]
     return known if len(signals) == 1 and len(known) == len(rules) else None
@@ -71,7 +71,7 @@ def _plot_order(axes: Any, certificate: Certificate, traces: TraceSet) -> None:
 
 
 def _plot_reliability(axes: Any, traces: TraceSet, signal: str) -> None:
-    """How often the answer so far is the one that counts, where the signal is about so large."""
+    """How often the answer so far is the one that counts, by the size of the signal."""
     points = [
         (checkpoint.signals[signal], same_answer(checkpoint.answer, trace.reference))
         for trace in traces

@@ -20,8 +20,8 @@ class Plan:
     Attributes:
         least_n: problems below which nothing at all can be certified, even without a loss.
         n: problems with which the rule is certified with probability at least `power`.
-        max_losses: among the n, with which it still is.
-        power: the probability with exactly these n.
+        max_losses: the most losses among the n with which it is still certified.
+        power: the probability that it is certified with exactly these n.
     """
 
     alpha: float

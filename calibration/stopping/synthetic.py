@@ -1,4 +1,4 @@
-"""Populations of traces made up by chance, where the truth is known: to check that promises hold.
+"""Random populations of traces, where the truth is known: to check that promises hold.
 
 Nothing here claims to be like a language model. The kinds differ in what makes stopping hard.
 """
@@ -42,7 +42,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def synthetic_traces(kind: str, num_problems: int, seed: int = 0) -> TraceSet:
-    """Traces with the signals of real ones, which say, with bias and noise, how likely the answer has settled.
+    """Draw traces with the signals of real ones, which say, with bias and noise, how likely the answer has settled.
 
     Args:
         kind: a name in `KINDS`.
@@ -60,19 +60,19 @@ def _trace(kind: Kind, problem_id: str, rng: random.Random) -> Trace:
     solvable = rng.random() < kind.solvable
     final = "right" if solvable else rng.choice(["wrong", ""])
     checkpoints = []
-    apart = random.Random(problem_id)  # so that one signal more leaves the others as they were
+    further = random.Random(problem_id)  # so that one signal more leaves the others as they were
     for tokens in range(CADENCE_TOKENS, full_tokens, CADENCE_TOKENS):
         log_odds = 14 * (tokens / full_tokens - settled_at)
         settled = rng.random() < _logistic(log_odds) and rng.random() >= kind.wavering
         answer = final if settled else f"guess {rng.randrange(6)}"
         doubt = 0.0 if solvable else kind.doubt
         confidence = _logistic(log_odds + kind.bias - doubt + rng.gauss(0, kind.noise))
-        heard = [_logistic(log_odds + kind.bias - doubt + apart.gauss(0, kind.noise)) for _ in range(3)]
+        noisy = [_logistic(log_odds + kind.bias - doubt + further.gauss(0, kind.noise)) for _ in range(3)]
         signals = {
             "confidence": confidence,
-            "geometric_confidence": confidence * heard[0],
-            "entropy_after_thinking": 2.0 * (1.0 - heard[1]),
-            "end_of_thinking": heard[2],
+            "geometric_confidence": confidence * noisy[0],
+            "entropy_after_thinking": 2.0 * (1.0 - noisy[1]),
+            "end_of_thinking": noisy[2],
         }
         checkpoints.append(Checkpoint(tokens, answer, signals, PROBE_TOKENS))
     return Trace(

@@ -37,7 +37,7 @@ class Trial:
 
 
 def try_rules(traces: Iterable[Trace], rules: Sequence[StoppingRule], limits: Sequence[Limit]) -> list[Trial]:
-    """Every rule on every problem.
+    """Try every rule on every problem.
 
     Raises:
         CalibrationError: there are no rules, one reads a signal that the traces lack, or a risk lacks its gold.
@@ -57,12 +57,12 @@ def try_rules(traces: Iterable[Trace], rules: Sequence[StoppingRule], limits: Se
 
 
 def p_value(trial: Trial, limits: Sequence[Limit]) -> float:
-    """Of "at least one risk of this rule reaches its limit"."""
+    """The p-value of the hypothesis "at least one risk of this rule reaches its limit"."""
     counts = map(count, trial.losses)
     return max_p([binomial_p_value(k, n, limit.alpha) for (k, n), limit in zip(counts, limits, strict=True)])
 
 
 def count(losses: Iterable[bool | None]) -> tuple[int, int]:
-    """(k, n): losses, and problems that count."""
+    """Count the losses and the problems that count: (k, n)."""
     counted = [loss for loss in losses if loss is not None]
     return sum(counted), len(counted)

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from functools import cache
 from typing import Protocol
 
-from reasonrt.answers import find_answer, holds_answer
+from reasonrt.answers import holds_answer
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
@@ -20,8 +20,9 @@ from reasonrt.ports import Capability, Engine, RequestEngine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
 from reasonrt.tasks import cancel
+from reasonrt.thinking import opens_thinking, split
 from reasonrt.transcript import Transcript
-from reasonrt.types import END_THINK, THINK, FinishReason, PolicyEvent, Request, Step, Stop
+from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
 from reasonrt.writing import sampling_for, write_step, write_steps
 
 _log = logging.getLogger(__name__)
@@ -87,6 +88,9 @@ class SpeculationLoop:
         self._draft, self._target = engines["draft"], engines["target"]
         self._transcript = Transcript.of(request, engines)
         self._tally = Tally()
+        tokenizer = self._draft.tokenizer
+        prompt = request.prompts.token_ids(tokenizer, request.messages)
+        self._prompt_opens_thinking = opens_thinking(tokenizer.decode, prompt)
         self._can_verify = self._options.verify and request.temperature == 0 and can_verify(self._draft, self._target)
         self._standing = Standing.UNASKED
         self._beside = _TargetBeside(self._target, self._transcript, request)
@@ -167,7 +171,7 @@ class SpeculationLoop:
         if not self._may_ask(step):
             return Judged(step, is_rejected=False)
         if drafted.is_end:  # nothing that a router knows: it goes with the step before, if the answer is there
-            is_rejected = self._standing is Standing.ASKED or not _is_answered(self._transcript.text)
+            is_rejected = self._standing is Standing.ASKED or not self._is_answered()
         else:
             advantage = await self._ask_router(router, step)
             is_rejected = self._terms.is_worth(advantage, step, self._target_seconds(step))
@@ -230,6 +234,9 @@ class SpeculationLoop:
         self._tally.steps += step.is_complete
         self._tally.draft_steps += step.is_complete and step.author == self._draft.name
         return step
+
+    def _is_answered(self) -> bool:
+        return holds_answer(split(self._transcript.text, self._prompt_opens_thinking).content)
 
     def _build_router(self) -> Router:
         try:
@@ -358,8 +365,3 @@ class _TargetAloneError(Exception):
 @cache
 def _warn_once(message: str) -> None:
     _log.warning("%s; the target writes alone", message)
-
-
-def _is_answered(text: str) -> bool:
-    said = text.rpartition(END_THINK)[2]
-    return THINK not in said and holds_answer(said) and find_answer(said) is not None

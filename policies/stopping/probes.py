@@ -16,7 +16,7 @@ from reasonrt.policies.stopping.signals import (
     entropy,
     geometric_confidence,
 )
-from reasonrt.ports import Engine
+from reasonrt.ports import RequestEngine
 from reasonrt.thinking import END_THINK
 from reasonrt.types import Completion, FinishReason, Sampling, TokenDelta, Tokenizer
 
@@ -56,7 +56,7 @@ class Probe:
         spent_tokens: generated for probes so far.
     """
 
-    def __init__(self, engine: Engine, suffix: Sequence[int], answer_tokens: int) -> None:
+    def __init__(self, engine: RequestEngine, suffix: Sequence[int], answer_tokens: int) -> None:
         self.suffix, self.spent_tokens = tuple(suffix), 0
         self._engine, self._answer_tokens = engine, answer_tokens
 
@@ -78,9 +78,9 @@ class Probe:
         text, end = "", -1
         while end < 0 and len(said) < self._answer_tokens:
             sampling = Sampling(self._answer_tokens - len(said), logprobs=True, stop_token_ids=closing)
-            for delta in await self._generated([*token_ids, *self.suffix, *said], sampling):
-                said += delta.token_ids
-                logprobs += delta.logprobs
+            whole = await self._generated([*token_ids, *self.suffix, *said], sampling)
+            said += whole.token_ids
+            logprobs += whole.logprobs
             text = tokenizer.decode([*self.suffix, *said])[len(begun) :]
             end = _end_of_box(text)
             if not said or said[-1] not in closing:
@@ -92,16 +92,16 @@ class Probe:
     async def _looked(self, name: str, token_ids: Sequence[int]) -> float:
         if name == END_OF_THINKING:
             self.spent_tokens += 1
-            (logprob,) = await self._engine.read(token_ids, self.suffix[:1])
+            (logprob,) = (await self._engine.read(token_ids, self.suffix[:1])).logprobs
             return boosted_probability(logprob, END_BOOST)
         sampling = Sampling(1, logprobs=True, top_logprobs=_TOP)
-        deltas = await self._generated([*token_ids, *self.suffix], sampling)
-        return entropy([logprob for delta in deltas for logprob in delta.top_logprobs[0]])
+        return entropy((await self._generated([*token_ids, *self.suffix], sampling)).top_logprobs[0])
 
-    async def _generated(self, token_ids: Sequence[int], sampling: Sampling) -> list[TokenDelta]:
-        stream = self._engine.generate(token_ids, sampling)
+    async def _generated(self, token_ids: Sequence[int], sampling: Sampling) -> TokenDelta:
+        stream = self._engine.generate_whole(token_ids, [sampling])
         try:
-            return [delta async for delta in stream if delta.token_ids]
+            _, whole = await anext(stream)
+            return whole
         finally:
             await stream.aclose()
             self.spent_tokens += stream.generated_tokens

@@ -1,1 +1,1 @@
-"""The measurements behind `reasonrt bench`: every figure in the documents comes from one of them."""
+"""The measurements of `reasonrt bench`, from which the figures in the documents come."""

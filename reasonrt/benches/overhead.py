@@ -16,9 +16,9 @@ _LIMITS = Limits(max_tokens=4096)
 
 
 async def measure_overhead(concurrencies: tuple[int, ...] = (1, 8, 64), rounds: int = 200) -> list[dict[str, float]]:
-    """Rows with `concurrency`, `overhead_ms_per_step_p50`, `_p99`, `steps` and `rounds`.
+    """Measure rows with `concurrency`, `overhead_ms_per_step_p50`, `_p99`, `steps` and `rounds`.
 
-    A round solves `concurrency` requests of 20 steps side by side with policy `target` on a scripted engine without
+    A round solves `concurrency` requests of 20 steps concurrently with policy `target` on a scripted engine without
     latency, and drains as many plain generations right after; the difference in process CPU time, per step, is one
     sample. Percentiles are over rounds.
     """

@@ -1,7 +1,7 @@
 """The speculation bench: policies against the target alone, on the same problems, engines and cores.
 
-Accuracy and time are measured apart: inflation does not change what a model writes, so accuracy is measured on many
-problems without it, and time on fewer with it. Arms take turns by blocks of problems, since machines drift.
+Accuracy and time are measured separately: inflation does not change what a model writes, so accuracy is measured on
+many problems without it, and time on fewer with it. Arms take turns by blocks of problems, since machines drift.
 """
 
 import math
@@ -30,7 +30,7 @@ def reading_problems(problems: Sequence[TaskProblem]) -> list[TaskProblem]:
 
 
 def alone_speeds(timed: Sequence[Report]) -> dict[str, Speed]:
-    """Of draft and target, from their own arms: at each concurrency, and where they read `reading_problems`."""
+    """The speeds of draft and target, from their own arms at each concurrency and from reading `reading_problems`."""
     speeds = {}
     for role in ("draft", "target"):
         arms = [report.of(role) for report in timed]
@@ -51,7 +51,7 @@ def bench_rows(
 
     Args:
         speeds: of draft and target, from `alone_speeds`.
-        concurrency: as asked for; `at_once` in a row is what it came to on average.
+        concurrency: as asked for; `at_once` in a row is what it was on average.
         is_shared: both compute on the same device.
     """
     times = {row["policy"]: row for row in timed.rows()}
@@ -74,7 +74,7 @@ def bench_rows(
                 "options": dict(arm.policy.options),
                 "concurrency": concurrency,
                 "at_once": _at_once(timed.of(label)),
-                "errors": found["errors"],  # of the problems that the accuracy is of
+                "errors": found["errors"],  # of the problems that accuracy was measured on
                 "errors_timed": times[label]["errors"],
                 "n": found["n"],
                 "accuracy": found["accuracy"],
@@ -128,7 +128,7 @@ def _sums(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _predicted(arm: Arm, timed: Report, speeds: Mapping[str, Speed], is_shared: bool) -> float | None:
-    """From the speeds of both models alone, and what this arm asked of either."""
+    """The speed-up predicted from the speeds of both models alone and from what this arm asked of either."""
     records, alone = timed.of(arm.policy.label), timed.of("target")
     sums = _sums(records)
     if not sums["steps"] or arm.policy.options.get("target", "target") != "target":
@@ -158,12 +158,12 @@ def _mean_s(records: Sequence[Record]) -> float:
 
 
 def _s_per_token(records: Sequence[Record], role: str) -> float:
-    """Wall clock per token of a model that writes alone, among as many problems at once."""
+    """Wall clock per token of a model that writes alone, with the same number of concurrent problems."""
     return _mean_s(records) / _work(records, role).passes
 
 
 def _at_once(records: Sequence[Record]) -> float:
-    """Problems at a time, on average: towards the end of a block they become fewer."""
+    """Concurrent problems, on average: towards the end of a block they become fewer."""
     return max(1.0, sum(record.seconds for record in records) / sum(record.share_s for record in records))
 
 

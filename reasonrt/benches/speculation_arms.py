@@ -9,7 +9,7 @@ from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec
 
 MAX_LOSS = 0.015
-"""Of accuracy against the target; the operating point of a family is the cheapest setting within it."""
+"""The accuracy that may be lost against the target; a family's operating point is the cheapest setting within it."""
 
 _REWARDS = (0.7, 0.85, 0.95, 0.99)
 _CLASSIFIER = {"router_file": "zoo:nano-classifier"}
@@ -25,10 +25,10 @@ SWEEPS: dict[str, list[PolicySpec]] = {
     "arbitrage (whole steps)": [PolicySpec("arbitrage", {"threshold": 0.03, "verify": False, "keep_prefix": 0.0})],
     "arbitrage (classifier)": [PolicySpec("arbitrage", {"threshold": 0.03, **_CLASSIFIER})],
 }
-"""Each family of settings, from which one is timed. The verified ones tell what the router is worth beside ours."""
+"""Each family of settings, from which one is timed. The verified ones show what their router is worth in our loop."""
 
 OURS = "arbitrage"
-"""The family that all other arms are compared with, beside the target."""
+"""The family that all other arms are compared with, as they are with the target."""
 
 BOUNDS = [PolicySpec("target"), PolicySpec("draft"), PolicySpec("oracle")]
 

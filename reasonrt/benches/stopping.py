@@ -34,7 +34,7 @@ ALPHAS, SIZES = (0.02, 0.05, 0.1), (100, 300, 1000)
 ALL = "all"
 NUM_DRAWS = 2000
 NEAR_ENOUGH = 0.85
-_LEVEL = 0.01  # of the interval of a violation rate
+_LEVEL = 0.01  # the level of the interval of a violation rate
 _SYNTHETIC_PROBLEMS = 1500
 
 
@@ -97,7 +97,7 @@ def validity_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, 
 
 
 def control_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
-    """Choices without a bound, or with a wrong one, on a population: `ok` when the check finds them out."""
+    """Choices without a bound, or with a wrong one, on a population: `ok` when the check detects them."""
     population = case.population.only(range(len(case.rules)), 0.05)
     for choose, n in ((observed, 300), (wrong_n, 100)):
         found = _violations(population, n, choose, num_draws)
@@ -106,7 +106,7 @@ def control_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, A
 
 
 def boundary_rows(num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
-    """Every rule has a risk of just above alpha: certified ones are to be rare, uncorrected ones are not."""
+    """Every rule has a risk just above alpha: certified rules must be rare there, uncorrected ones are not."""
     for alpha in ALPHAS:
         population = boundary_null(40, alpha)
         for n in SIZES[:2]:

@@ -47,11 +47,11 @@ class LiveSettings:
     Attributes:
         out: the run's folder; what its journals hold is not done again.
         problems: for risk and tokens.
-        timed: for seconds, at each of `levels` problems at once; the first ones of these problems.
+        timed: for seconds, at each of `levels` concurrent problems; the first ones of these problems.
         timed_arms: of these, the ones that are timed; None times all.
         replayed: recorded and served, to compare where they stop; 0 leaves it out.
-        replayed_at_once: so many of these at a time.
-        arms: names of the arms beside thinking to the end; None runs all.
+        replayed_at_once: how many of these run concurrently.
+        arms: names of the arms other than thinking to the end; None runs all.
     """
 
     out: Path
@@ -74,7 +74,7 @@ async def measure_live(
     settings: LiveSettings,
     on_progress: Callable[[str, EvalProgress], None] = lambda name, progress: None,
 ) -> dict[str, Any]:
-    """Every arm on the same problems: `rows`, and under `replay` whether live stops are those of replay.
+    """Measure every arm on the same problems: `rows`, and under `replay` whether live stops are those of replay.
 
     Args:
         traces: those certified on; they name the policy and the schedule.
@@ -112,7 +112,7 @@ async def measure_live(
 
 
 def _named(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
-    """The first one, which the others are compared with, and those of these names."""
+    """The first arm, which the others are compared with, and those of these names."""
     known = [arm.name for arm in arms]
     if unknown := sorted(set(names or ()) - set(known)):
         raise EvalError(f"there is no arm {unknown[0]!r}; there are {', '.join(known)}")
@@ -136,17 +136,17 @@ def certify_families(
 
 
 def policy_of(traces: TraceSet) -> PolicySpec:
-    """What generated these traces.
+    """The policy that generated these traces.
 
     Raises:
-        CalibrationError: they do not say.
+        CalibrationError: the traces do not say.
     """
     found = parse_text(traces.fingerprints.policy, "the policy of the traces")
     return PolicySpec(found["name"], found["options"])
 
 
 def live_arms(certificates: Mapping[str, Certificate | str], traces: TraceSet, folder: Path) -> list[Arm]:
-    """Thinking to the end first. The certificates are written into `folder`, where the engine reads them."""
+    """The arms, thinking to the end first. The certificates are written into `folder`, where the engine reads them."""
     full = policy_of(traces)
     name, own = full.name, full.options
     arms = [Arm("to the end", full)]
@@ -170,7 +170,7 @@ def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) 
 
     Args:
         report: of all arms on the same problems; risk and tokens are from it.
-        timed: by the number of problems at once; seconds are from these.
+        timed: by the number of concurrent problems; seconds are from these.
     """
     full = {record.problem: record for record in report.of(arms[0].policy.label)}
     rows = []
@@ -178,9 +178,9 @@ def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) 
         records = [record for record in report.of(arm.policy.label) if record.problem in full]
         lost = sum(full[record.problem].correct and not record.correct for record in records)
         low, high = wilson_interval(lost, len(records))
-        told = [record.details.get("stopping", {}) for record in records]
+        outcomes = [record.details.get("stopping", {}) for record in records]
         tokens = sum(record.tokens for record in records)
-        discarded = sum(d.get("probe_tokens", 0) - d.get("returned_tokens", 0) for d in told)
+        discarded = sum(d.get("probe_tokens", 0) - d.get("returned_tokens", 0) for d in outcomes)
         row = {
             "arm": arm.name,
             "n": len(records),
@@ -192,10 +192,10 @@ def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) 
             "tokens_per_problem": tokens / len(records),
             "net_saving": 1 - tokens / sum(full[record.problem].tokens for record in records),
             "probe_overhead": discarded / tokens,  # without the answers that were returned
-            "stopped": sum(d.get("action") == "answer" for d in told) / len(records),
-            "gave_up": sum(d.get("action") == "give_up" for d in told) / len(records),
-            "dropped_probes": sum(d.get("num_dropped", 0) for d in told),
-            "fallbacks": sum("fallback" in d for d in told),
+            "stopped": sum(d.get("action") == "answer" for d in outcomes) / len(records),
+            "gave_up": sum(d.get("action") == "give_up" for d in outcomes) / len(records),
+            "dropped_probes": sum(d.get("num_dropped", 0) for d in outcomes),
+            "fallbacks": sum("fallback" in d for d in outcomes),
         }
         if arm.certificate:
             row |= {"alpha": arm.certificate.alpha, "certified_saving": arm.certificate.saving.net}
@@ -219,7 +219,7 @@ async def replay_row(
     """Each problem recorded in full, and served by a certified `arm`: whether both stop at the same token.
 
     An engine whose numbers depend on what else is in its batch may write another text the second time; requests
-    whose text up to the stop is the same are counted apart.
+    whose text up to the stop is the same are also counted by themselves.
     """
     if arm.certificate is None:
         raise EvalError(f"{arm.name} has no certificate to compare with")

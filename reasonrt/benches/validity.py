@@ -1,8 +1,8 @@
 """Whether certificates keep their promise, by simulation: a population that is all there is, and draws from it.
 
 The truth about each rule is known there, so it can be counted how often a choice breaks the promise. The functions of
-`certify` decide on each draw, for all draws at once; tests/benches/test_validity.py holds them to `certify`.
-Choices that are known to be wrong stand beside them: a check that does not find those out is broken.
+`certify` decide on each draw, for all draws together; tests/benches/test_validity.py holds them to `certify`.
+Choices that are known to be wrong are checked as well: a check that does not detect those is broken.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class Population:
     @classmethod
     def of(cls, traces: TraceSet, rules: Sequence[StoppingRule], limits: Sequence[Limit]) -> Self:
         trials = try_rules(traces, rules, limits)
-        losses = np.array([trial.losses for trial in trials], dtype=float).swapaxes(0, 1)  # None is nan
+        losses = np.array([trial.losses for trial in trials], dtype=float).swapaxes(0, 1)  # None becomes nan
         return cls(
             losses=np.nan_to_num(losses),
             counted=(~np.isnan(losses)).astype(float),
@@ -69,7 +69,7 @@ class Population:
         return np.asarray(breaks[chosen] & (chosen >= 0))
 
     def best_saving(self) -> float:
-        """Of the rules that keep the promise; 0 where none does."""
+        """The best saving among the rules that keep the promise; 0 where none does."""
         keeps = (self.risks <= self.alphas[:, None]).all(axis=0)
         return float(self.savings[keeps].max(initial=0.0))
 
@@ -82,21 +82,21 @@ class Population:
         return float((self.savings * bdtr(passing, n, self.risks[0])).max(initial=0.0)) if passing >= 0 else 0.0
 
     def mean_saving(self, chosen: NDArray[np.int64]) -> float:
-        """Over draws; choosing none saves nothing."""
+        """The net saving, on average over draws; choosing none saves nothing."""
         return float(np.where(chosen >= 0, self.savings[chosen], 0.0).mean())
 
     def draws(self, n: int, num_draws: int, seed: int = 0) -> "Draws":
-        """`num_draws` times `n` problems with replacement."""
+        """Draw `n` problems with replacement, `num_draws` times."""
         num_problems = len(self.full_tokens)
         rng = np.random.default_rng(seed)
         return self._drawn(rng.multinomial(n, [1 / num_problems] * num_problems, size=num_draws).astype(float))
 
     def whole(self) -> "Draws":
-        """One draw: every problem once."""
+        """One draw that holds every problem once."""
         return self._drawn(np.ones((1, len(self.full_tokens))))
 
     def only(self, rules: Sequence[int], alpha: float) -> Self:
-        """Of these rules, in this order, with another limit for every risk."""
+        """The same population with these rules only, in this order, and another limit for every risk."""
         indices = list(rules)
         return replace(
             self,
@@ -159,7 +159,7 @@ def observed(draws: Draws, delta: float) -> NDArray[np.int64]:
 
 
 def wrong_n(draws: Draws, delta: float) -> NDArray[np.int64]:
-    """Wrong: Hoeffding's bound with the size of a grid of 50,000 thresholds in the place of n."""
+    """Wrong: Hoeffding's bound with the size of a grid of 50,000 thresholds instead of n."""
     return _cheapest(draws, _up_to(draws, float(np.sqrt(np.log(1 / delta) / (2 * 50_000)))))
 
 

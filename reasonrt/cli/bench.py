@@ -1,4 +1,4 @@
-"""`reasonrt bench`: measurements that the README and the docs quote."""
+"""`reasonrt bench`: measurements that docs/figures.md quotes."""
 
 from typing import Annotated
 
@@ -7,15 +7,17 @@ from rich.table import Table
 
 from reasonrt.cli.common import JsonOption, console, run, write_json
 
-app = typer.Typer(no_args_is_help=True, help="Measurements of the engine room.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure what the runtime costs, what speculation gains, and whether certificates hold."
+)
 
 
-@app.command()
+@app.command(epilog="Example: reasonrt bench overhead --rounds 50 --json overhead.json")
 def overhead(
-    rounds: Annotated[int, typer.Option(min=10, help="Samples per concurrency.")] = 200,
+    rounds: Annotated[int, typer.Option(min=10, help="Take this many samples per concurrency.")] = 200,
     json_file: JsonOption = None,
 ) -> None:
-    """CPU time that the runtime adds per committed step, at 1, 8 and 64 requests at once."""
+    """Measure the CPU time that the runtime adds per committed step, with 1, 8 and 64 concurrent requests."""
     from reasonrt.benches.overhead import measure_overhead
 
     rows = run(measure_overhead(rounds=rounds))

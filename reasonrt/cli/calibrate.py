@@ -7,29 +7,45 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from reasonrt.cli.common import ConfigOption, JsonOption, console, progress, run, write_json
+from reasonrt.cli.common import (
+    ConfigOption,
+    JsonOption,
+    SplitOption,
+    SuffixOption,
+    TaskOption,
+    console,
+    progress,
+    run,
+    write_json,
+)
 from reasonrt.errors import CalibrationError
 
 app = typer.Typer(no_args_is_help=True, help="Learn routers and stopping rules from recorded runs.")
 
 
-@app.command()
+@app.command(epilog="Example: reasonrt calibrate router --problems 200 --out runs/router")
 def router(
-    out: Annotated[Path, typer.Option(help="The run's folder: recorded steps, router files, report, plot.")],
-    task: Annotated[str, typer.Option(help="What to record on, as for `reasonrt eval`.")] = "zoo",
-    split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "router",
-    problems: Annotated[int, typer.Option(min=20, help="How many.")] = 1200,
+    out: Annotated[Path, typer.Option(help="Write recorded steps, router files, report and plot into this folder.")],
+    task: TaskOption = "zoo",
+    split: SplitOption = "router",
+    problems: Annotated[int, typer.Option(min=20, help="Record this many problems.")] = 1200,
     rollouts: Annotated[
-        int, typer.Option(min=1, max=64, help="Target completions per value; the first is greedy.")
+        int,
+        typer.Option(min=1, max=64, help="Let the target complete this many times per step; the first is greedy."),
     ] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per problem.")] = 640,
-    suffix: Annotated[str, typer.Option(help="Words to put after each question.")] = "",
-    concurrency: Annotated[int, typer.Option(min=1, help="Problems at once.")] = 32,
-    judges: Annotated[bool, typer.Option(help="Also train nano-router and nano-reward (zoo models only).")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="End a problem after this many tokens.")] = 640,
+    suffix: SuffixOption = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="Work on this many problems concurrently.")] = 32,
+    judges: Annotated[
+        bool, typer.Option(help="Also train nano-router and nano-reward, for the models of the zoo only.")
+    ] = False,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Record what draft and target write step by step, and learn who should. Ctrl-C stops it; it goes on later."""
+    """Record what draft and target write step by step, and learn when the target should write.
+
+    Ctrl-C stops the recording, and the same command continues it.
+    """
     from reasonrt.calibration.routers.report import plot_routers
     from reasonrt.calibration.routers.training import advantages, train_feature_router
     from reasonrt.evals.step_recording import RecordingSettings, record_pairs
@@ -55,7 +71,7 @@ def router(
     try:
         records, models = run(record())
     except KeyboardInterrupt:
-        console.print(f"stopped; what is recorded is in {out}, the same command goes on from there")
+        console.print(f"stopped; what is recorded is in {out}, the same command continues from there")
         raise typer.Exit(130) from None
     learned, predicted = train_feature_router(records, models)
     learned.save(out / "features.json")
@@ -82,7 +98,7 @@ def _train_judges(records: Any, models: dict[str, str], out: Path) -> Any:
         raise CalibrationError(f"judges start from the zoo's draft, which is not here: {error}") from None
     remarks = {
         "nano-router": "Reads marked steps; P(the target's step is better than the draft's).",
-        "nano-reward": "Reads plain steps; the value of a step: P(the target ends right behind it).",
+        "nano-reward": "Reads plain steps; the value of a step: P(the target ends right after it).",
     }
     for name, remark in remarks.items():
         with console.status(f"training {name} ..."):

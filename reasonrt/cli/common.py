@@ -22,9 +22,24 @@ from reasonrt.types import Limits
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="A YAML file; default: reasonrt.yaml where it exists, else the zoo.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Read this YAML file; by default reasonrt.yaml where it exists, else the models that ship are used.",
+    ),
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
+SuffixOption = Annotated[str, typer.Option(help="Append these words to each question.")]
+TaskOption = Annotated[
+    str,
+    typer.Option(help="Take problems of this task: zoo, a family of it, FAMILY:LEVEL, gsm8k, or a JSONL file."),
+]
+SplitOption = Annotated[str, typer.Option(help="Take this split of the zoo's tasks: train, router, certify or test.")]
+TemperatureOption = Annotated[float, typer.Option(help="Draw tokens at this temperature; 0 is greedy.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(help="End a problem after this many tokens of reasoning and answer.")
+]
+ConcurrencyOption = Annotated[int | None, typer.Option(min=1, help="Work on this many problems concurrently.")]
 
 AUTHOR_STYLES = {"target": "cyan", "draft": "green"}
 

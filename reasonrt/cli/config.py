@@ -9,10 +9,10 @@ from reasonrt.cli.common import ConfigOption, JsonOption, write_json
 from reasonrt.config import dump_config, load_config
 from reasonrt.serve.config import load_serve_config
 
-app = typer.Typer(no_args_is_help=True, help="The configuration in effect.")
+app = typer.Typer(no_args_is_help=True, help="Show the configuration in effect.")
 
 
-@app.command()
+@app.command(epilog="Example: reasonrt config show --config reasonrt.yaml")
 def show(config: ConfigOption = None, json_file: JsonOption = None) -> None:
     """Print the effective configuration as YAML, defaults included."""
     settings = load_config(config)

@@ -20,12 +20,12 @@ POLICIES = (PolicySpec("draft"), PolicySpec("target"), PolicySpec("self_consiste
 
 
 def demo(
-    limit: Annotated[int, typer.Option(min=1, help="Problems per policy.")] = 100,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Write the comparison as a PNG.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Solve this many problems per policy.")] = 100,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw the comparison into this PNG file.")] = None,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Solve one problem aloud, then compare policies on many; nothing is cached between runs."""
+    """Solve one problem step by step before your eyes, then compare policies on many."""
     from reasonrt.config import load_config
     from reasonrt.evals.tasks import load_task
 

@@ -7,8 +7,14 @@ import typer
 from rich.table import Table
 
 from reasonrt.cli.common import (
+    ConcurrencyOption,
     ConfigOption,
     JsonOption,
+    MaxTokensOption,
+    SplitOption,
+    SuffixOption,
+    TaskOption,
+    TemperatureOption,
     change_limits,
     console,
     progress,
@@ -22,20 +28,25 @@ from reasonrt.evals.run import evaluate as evaluate_policies
 
 
 def evaluate(
-    task: Annotated[str, typer.Option(help="zoo, a family, FAMILY:LEVEL, gsm8k, or a JSONL file.")],
-    policy: Annotated[list[str], typer.Option(help="A policy, as NAME or NAME@OPTION=VALUE,...; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="The run's folder: journal, results.json, plot.png.")],
-    limit: Annotated[int, typer.Option(help="Problems.")] = 200,
-    split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "test",
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Problems at once.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens per problem.")] = None,
-    deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds per problem.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    suffix: Annotated[str, typer.Option(help="Words to put after each question.")] = "",
+    task: TaskOption,
+    policy: Annotated[
+        list[str],
+        typer.Option(help="Evaluate this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE; may be repeated."),
+    ],
+    out: Annotated[Path, typer.Option(help="Write the journal, results.json and plot.png into this folder.")],
+    limit: Annotated[int, typer.Option(help="Take this many problems, the first ones of the task.")] = 200,
+    split: SplitOption = "test",
+    concurrency: ConcurrencyOption = None,
+    max_tokens: MaxTokensOption = None,
+    deadline_s: Annotated[
+        float | None, typer.Option("--deadline", help="Stop a problem after this many seconds.")
+    ] = None,
+    temperature: TemperatureOption = 0.0,
+    suffix: SuffixOption = "",
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Evaluate policies on the same problems. Run it again after a kill and it goes on where it was."""
+    """Evaluate policies on the same problems, side by side; the same command continues after a kill."""
     from reasonrt.config import load_config
     from reasonrt.evals.tasks import load_task
     from reasonrt.runtime import Runtime
@@ -64,7 +75,7 @@ def evaluate(
     try:
         report = run(work())
     except KeyboardInterrupt:
-        console.print(f"stopped; what is finished is in {out}, the same command goes on from there")
+        console.print(f"stopped; what is finished is in {out}, the same command continues from there")
         raise typer.Exit(130) from None
     print_report(report)
     write_json(out / "results.json", report.to_json())

@@ -1,4 +1,4 @@
-"""`reasonrt`: the command line. Commands live in the modules beside this one; heavy imports inside them."""
+"""`reasonrt`: the command line. Commands live in the modules of this folder, with heavy imports inside functions."""
 
 import sys
 
@@ -24,22 +24,35 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Orchestrates reasoning inference: which model writes the next step, and when to stop.",
+    help="Orchestrate reasoning inference: which model writes the next step, and when to stop.",
 )
-app.command("demo")(demo.demo)
-app.command("solve")(solve.solve)
-app.command("eval")(evaluation.evaluate)
-app.command("serve")(serve.serve)
-app.command("doctor")(doctor.doctor)
-app.command("plan")(speculation.plan)
+app.command("demo", epilog="Example: reasonrt demo --limit 20 --plot demo.png")(demo.demo)
+app.command("solve", epilog="Example: reasonrt solve 'What is 12 * 34?' --policy arbitrage@max_target_share=0.3")(
+    solve.solve
+)
+app.command("eval", epilog="Example: reasonrt eval --task zoo --policy target --policy draft --out runs/x")(
+    evaluation.evaluate
+)
+app.command("serve", epilog="Example: reasonrt serve --local --port 8000")(serve.serve)
+app.command("doctor", epilog="Example: reasonrt doctor --json doctor.json")(doctor.doctor)
+app.command("plan", epilog="Example: reasonrt plan --problems 20 --concurrency 8")(speculation.plan)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(config.app, name="config")
-bench.app.command("speculation")(speculation.bench)
-bench.app.command("stopping")(stopping_bench.bench)
+bench.app.command(
+    "speculation", epilog="Example: reasonrt bench speculation --inflate 6 --family arbitrage --out runs/speculation"
+)(speculation.bench)
+bench.app.command("stopping", epilog="Example: reasonrt bench stopping --part validity --draws 500")(
+    stopping_bench.bench
+)
 app.add_typer(bench.app, name="bench")
-calibrate.app.command("traces")(stopping.traces)
-calibrate.app.command("stopping")(stopping.stopping)
-calibrate.app.command("plan")(stopping.plan)
+calibrate.app.command("traces", epilog="Example: reasonrt calibrate traces --problems 800 --out runs/traces")(
+    stopping.traces
+)
+calibrate.app.command(
+    "stopping",
+    epilog="Example: reasonrt calibrate stopping --traces runs/traces/traces.jsonl --alpha .05 -o certificate.json",
+)(stopping.stopping)
+calibrate.app.command("plan", epilog="Example: reasonrt calibrate plan --alpha .05 --delta .1")(stopping.plan)
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(stopping.certificate_app, name="certificate")
 

@@ -10,12 +10,19 @@ from reasonrt.cli.common import ConfigOption, console
 
 def serve(
     config: ConfigOption = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process alone, without Ray.")] = False,
-    host: Annotated[str | None, typer.Option(help="Where to listen; beyond this machine only with API keys.")] = None,
-    port: Annotated[int | None, typer.Option(help="0 takes a free one.")] = None,
-    log_level: Annotated[str, typer.Option(help="Of the JSON lines on standard error.")] = "INFO",
+    local: Annotated[bool, typer.Option("--local", help="Serve in this process alone, without Ray.")] = False,
+    host: Annotated[
+        str | None, typer.Option(help="Listen on this address; beyond this machine, API keys are required.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Listen on this port; 0 takes a free one.")] = None,
+    log_level: Annotated[
+        str, typer.Option(help="Write JSON lines of this level and above to standard error.")
+    ] = "INFO",
 ) -> None:
-    """Serve every policy under /v1. API keys: in the configuration, or REASONRT_API_KEYS=name=key,name=key."""
+    """Serve every policy as a model of one OpenAI-compatible endpoint.
+
+    API keys come from the configuration, or from the environment: REASONRT_API_KEYS=name=key,name=key.
+    """
     from reasonrt.config import load_config
     from reasonrt.serve.config import load_serve_config
     from reasonrt.serve.logs import log_as_json

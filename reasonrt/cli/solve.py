@@ -11,6 +11,8 @@ from reasonrt.cli.common import (
     AUTHOR_STYLES,
     ConfigOption,
     JsonOption,
+    MaxTokensOption,
+    TemperatureOption,
     change_limits,
     console,
     read_policy,
@@ -21,17 +23,21 @@ from reasonrt.types import Completion, FinishReason, Request, Step
 
 
 def solve(
-    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
-    policy: Annotated[str, typer.Option(help="Which policy solves it, as NAME or NAME@OPTION=VALUE,...")] = "target",
+    question: Annotated[str, typer.Argument(help="Solve this question; - reads it from standard input.")],
+    policy: Annotated[
+        str, typer.Option(help="Solve it by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.")
+    ] = "target",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", hidden=True)] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of reasoning and answer.")] = None,
-    deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds; then what is there.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Makes a drawn answer reproducible.")] = None,
+    max_tokens: MaxTokensOption = None,
+    deadline_s: Annotated[
+        float | None, typer.Option("--deadline", help="Stop after this many seconds and return what is there by then.")
+    ] = None,
+    temperature: TemperatureOption = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Draw with this seed, so that the answer can be reproduced.")] = None,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Solve one question and show the steps as they come."""
+    """Solve one question and print each step as it is committed."""
     from reasonrt.config import load_config
     from reasonrt.runtime import Runtime
 

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
+from reasonrt.cli.common import (
+    ConfigOption,
+    JsonOption,
+    SplitOption,
+    SuffixOption,
+    TaskOption,
+    console,
+    run,
+    write_json,
+)
 from reasonrt.config import Config, VllmConfig, load_config
 from reasonrt.errors import ConfigError
 from reasonrt.evals.report import Report
@@ -25,21 +34,35 @@ TOKEN_LEVEL: dict[str, dict[str, Any]] = {
 
 
 def bench(
-    out: Annotated[Path, typer.Option(help="The run's folder; the same command goes on from what is there.")] = OUT,
-    task: Annotated[str, typer.Option(help="As for `reasonrt eval`.")] = "zoo",
-    split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "test",
-    problems: Annotated[int, typer.Option(min=10, help="For accuracy.")] = 400,
-    timed: Annotated[int, typer.Option(min=10, help="For time; the first ones of these problems.")] = 100,
-    inflate: Annotated[int, typer.Option(min=1, max=64, help="Time with a target so many times as wide.")] = 1,
-    concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Problems at once; may be repeated.")] = None,
-    family: Annotated[list[str] | None, typer.Option(help="Policies to sweep; default: all.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Arms not to time, by the name in the table.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per problem.")] = 640,
-    suffix: Annotated[str, typer.Option(help="Words to put after each question.")] = "",
+    out: Annotated[
+        Path, typer.Option(help="Write into this folder; the same command continues from what is there.")
+    ] = OUT,
+    task: TaskOption = "zoo",
+    split: SplitOption = "test",
+    problems: Annotated[int, typer.Option(min=10, help="Measure accuracy on this many problems.")] = 400,
+    timed: Annotated[
+        int, typer.Option(min=10, help="Measure time on this many of these problems, the first ones.")
+    ] = 100,
+    inflate: Annotated[
+        int, typer.Option(min=1, max=64, help="Measure time with a target that is this many times as wide.")
+    ] = 1,
+    concurrency: Annotated[
+        list[int] | None, typer.Option(min=1, help="Measure time with this many concurrent problems; may be repeated.")
+    ] = None,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="Sweep the settings of this family of policies; may be repeated; by default all are swept."),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out the timing of this arm, by its name in the table; may be repeated."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="End a problem after this many tokens.")] = 640,
+    suffix: SuffixOption = "",
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Accuracy and time of step-level policies against the target alone, in alternation, with every setting swept."""
+    """Measure accuracy and time of step-level policies against the target alone, in alternation."""
     from reasonrt.benches import speculation_arms as arms
     from reasonrt.benches.speculation import alone_speeds, bench_rows, plot_bench
     from reasonrt.evals.tasks import load_task
@@ -152,7 +175,7 @@ async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list
 
 def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
     table = Table(
-        "at once",
+        "concurrency",
         "policy",
         "accuracy",
         "- target",
@@ -183,14 +206,14 @@ def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
 
 
 def plan(
-    task: Annotated[str, typer.Option(help="As for `reasonrt eval`.")] = "zoo",
-    problems: Annotated[int, typer.Option(min=2, help="To measure both models on.")] = 20,
-    concurrency: Annotated[int, typer.Option(min=1, help="Problems at once.")] = 1,
-    inflate: Annotated[int, typer.Option(min=1, max=64, help="Plan for a target so many times as wide.")] = 1,
+    task: TaskOption = "zoo",
+    problems: Annotated[int, typer.Option(min=2, help="Measure both models on this many problems.")] = 20,
+    concurrency: Annotated[int, typer.Option(min=1, help="Plan for this many concurrent problems.")] = 1,
+    inflate: Annotated[int, typer.Option(min=1, max=64, help="Plan for a target that is this many times as wide.")] = 1,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure both models alone and predict what speculation can gain, or that it does not pay."""
+    """Measure both models alone, and predict what speculation gains with them or that it does not pay."""
     import tempfile
 
     from reasonrt.benches.speculation import alone_speeds
@@ -232,7 +255,7 @@ def plan(
         )
     table = Table(
         "not asked about", "target writes the others: times as fast", "target verifies them",
-        title=f"{concurrency} at once; the target alone takes {alone['seconds_per_problem']:.3f} s per problem",
+        title=f"{concurrency} concurrently; the target alone takes {alone['seconds_per_problem']:.3f} s per problem",
     )  # fmt: skip
     for share in gains["verified"]:
         table.add_row(f"{share:.0%}", *(f"{gains[name][share]:.2f}" for name in ways))

@@ -14,8 +14,13 @@ from reasonrt.calibration.stopping.certification import verify as verify_certifi
 from reasonrt.calibration.stopping.importers import read_conformal_thinking
 from reasonrt.calibration.stopping.sample_size import plan as plan_certificate
 from reasonrt.cli.common import (
+    ConcurrencyOption,
     ConfigOption,
     JsonOption,
+    MaxTokensOption,
+    SplitOption,
+    TaskOption,
+    TemperatureOption,
     change_limits,
     console,
     progress,
@@ -31,33 +36,50 @@ from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.traces import TraceSet, read_traces, write_traces
 
 Layout = Literal["reasonrt", "conformal-thinking"]
-AlphaOption = Annotated[list[float], typer.Option(help="The tolerated risk, in (0, 1); one for each --risk.")]
-DeltaOption = Annotated[float, typer.Option(help="Probability that the certificate is wrong, in (0, 1).")]
-TracesOption = Annotated[Path, typer.Option("--traces", help="What `calibrate traces` wrote.")]
+AlphaOption = Annotated[list[float], typer.Option(help="Tolerate this risk, in (0, 1); give one for each --risk.")]
+DeltaOption = Annotated[float, typer.Option(help="Accept this probability that the certificate is wrong, in (0, 1).")]
+TracesOption = Annotated[
+    Path, typer.Option("--traces", help="Read the traces that `reasonrt calibrate traces` wrote into this file.")
+]
 LearnOption = Annotated[
-    Path | None, typer.Option("--learn", help="Other traces, to make and order the rules on; default: a part of these.")
+    Path | None,
+    typer.Option("--learn", help="Make and order the rules on these other traces; by default on a part of the same."),
 ]
 
-certificate_app = typer.Typer(no_args_is_help=True, help="What a certificate promises, and whether it is true.")
+CertificateArgument = Annotated[Path, typer.Argument(help="Read the certificate in this file.")]
+
+certificate_app = typer.Typer(
+    no_args_is_help=True, help="Show what a certificate promises, and verify it from its traces."
+)
 
 
 def traces(
-    out: Annotated[Path, typer.Option(help="The run's folder: journal and traces.jsonl.")],
-    task: Annotated[str, typer.Option(help="What to record on, as for `reasonrt eval`.")] = "zoo",
-    split: Annotated[str, typer.Option(help="Of the zoo's tasks.")] = "certify",
-    problems: Annotated[int, typer.Option(min=1, help="How many.")] = 1600,
-    policy: Annotated[str, typer.Option(help="What generates, as NAME or NAME@OPTION=VALUE,...")] = "target",
+    out: Annotated[Path, typer.Option(help="Write the journal and traces.jsonl into this folder.")],
+    task: TaskOption = "zoo",
+    split: SplitOption = "certify",
+    problems: Annotated[int, typer.Option(min=1, help="Record this many problems.")] = 1600,
+    policy: Annotated[
+        str, typer.Option(help="Record this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.")
+    ] = "target",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", hidden=True)] = None,
-    first_tokens: Annotated[int, typer.Option(min=1, help="The first checkpoint.")] = 32,
-    growth: Annotated[float, typer.Option(min=1.0, help="From one checkpoint to the next.")] = 1.25,
-    block_tokens: Annotated[int, typer.Option(min=1, help="The engine's cache block.")] = 32,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="Most of a probe's answer.")] = 24,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens per problem.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Problems at once.")] = None,
+    first_tokens: Annotated[int, typer.Option(min=1, help="Place the first checkpoint after this many tokens.")] = 32,
+    growth: Annotated[
+        float, typer.Option(min=1.0, help="Multiply the tokens by this from one checkpoint to the next.")
+    ] = 1.25,
+    block_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Place checkpoints at multiples of the engine's cache block, in tokens."),
+    ] = 32,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="End a probe's answer after this many tokens.")] = 24,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 0.0,
+    concurrency: ConcurrencyOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Think problems through to the end and probe them on the way. Ctrl-C stops it; it goes on later."""
+    """Record problems that are thought through to the end, with probes at checkpoints on the way.
+
+    Ctrl-C stops the recording, and the same command continues it.
+    """
     from reasonrt.evals.tasks import load_task
     from reasonrt.evals.trace_recording import TraceSettings, record_traces
     from reasonrt.runtime import Runtime
@@ -88,7 +110,7 @@ def traces(
     try:
         recorded = run(record())
     except KeyboardInterrupt:
-        console.print(f"stopped; what is recorded is in {out}, the same command goes on from there")
+        console.print(f"stopped; what is recorded is in {out}, the same command continues from there")
         raise typer.Exit(130) from None
     write_traces(out / "traces.jsonl", recorded)
     cut_off = sum(trace.full_answer is None for trace in recorded) / len(recorded)
@@ -98,16 +120,29 @@ def traces(
 def stopping(
     traces_file: TracesOption,
     alpha: AlphaOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The certificate.")] = Path("certificate.json"),
-    risk: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(RISKS)}; several must all hold.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write the certificate to this file.")] = Path(
+        "certificate.json"
+    ),
+    risk: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Certify this risk; may be repeated, and all must hold: {', '.join(RISKS)}."),
+    ] = None,
     delta: DeltaOption = 0.1,
-    family: Annotated[list[str] | None, typer.Option(help=f"Of rules: {', '.join(FAMILIES)}; default: all.")] = None,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Try this family of rules; may be repeated; by default all: {', '.join(FAMILIES)}."),
+    ] = None,
     learn_file: LearnOption = None,
-    gold: Annotated[bool, typer.Option(help="Without: against the model's own full answers.")] = True,
+    gold: Annotated[
+        bool, typer.Option(help="Compare with the right answers, or with the model's own full answers.")
+    ] = True,
     layout: Annotated[
-        Layout, typer.Option(help="Of both files; conformal-thinking: logs of xidulu/reasoning_risk_control.")
+        Layout,
+        typer.Option(
+            help="Read both files in this layout; conformal-thinking is that of xidulu/reasoning_risk_control."
+        ),
     ] = "reasonrt",
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Write three plots as a PNG.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw three plots into this PNG file.")] = None,
 ) -> None:
     """Certify the cheapest stopping rule whose risk is below alpha, or say why none can be."""
     learn = _read(learn_file, gold, layout) if learn_file else None
@@ -126,12 +161,12 @@ def stopping(
 
 
 def plan(
-    alpha: Annotated[float, typer.Option(help="The tolerated risk, in (0, 1).")],
+    alpha: Annotated[float, typer.Option(help="Plan for this tolerated risk, in (0, 1).")],
     delta: DeltaOption = 0.1,
-    expected_risk: Annotated[float, typer.Option(help="Of the rule, from a pilot.")] = 0.0,
+    expected_risk: Annotated[float, typer.Option(help="Expect this risk of the rule, as a pilot has shown.")] = 0.0,
     json_file: JsonOption = None,
 ) -> None:
-    """How many problems a promise takes, before any is recorded."""
+    """Tell how many problems a promise takes, before any is recorded."""
     found = plan_certificate(alpha, delta, expected_risk=expected_risk)
     console.print(
         f"A risk below {alpha:g} at delta {delta:g} takes at least {found.least_n} problems to certify on, without a "
@@ -141,15 +176,17 @@ def plan(
     write_json(json_file, asdict(found))
 
 
-@certificate_app.command()
-def show(file: Annotated[Path, typer.Argument(help="A certificate.")]) -> None:
-    """What it promises, for what, and what was seen."""
+@certificate_app.command(epilog="Example: reasonrt certificate show certificate.json")
+def show(file: CertificateArgument) -> None:
+    """Show what a certificate promises, for which model and settings, and what was seen."""
     _print(Certificate.read(file))
 
 
-@certificate_app.command()
-def verify(file: Annotated[Path, typer.Argument(help="A certificate.")], traces_file: TracesOption) -> None:
-    """Recompute it from its traces; one line says what differs."""
+@certificate_app.command(
+    epilog="Example: reasonrt certificate verify certificate.json --traces runs/traces/traces.jsonl"
+)
+def verify(file: CertificateArgument, traces_file: TracesOption) -> None:
+    """Recompute a certificate from its traces; one line says what differs."""
     certificate, recorded = Certificate.read(file), read_traces(traces_file)
     known = [given for part in (recorded, splits(recorded).certify) for given in (part, without_gold(part))]
     fitting = (part for part in known if part.split.sha256 == certificate.splits.get("certify"))

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, splits
-from reasonrt.cli.common import ConfigOption, JsonOption, console, run, write_json
+from reasonrt.cli.common import ConfigOption, JsonOption, TaskOption, console, run, write_json
 from reasonrt.cli.stopping import LearnOption
 from reasonrt.config import load_config
 from reasonrt.errors import CalibrationError
@@ -19,10 +19,15 @@ from reasonrt.types import Limits
 ALPHA, DELTA = 0.05, 0.1
 PARTS = ("validity", "tightness", "live")
 PartOption = Annotated[
-    list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; may be repeated; default: all there can be.")
+    list[str] | None,
+    typer.Option(help=f"Run this part; may be repeated; by default all that are possible: {', '.join(PARTS)}."),
 ]
 TracesOption = Annotated[
-    Path | None, typer.Option("--traces", help="What `calibrate traces` wrote; without it, made-up populations only.")
+    Path | None,
+    typer.Option(
+        "--traces",
+        help="Read the traces that `reasonrt calibrate traces` wrote; without them, populations are made up.",
+    ),
 ]
 
 
@@ -31,24 +36,45 @@ def bench(
     learn_file: LearnOption = None,
     part: PartOption = None,
     family: Annotated[
-        list[str] | None, typer.Option(help=f"Simulated: of rules, of {', '.join(FAMILIES)}; default: all.")
+        list[str] | None,
+        typer.Option(help=f"Simulate this family of rules; may be repeated; by default all: {', '.join(FAMILIES)}."),
     ] = None,
-    draws: Annotated[int, typer.Option(min=100, help="Simulated: draws of problems per row.")] = 2000,
-    out: Annotated[Path, typer.Option(help="Live: the folder; it goes on from there.")] = Path("runs/stopping"),
-    task: Annotated[str, typer.Option(help="Live: as for `reasonrt eval`.")] = "zoo",
-    split: Annotated[str, typer.Option(help="Live: of the zoo's tasks; not that of the traces.")] = "test",
-    problems: Annotated[int, typer.Option(min=10, help="Live: for risk and tokens.")] = 500,
-    timed: Annotated[int, typer.Option(min=10, help="Live: for time; the first ones of these.")] = 100,
-    time: Annotated[list[str] | None, typer.Option(help="Live: an arm to time; default: all that run.")] = None,
-    replayed: Annotated[int, typer.Option(min=0, help="Live: recorded and served, to compare the stops.")] = 200,
-    replayed_at_once: Annotated[int, typer.Option(min=1, help="Live: so many of these at a time.")] = 1,
-    arm: Annotated[list[str] | None, typer.Option(help="Live: an arm to run, as in the table; default: all.")] = None,
-    concurrency: Annotated[list[int] | None, typer.Option(min=1, help="Live: at once; may be repeated.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Live: most tokens per problem.")] = None,
+    draws: Annotated[int, typer.Option(min=100, help="Simulate this many draws of problems per row.")] = 2000,
+    out: Annotated[
+        Path, typer.Option(help="Live: write into this folder; the same command continues from there.")
+    ] = Path("runs/stopping"),
+    task: TaskOption = "zoo",
+    split: Annotated[
+        str, typer.Option(help="Live: take this split of the zoo's tasks, and not that of the traces.")
+    ] = "test",
+    problems: Annotated[int, typer.Option(min=10, help="Live: measure risk and tokens on this many problems.")] = 500,
+    timed: Annotated[
+        int, typer.Option(min=10, help="Live: measure time on this many of these problems, the first ones.")
+    ] = 100,
+    time: Annotated[
+        list[str] | None,
+        typer.Option(help="Live: measure the time of this arm; may be repeated; by default all that run."),
+    ] = None,
+    replayed: Annotated[
+        int, typer.Option(min=0, help="Live: record and serve this many problems, to compare where they stop.")
+    ] = 200,
+    replayed_at_once: Annotated[int, typer.Option(min=1, help="Live: work on this many of these concurrently.")] = 1,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="Live: run this arm, by its name in the table; may be repeated; by default all run."),
+    ] = None,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Live: measure time with this many concurrent problems; may be repeated."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Live: end a problem after this many tokens.")] = None,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Validity and tightness by simulation, savings with real engines. Exit code 1 where a promise does not hold."""
+    """Measure whether certificates hold and what they leave, by simulation, and what they save with real engines.
+
+    The exit code is 1 where a promise does not hold.
+    """
     from reasonrt.benches.stopping_live import LiveSettings
 
     parts = part or [name for name in PARTS if name != "live" or traces_file]

@@ -13,12 +13,12 @@ from rich.table import Table
 from reasonrt.cli.common import JsonOption, console, run, write_json
 from reasonrt.errors import ConfigError
 
-app = typer.Typer(no_args_is_help=True, help="The small models that ship with reasonrt.")
+app = typer.Typer(no_args_is_help=True, help="List, train and measure the small models that ship with reasonrt.")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: reasonrt zoo list")
 def list_models(json_file: JsonOption = None) -> None:
-    """Size, accuracy, data and date of each model."""
+    """List the models that ship, with their size, accuracy and training data."""
     from reasonrt.zoo.catalog import read_card, shipped
 
     cards = [read_card(name) for name in shipped()]
@@ -38,12 +38,14 @@ def list_models(json_file: JsonOption = None) -> None:
     write_json(json_file, {"models": cards})
 
 
-@app.command()
+@app.command(epilog="Example: reasonrt zoo train nano-draft --out runs/zoo/nano-draft")
 def train(
-    name: Annotated[str, typer.Argument(help="nano-draft, nano-target or nano-thinker.")],
-    out: Annotated[Path | None, typer.Option(help="The folder to write; default: runs/zoo/NAME.")] = None,
+    name: Annotated[str, typer.Argument(help="Train this model: nano-draft, nano-target or nano-thinker.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the model into this folder; by default runs/zoo/NAME.")
+    ] = None,
 ) -> None:
-    """Make a model from nothing. Ctrl-C stops it; the same command goes on from its checkpoint."""
+    """Train a model from nothing. Ctrl-C stops it; the same command continues from its checkpoint."""
     from reasonrt.zoo.catalog import write_training_card
     from reasonrt.zoo.recipe import RECIPES, Progress
     from reasonrt.zoo.recipe import train as train_model
@@ -62,17 +64,19 @@ def train(
         try:
             train_model(recipe, folder, report)
         except KeyboardInterrupt:
-            console.print(f"stopped; `reasonrt zoo train {name} --out {folder}` goes on from the checkpoint")
+            console.print(f"stopped; `reasonrt zoo train {name} --out {folder}` continues from the checkpoint")
             raise typer.Exit(130) from None
     write_training_card(name, folder, recipe, time.perf_counter() - started)
     console.print(f"{name}: {folder}")
 
 
-@app.command()
+@app.command(epilog="Example: reasonrt zoo measure nano-draft --limit 100")
 def measure(
-    name: Annotated[str, typer.Argument(help="A model of the zoo.")],
-    limit: Annotated[int, typer.Option(min=1, help="Problems of the test split.")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="Where the journal goes; default: runs/measure/NAME.")] = None,
+    name: Annotated[str, typer.Argument(help="Measure this model of the zoo.")],
+    limit: Annotated[int, typer.Option(min=1, help="Take this many problems of the test split.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the journal in this folder; by default runs/measure/NAME.")
+    ] = None,
 ) -> None:
     """Measure a model on the task `zoo` and write its accuracy, by family and level, into its card."""
     from reasonrt.zoo.catalog import write_accuracy

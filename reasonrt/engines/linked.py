@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from reasonrt.errors import EngineError, ReasonRTError
-from reasonrt.ports import Capability, Engine, Verified
+from reasonrt.ports import Capability, Engine, Reading, Score, Verified
 from reasonrt.tasks import cancel
 from reasonrt.types import Sampling, TokenDelta
 
@@ -92,13 +92,13 @@ class EngineHost:
         """How many tokens that stream had generated in the end; 0 when it is not known."""
         return self._counts.get(stream_id, 0)
 
-    async def read(self, token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str) -> list[float]:
+    async def read(self, token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str) -> Reading:
         return await self._engine.read(token_ids, candidate_ids, cache_salt)
 
     async def verify(self, token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str) -> Verified:
         return await self._engine.verify(token_ids, drafted_ids, cache_salt)
 
-    async def score(self, token_ids: Sequence[int], cache_salt: str) -> float:
+    async def score(self, token_ids: Sequence[int], cache_salt: str) -> Score:
         return await self._engine.score(token_ids, cache_salt)
 
 
@@ -155,8 +155,8 @@ class LinkedEngine:
             self._heard.set()
 
     async def aclose(self) -> None:
-        await cancel(self._starting)
         await self._link.aclose()
+        await cancel(self._starting)
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_LinkedStream":
         stream_id = f"{os.getpid()}-{id(self)}-{next(self._ids)}"
@@ -164,9 +164,9 @@ class LinkedEngine:
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
-        logprobs: list[float] = await self._link.call("read", list(prompt_token_ids), list(candidate_ids), cache_salt)
-        return logprobs
+    ) -> Reading:
+        reading: Reading = await self._link.call("read", list(prompt_token_ids), list(candidate_ids), cache_salt)
+        return reading
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
@@ -174,8 +174,8 @@ class LinkedEngine:
         written: Verified = await self._link.call("verify", list(prompt_token_ids), list(drafted_ids), cache_salt)
         return written
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
-        score: float = await self._link.call("score", list(prompt_token_ids), cache_salt)
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
+        score: Score = await self._link.call("score", list(prompt_token_ids), cache_salt)
         return score
 
 
@@ -185,6 +185,10 @@ class _LinkedStream:
         self._deltas = link.stream("generate", stream_id, prompt, sampling, cache_salt, session=stream_id)
         self._is_begun = self._is_over = False
         self.generated_tokens = 0
+
+    @property
+    def passes(self) -> int:
+        return self.generated_tokens
 
     def __aiter__(self) -> Self:
         return self

@@ -130,7 +130,7 @@ class _Child:
         self._watched: int | None = None  # the process, as a file that is readable once it has ended
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno()), str(os.getpid()), *sys.path]
+            command = [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno()), str(os.getpid()), *map(str, sys.path)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()], start_new_session=True
             )
@@ -149,11 +149,11 @@ class _Child:
     def ask(self, kind: int, method: str, arguments: tuple[Any, ...]) -> tuple[int, "asyncio.Queue[Any]"]:
         """The id of the request, and the queue of its answers; the last one is `DONE` or `ERROR`."""
         request_id, answers = next(self._ids), asyncio.Queue[tuple[int, Any]]()
-        self._answers[request_id] = answers
         if self.is_alive:
             self._channel.send((kind, request_id, method, arguments))
-        else:
-            self._fail(answers)
+        self._answers[request_id] = answers
+        if not self.is_alive:
+            self._fail("died")
         return request_id, answers
 
     def leave(self, request_id: int) -> None:
@@ -164,6 +164,7 @@ class _Child:
     async def end(self, grace_s: float) -> None:
         """Ask the child to close its engine and, after `grace_s`, kill it with all that it has started."""
         if self.is_alive and grace_s:
+            self._fail("was closed")
             self._channel.finish()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), grace_s)
@@ -172,9 +173,10 @@ class _Child:
 
     def _receive(self, message: tuple[int, int, Any]) -> None:
         kind, request_id, value = message
-        last = kind != _ITEM
-        answers = self._answers.pop(request_id) if last else self._answers[request_id]
-        answers.put_nowait((kind, value))
+        if (answers := self._answers.get(request_id)) is not None:
+            answers.put_nowait((kind, value))
+        if kind != _ITEM:
+            self._answers.pop(request_id, None)
 
     def _lose(self) -> None:
         """Once: fail what runs, and kill what is left; the child is not reaped yet, so its group's id is its own."""
@@ -187,13 +189,14 @@ class _Child:
             asyncio.get_running_loop().remove_reader(self._watched)
             os.close(self._watched)
         self._channel.close()
-        for answers in self._answers.values():
-            self._fail(answers)
-        self._answers.clear()
+        self._fail("died")
 
-    def _fail(self, answers: "asyncio.Queue[tuple[int, Any]]") -> None:
-        message = f"the process of engine {self._name!r} died while it worked on this request; ask again"
-        answers.put_nowait((_ERROR, EngineError(message)))
+    def _fail(self, fate: str) -> None:
+        """Answer what runs, and what comes in between, with the fate of the process."""
+        for answers in self._answers.values():
+            message = f"the process of engine {self._name!r} {fate} while it worked on this request; ask again"
+            answers.put_nowait((_ERROR, EngineError(message)))
+        self._answers.clear()
 
 
 class _Channel(asyncio.Protocol):

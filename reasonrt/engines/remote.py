@@ -7,6 +7,7 @@ Prompts travel as token ids. Generations come back as ids where the server can g
 import asyncio
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any, Self
 import httpx
 
 from reasonrt.engines.remote_wire import (
+    cached_tokens,
     completion_body,
     events,
     garbage,
@@ -26,13 +28,15 @@ from reasonrt.engines.remote_wire import (
     translated,
 )
 from reasonrt.engines.tokenizer import HFTokenizer
+from reasonrt.engines.whole import JoinedStreams, joined
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
-from reasonrt.ports import Capability, Verified
+from reasonrt.ports import Capability, Reading, Score, Verified, WholeStream
 from reasonrt.types import FinishReason, Sampling, TokenDelta
 
 _CONNECT_TIMEOUT_S = 10.0
 _KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn closes an idle connection: no race for it
 _TOP_LOGPROBS = 20  # the most that servers give by default
+_INTERVAL = 64  # tokens per event of a whole answer, where the server takes `stream_interval`, as vLLM does
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
@@ -40,7 +44,8 @@ class RemoteEngine:
     """A model on a server.
 
     Cached tokens are those that the server reports, which it does at the end: the last delta carries them. (vLLM
-    needs `--enable-prompt-tokens-details`.) Tokens on their way when a stream is closed are not counted.
+    needs `--enable-prompt-tokens-details`.) Tokens on their way when a stream is closed are not counted; of a whole
+    generation that is given up, these are up to 64. Of several from one call, it reports the cached ones of the first.
 
     Args:
         name: as the author of its steps.
@@ -115,11 +120,20 @@ class RemoteEngine:
             await client.aclose()
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
-        return _Stream(self, list(prompt_token_ids), sampling, cache_salt)
+        return _Stream(_Call(self, list(prompt_token_ids), sampling, cache_salt))
+
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> WholeStream:
+        one, prompt = samplings[0], list(prompt_token_ids)
+        if len(set(samplings)) == 1 and one.temperature and one.seed is None:  # servers vary seeds each in its own way
+            return _WholeStream(_Call(self, prompt, one, cache_salt, len(samplings), stream_interval=_INTERVAL))
+        calls = [_Call(self, prompt, sampling, cache_salt, stream_interval=_INTERVAL) for sampling in samplings]
+        return JoinedStreams([_Stream(call) for call in calls])
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
+    ) -> Reading:
         """See the port.
 
         Raises:
@@ -130,10 +144,10 @@ class RemoteEngine:
         if unknown := [candidate for candidate in candidate_ids if candidate not in vocabulary]:
             raise RequestError(f"engine {self.name!r}: token {unknown[0]} is not in the vocabulary")
         if not candidate_ids:
-            return []
+            return Reading(())
         by_id = {"logprobs": 1, "logprob_token_ids": list(dict.fromkeys(candidate_ids))}
         asked = by_id if self._reads_by_id else {"logprobs": _TOP_LOGPROBS}
-        choice = await self._ask(prompt_token_ids, asked, cache_salt)
+        choice, cached = await self._ask(prompt_token_ids, asked, cache_salt)
         top = top_logprobs(choice)
         logprobs = []
         for candidate in candidate_ids:
@@ -146,14 +160,14 @@ class RemoteEngine:
             if not isinstance(logprob, int | float) or not math.isfinite(logprob):
                 raise garbage(self.base_url, str(choice).encode())
             logprobs.append(min(float(logprob), 0.0))
-        return logprobs
+        return Reading(tuple(logprobs), cached)
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         raise CapabilityError(f"engine {self.name!r} is remote and verifies nothing; run it in process")
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         raise CapabilityError(f"engine {self.name!r} is remote and scores nothing; run the scoring model in process")
 
     def check_fits(self, prompt_token_ids: Sequence[int], new_tokens: int) -> None:
@@ -181,7 +195,7 @@ class RemoteEngine:
     async def _learn_capabilities(self) -> None:
         prompt = self.tokenizer.encode("1 + 1 =")
         candidates = sorted(self.tokenizer.vocabulary())[:3]  # one more than `logprobs: 1` gives by itself
-        choice = await self._ask(prompt, {"logprobs": 1, "logprob_token_ids": candidates})
+        choice, _ = await self._ask(prompt, {"logprobs": 1, "logprob_token_ids": candidates})
         found, top = set[Capability](), top_logprobs(choice)
         self._reads_by_id = all(f"token_id:{candidate}" in top for candidate in candidates)
         if top:
@@ -194,20 +208,21 @@ class RemoteEngine:
 
     async def _ask(
         self, prompt_token_ids: Sequence[int], fields: dict[str, Any], cache_salt: str = ""
-    ) -> dict[str, Any]:
-        """The choice of a completion of one token."""
+    ) -> tuple[dict[str, Any], int]:
+        """The choice of a completion of one token, and how many prompt tokens were cached."""
         body = self.body(prompt_token_ids, Sampling(max_tokens=1), cache_salt) | fields
         with translated(self.base_url, self.timeout_s):
             response = await self.client().post(f"{self.base_url}/completions", json=body)
         if response.status_code != httpx.codes.OK:
             raise refusal(response, self.base_url, self.model)
         try:
-            choice = response.json()["choices"][0]
-        except (ValueError, KeyError, TypeError, IndexError):
+            answer = response.json()
+            choice, cached = answer["choices"][0], cached_tokens(answer)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             choice = None
         if not isinstance(choice, dict):
             raise garbage(self.base_url, response.content)
-        return choice
+        return choice, cached
 
     def body(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str) -> dict[str, Any]:
         stops = sampling.stop_token_ids | self.tokenizer.eos_token_ids
@@ -215,23 +230,23 @@ class RemoteEngine:
         return completion_body(self.model, prompt_token_ids, sampling, stops, salt)
 
 
-class _Stream:
-    def __init__(self, engine: RemoteEngine, prompt: list[int], sampling: Sampling, cache_salt: str) -> None:
+class _Call:
+    """One request to the server: `num` generations, of which each delta comes with its index."""
+
+    def __init__(
+        self, engine: RemoteEngine, prompt: list[int], sampling: Sampling, cache_salt: str, num: int = 1, **fields: Any
+    ) -> None:
         self._engine, self._prompt, self._sampling, self._salt = engine, prompt, sampling, cache_salt
-        self._deltas = self._run()
-        self._cached = 0
-        self.generated_tokens = 0
+        self._fields = fields | ({"n": num} if num > 1 else {})
+        self._tokens = [0] * num
+        self.cached_tokens = 0
 
-    def __aiter__(self) -> Self:
-        return self
+    @property
+    def generated_tokens(self) -> int:
+        return sum(self._tokens)
 
-    async def __anext__(self) -> TokenDelta:
-        return await anext(self._deltas)
-
-    async def aclose(self) -> None:
-        await self._deltas.aclose()  # and with it the response, at which the server stops working
-
-    async def _run(self) -> AsyncGenerator[TokenDelta, None]:
+    async def deltas(self) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+        """The last one comes when the server has told the usage and ended its response."""
         engine, sampling = self._engine, self._sampling
         url, has_ids = engine.base_url, Capability.TOKEN_IDS in engine.capabilities
         client = engine.client()
@@ -240,51 +255,56 @@ class _Stream:
             raise CapabilityError(f"{url} gives no log-probabilities by token id; use a policy that needs none")
         options = {"include_usage": True, "continuous_usage_stats": not has_ids}
         body = engine.body(self._prompt, sampling, self._salt) | {"stream": True, "stream_options": options}
-        last: TokenDelta | None = None
+        running, last = len(self._tokens), None
         with translated(url, engine.timeout_s):
-            async with client.stream("POST", f"{url}/completions", json=body) as response:
+            async with client.stream("POST", f"{url}/completions", json=body | self._fields) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     raise refusal(response, url, engine.model)
                 async with aclosing(events(response, url)) as received:
                     async for event in received:
                         try:
-                            delta = self._delta(event, has_ids)
-                        except (KeyError, TypeError, ValueError, AttributeError):
+                            item = self._delta(event, has_ids)
+                        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
                             raise garbage(url, str(event).encode()) from None
-                        if delta is None:
+                        if item is None:
                             continue
-                        if delta.finish_reason:
-                            last = delta
+                        running -= item[1].finish_reason is not None
+                        if running:
+                            yield item
                         else:
-                            yield delta
+                            last = item
         if last is None:
             raise EngineError(f"{url} ended a generation without a reason; see the server's log and try again")
-        yield replace(last, cached_tokens=self._cached)
+        yield last[0], replace(last[1], cached_tokens=self.cached_tokens)
 
-    def _delta(self, event: dict[str, Any], has_ids: bool) -> TokenDelta | None:
+    def _delta(self, event: dict[str, Any], has_ids: bool) -> tuple[int, TokenDelta] | None:
         """What an event adds, None for one that adds no tokens."""
         usage = event.get("usage") or {}
-        self._cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or self._cached)
-        before = self.generated_tokens
-        if not has_ids:
-            self.generated_tokens = int(usage.get("completion_tokens") or before)
+        self.cached_tokens = cached_tokens(event) or self.cached_tokens
         if not event.get("choices"):
+            if not has_ids and len(self._tokens) == 1:
+                self._tokens[0] = int(usage.get("completion_tokens") or self._tokens[0])
             return None
         choice = event["choices"][0]
-        token_ids = self._ids(choice) if has_ids else self._ids_of_text(choice)
-        if has_ids or not usage:
-            self.generated_tokens = before + len(token_ids)
+        index = choice.get("index", 0)
+        if index not in range(len(self._tokens)):
+            raise ValueError("an index of one of those that were asked for")
+        before = self._tokens[index]
+        token_ids = self._ids(choice, before) if has_ids else self._ids_of_text(choice)
+        self._tokens[index] = before + len(token_ids)
+        if not has_ids and usage:
+            self._tokens[index] = int(usage.get("completion_tokens") or before)
         logprobs, top = logprobs_of(choice, self._sampling, len(token_ids))
         given = choice.get("finish_reason")
         reason = _FINISH_REASONS.get(given)
         if given and not reason:
             raise EngineError(f"{self._engine.base_url} ended a generation by {given!r}; see its log and try again")
-        return TokenDelta(token_ids, logprobs, reason, self._cached, top) if token_ids or reason else None
+        return (index, TokenDelta(token_ids, logprobs, reason, 0, top)) if token_ids or reason else None
 
-    def _ids(self, choice: dict[str, Any]) -> tuple[int, ...]:
+    def _ids(self, choice: dict[str, Any], before: int) -> tuple[int, ...]:
         token_ids = tuple(choice["token_ids"])
-        too_many = self.generated_tokens + len(token_ids) > self._sampling.max_tokens
+        too_many = before + len(token_ids) > self._sampling.max_tokens
         if too_many or not all(isinstance(token_id, int) and token_id >= 0 for token_id in token_ids):
             raise ValueError("at most max_tokens ids")
         return token_ids
@@ -295,3 +315,61 @@ class _Stream:
         if isinstance(stop_id, int):
             token_ids.append(stop_id)  # servers leave its text out
         return tuple(token_ids)
+
+
+class _Stream:
+    """The only generation of a call. Closing it closes the response, at which the server stops working."""
+
+    def __init__(self, call: _Call) -> None:
+        self._call, self._deltas = call, call.deltas()
+
+    @property
+    def generated_tokens(self) -> int:
+        return self._call.generated_tokens
+
+    @property
+    def passes(self) -> int:
+        return self._call.generated_tokens
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        _, delta = await anext(self._deltas)
+        return delta
+
+    async def aclose(self) -> None:
+        await self._deltas.aclose()
+
+
+class _WholeStream:
+    """All generations of a call, each when it has ended."""
+
+    def __init__(self, call: _Call) -> None:
+        self._call, self._deltas = call, call.deltas()
+        self._parts: defaultdict[int, list[TokenDelta]] = defaultdict(list)
+
+    @property
+    def generated_tokens(self) -> int:
+        return self._call.generated_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._call.cached_tokens
+
+    @property
+    def passes(self) -> int:
+        return self._call.generated_tokens
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[int, TokenDelta]:
+        async for index, delta in self._deltas:
+            self._parts[index].append(delta)
+            if delta.finish_reason:
+                return index, joined(self._parts.pop(index))
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        await self._deltas.aclose()

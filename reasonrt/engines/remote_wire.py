@@ -125,6 +125,16 @@ def completion_body(
     return fields
 
 
+def cached_tokens(answer: dict[str, Any]) -> int:
+    """Prompt tokens that the server has read from its prefix cache; 0 where it does not tell.
+
+    Raises:
+        TypeError, ValueError, AttributeError: what it tells is no number.
+    """
+    usage = answer.get("usage") or {}
+    return int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+
 def top_logprobs(choice: dict[str, Any]) -> dict[str, Any]:
     """Log-probabilities of the first token's alternatives, by `token_id:ID` or else by text."""
     try:

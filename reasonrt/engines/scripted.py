@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Self
 
+from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import EngineError, RequestError
-from reasonrt.ports import Capability, Verified
+from reasonrt.ports import Capability, Reading, Score, Verified
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 Script = Callable[[str, Sampling], str]
@@ -74,6 +75,10 @@ class _Stream:
         self._life = self._cached = 0
         self._is_over = False
         self.generated_tokens = 0
+
+    @property
+    def passes(self) -> int:
+        return self.generated_tokens
 
     def __aiter__(self) -> Self:
         return self
@@ -166,15 +171,22 @@ class ScriptedEngine:
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> _Stream:
         return _Stream(self, list(prompt_token_ids), sampling, cache_salt)
 
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> JoinedStreams:
+        return JoinedStreams([self.generate(prompt_token_ids, sampling, cache_salt) for sampling in samplings])
+
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
+    ) -> Reading:
         """A fixed distribution per prompt, over the vocabulary, in which no id is certain."""
-        self.admit(prompt_token_ids, 1)
+        known = self.admit(prompt_token_ids, 1, cache_salt)
         self.generated_tokens += 1
         await self.work(1, self.life)
+        self.remember(prompt_token_ids, cache_salt)
         seed = hashlib.blake2b(_as_bytes(prompt_token_ids), digest_size=1).digest()[0]
-        return [_LOGPROBS[(seed + candidate) % _PERIOD] - _log_mass(seed) for candidate in candidate_ids]
+        logprobs = [_LOGPROBS[(seed + candidate) % _PERIOD] - _log_mass(seed) for candidate in candidate_ids]
+        return Reading(tuple(logprobs), known)
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
@@ -187,10 +199,11 @@ class ScriptedEngine:
         written = own[: len(drafted_ids) if agreed is None else agreed + 1]
         return Verified(tuple(written), min(known, len(prompt_token_ids) - 1))
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
-        self.admit(prompt_token_ids, 0)
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
+        known = self.admit(prompt_token_ids, 0, cache_salt)
         await self.work(1, self.life)
-        return self.scores(self.tokenizer.decode(prompt_token_ids))
+        self.remember(prompt_token_ids, cache_salt)
+        return Score(self.scores(self.tokenizer.decode(prompt_token_ids)), known)
 
     def admit(self, prompt: Sequence[int], max_tokens: int, cache_salt: str = "") -> int:
         """Refuse what does not fit; return how many prompt tokens the cache knows."""

@@ -25,8 +25,9 @@ from reasonrt.engines.vllm_settings import (
     score_task,
     start_environment,
 )
+from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
-from reasonrt.ports import Capability, Verified
+from reasonrt.ports import Capability, Reading, Score, Verified
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 _MAX_REASON = 300  # characters of vLLM's own words
@@ -78,26 +79,37 @@ class VllmEngine:
             raise CapabilityError(f"engine {self.name!r} is a scoring model and generates nothing")
         return _Stream(self, _prompt(prompt_token_ids, cache_salt), sampling)
 
+    def generate_whole(
+        self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
+    ) -> "_WholeStream":
+        if self.settings.scores:
+            raise CapabilityError(f"engine {self.name!r} is a scoring model and generates nothing")
+        # one request each: of the choices of one request, vLLM would tell only when the last has ended
+        prompt = _prompt(prompt_token_ids, cache_salt)
+        return _WholeStream([_Stream(self, prompt, sampling, is_whole=True) for sampling in samplings])
+
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
-    ) -> list[float]:
+    ) -> Reading:
         output = await self._one_pass(prompt_token_ids, cache_salt, logprob_token_ids=list(candidate_ids))
         logprobs = output.outputs[0].logprobs[0]
-        return [float(logprobs[candidate].logprob) for candidate in candidate_ids]
+        return Reading(tuple([float(logprobs[candidate].logprob) for candidate in candidate_ids]), _cached(output))
 
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
         token_ids = [*prompt_token_ids, *drafted_ids]
         output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=False)
-        if (output.num_cached_tokens or 0) >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
+        passes, cached = 1, _cached(output)
+        if cached >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
             output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=True)
+            passes, cached = 2, cached + _cached(output)
         written: list[int] = []
         for drafted, place in zip(drafted_ids, output.prompt_logprobs[-len(drafted_ids) :], strict=True):
             written.append(min(place, key=lambda token_id: place[token_id].rank))
             if written[-1] != drafted:
                 break
-        return Verified(tuple(written), output.num_cached_tokens or 0)
+        return Verified(tuple(written), cached, passes)
 
     async def _one_pass(self, token_ids: Sequence[int], cache_salt: str, **asked: Any) -> Any:
         """vLLM's output for a text that it reads and does not go on with."""
@@ -112,7 +124,7 @@ class VllmEngine:
             outputs = [out async for out in llm.generate(_prompt(token_ids, cache_salt), params, self.next_id())]
         return outputs[-1]
 
-    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> float:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         from vllm import PoolingParams
 
         if not self.settings.scores:
@@ -122,7 +134,7 @@ class VllmEngine:
         llm = await self._alive()
         with _translated(self):
             outputs = [out async for out in llm.encode(_prompt(prompt_token_ids, cache_salt), params, self.next_id())]
-        return float(outputs[-1].outputs.data.flatten()[-1])
+        return Score(float(outputs[-1].outputs.data.flatten()[-1]), _cached(outputs[-1]))
 
     def next_id(self) -> str:
         return f"{self.name}-{next(self._ids)}"
@@ -193,12 +205,19 @@ class VllmEngine:
 class _Stream:
     """One generation. It drains vLLM's queue itself, so that an abort still counts every token that was made."""
 
-    def __init__(self, engine: VllmEngine, prompt: dict[str, Any], sampling: Sampling) -> None:
-        self._engine, self._prompt, self._sampling = engine, prompt, sampling
+    def __init__(
+        self, engine: VllmEngine, prompt: dict[str, Any], sampling: Sampling, *, is_whole: bool = False
+    ) -> None:
+        self._engine, self._prompt, self._sampling, self._is_whole = engine, prompt, sampling, is_whole
         self._llm: Any = None
         self._queue: Any = None
         self._is_over = False
-        self.generated_tokens = 0
+        self._outputs = 0  # of vLLM's core
+        self.generated_tokens = self.cached_tokens = 0
+
+    @property
+    def passes(self) -> int:
+        return self._outputs if self._engine.settings.speculative else self.generated_tokens
 
     def __aiter__(self) -> Self:
         return self
@@ -216,11 +235,25 @@ class _Stream:
         self._engine._check_fits(self._prompt["prompt_token_ids"], self._sampling.max_tokens)
         self._llm = await self._engine._alive()
         self._queue = await self._llm.add_request(self._engine.next_id(), self._prompt, self._params())
+        if self._engine.settings.speculative:
+            self._count_outputs(self._queue)
+
+    def _count_outputs(self, queue: Any) -> None:
+        """vLLM's core hands over one output for each pass; the queue joins those that nobody has fetched."""
+        put = queue.put
+
+        def counting(output: Any) -> None:
+            self._outputs += not isinstance(output, Exception) and bool(output.outputs[0].token_ids)
+            put(output)
+
+        queue.put = counting
 
     def _params(self) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        # where passes bring several tokens, they are counted by the outputs that come one by one
+        is_whole = self._is_whole and not self._engine.settings.speculative
         sampling = self._sampling
         return SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -231,13 +264,13 @@ class _Stream:
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
+            output_kind=RequestOutputKind.FINAL_ONLY if is_whole else RequestOutputKind.DELTA,
         )
 
     def _delta(self, output: Any) -> TokenDelta:
         written = output.outputs[0]
         token_ids = tuple(written.token_ids)
-        self.generated_tokens += len(token_ids)
+        self._count(output)
         logprobs: tuple[float, ...] = ()
         top: tuple[tuple[float, ...], ...] = ()
         if flat := written.logprobs:  # at each place the token's own, then the other highest or all of the highest
@@ -251,7 +284,11 @@ class _Stream:
             self._is_over = True
             self._llm = self._queue = None
             reason = FinishReason.LENGTH if written.finish_reason == "length" else FinishReason.STOP
-        return TokenDelta(token_ids, logprobs, reason, output.num_cached_tokens or 0, top)
+        return TokenDelta(token_ids, logprobs, reason, self.cached_tokens, top)
+
+    def _count(self, output: Any) -> None:
+        self.generated_tokens += len(output.outputs[0].token_ids)
+        self.cached_tokens = _cached(output)
 
     async def aclose(self) -> None:
         if self._is_over:
@@ -259,13 +296,37 @@ class _Stream:
         self._is_over = True
         llm, queue = self._llm, self._queue
         self._llm = self._queue = None
-        if queue is None or llm.errored:
+        if queue is None:
+            return
+        if llm.errored:
+            self._count_dead(llm, queue)
             return
         # shielded: a cancelled caller must not leave the engine writing
         await asyncio.shield(llm.abort(queue.request_id, internal=True))
         left = queue.get_nowait()
         if left is not None:
-            self.generated_tokens += len(left.outputs[0].token_ids)
+            self._count(left)
+
+    def _count_dead(self, llm: Any, queue: Any) -> None:
+        """What a dead core had made of an answer that nobody will get."""
+        state = llm.output_processor.request_states.get(queue.request_id)
+        if state is not None:
+            self.generated_tokens, self.cached_tokens = state.detokenizer.num_output_tokens(), state.num_cached_tokens
+
+
+class _WholeStream(JoinedStreams):
+    def __init__(self, streams: Sequence[_Stream]) -> None:
+        super().__init__(streams)
+        self._of_vllm = streams
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(stream.cached_tokens for stream in self._of_vllm)  # also of those that were aborted
+
+
+def _cached(output: Any) -> int:
+    """Prompt tokens that vLLM read from its prefix cache."""
+    return output.num_cached_tokens or 0
 
 
 def _prompt(token_ids: Sequence[int], cache_salt: str) -> dict[str, Any]:

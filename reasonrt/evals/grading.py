@@ -18,17 +18,18 @@ class Grader:
     """Grades by comparing values; asks math-verify where that says no.
 
     math-verify's timeouts are signals, which threads cannot have, so it runs in a process. A grade that hangs or
-    kills its process counts as wrong, and the next one gets a new process. Without math-verify, unequal is wrong.
+    kills its process counts as wrong, and the next one gets a new process. Without math-verify, unequal answers are
+    wrong.
 
     Args:
         timeout_s: how long one grade may take.
-        judge: what is asked in the process, `(text, gold) -> bool`; a module-level function.
+        judge: the function that is asked in the process, `(text, gold) -> bool`; at module level.
     """
 
     def __init__(self, timeout_s: float = 10.0, judge: Callable[[str, str], bool] | None = None) -> None:
         self._timeout_s, self._judge = timeout_s, judge or verify
         self._pool: ProcessPoolExecutor | None = None
-        self._turn = asyncio.Lock()  # one grade at a time: a stuck process takes nobody along
+        self._turn = asyncio.Lock()  # one grade at a time: a stuck process delays no other
 
     async def __aenter__(self) -> Self:
         return self
@@ -41,8 +42,8 @@ class Grader:
     async def grade(self, text: str, gold: str, is_exact: bool = False) -> bool:
         """Whether the answer in `text` is `gold`.
 
-        With `is_exact` there is no algebra in the answer, and none is tried: to math-verify the base-16 number f9
-        is a product that may be turned round, and a list is a set. Lists are never left to it.
+        With `is_exact` there is no algebra in the answer, and math-verify is not asked: to it the base-16 number f9
+        is a product, which equals 9f, and a list is a set. Lists are never left to it.
         """
         answer = find_answer(text)
         if answer is None or same_answer(answer, gold):

@@ -1,8 +1,8 @@
 """What an evaluation has finished, on disk: one JSON line per problem and policy, in one file per run.
 
 The first line holds the format and the run's settings; each arm of a comparison has a line with its own, written when
-it joins the run. A line is written at once and whole; what a kill tore off at the end is cut off when the journal is
-opened again. So a run can be stopped at any byte and continues with nothing done twice.
+it joins the run. A line is written immediately and whole; an unfinished one, which a kill leaves at the end, is removed
+when the journal is opened again. So a run can be stopped at any byte and continues with nothing done twice.
 """
 
 import fcntl
@@ -24,11 +24,11 @@ class Record:
 
     Attributes:
         label: of the policy with its options.
-        seconds: from its start to its end, with the others that ran beside it.
+        seconds: from its start to its end, while others ran concurrently.
         share_s: its share of the wall clock: the time since the one before it ended, in its block.
         engine_tokens: generated, by engine.
         error: the message, where it failed; then it counts as wrong.
-        details: what the policy found out, as its `Stop` tells.
+        details: what the policy found out, from its `Stop`.
     """
 
     label: str
@@ -115,7 +115,7 @@ class Journal(Generic[R]):
     def _take_back(self, at: int) -> None:
         os.ftruncate(self._file.fileno(), at)
         try:
-            self._file.close()  # it still holds what did not go out
+            self._file.close()  # it still holds what was not written
         except OSError:
             os.truncate(self.path, at)
 
@@ -156,12 +156,12 @@ class Journal(Generic[R]):
 
 
 def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from the file."""
+    """The value as it is when it has been written as JSON and read again."""
     return dict(json.loads(json.dumps(value, default=str)))
 
 
 def _first_difference(known: Any, given: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The innermost key at which they differ, with dots, and both values there."""
+    """The innermost key at which two values differ, with dots, and both values there."""
     if not isinstance(known, dict) or not isinstance(given, dict):
         return None if known == given else (key, known, given)
     for name in sorted(known.keys() | given.keys()):

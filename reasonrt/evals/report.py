@@ -9,7 +9,7 @@ from typing import Any
 from reasonrt.evals.journal import Record
 from reasonrt.evals.statistics import mcnemar_p_value, paired_difference_interval, wilson_interval
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # by Okabe and Ito
 
 
 class Report:
@@ -22,7 +22,7 @@ class Report:
         return [record for record in self.records if record.label == label]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per policy. `seconds_per_problem` is wall clock over problems: at concurrency c, c share it."""
+        """One row per policy; `seconds_per_problem` is wall clock over problems, which concurrent problems share."""
         return [self._row(label) for label in self.labels if self.of(label)]
 
     def _row(self, label: str) -> dict[str, Any]:

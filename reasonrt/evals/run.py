@@ -40,7 +40,8 @@ class RunSettings:
     """What binds a journal to its run; `concurrency` is part of it because times are.
 
     Attributes:
-        block: problems that one policy solves before the next one has its turn: machines drift, blocks share it.
+        block: problems that one policy solves before the next one has its turn, so that all policies share a drift of
+            the machine.
     """
 
     task: str
@@ -72,8 +73,8 @@ async def evaluate(
 ) -> Report:
     """Solve every problem by every policy, grade, journal, and report.
 
-    What the journal in `out` already holds is not done again. A policy may join the run later; one that is in it goes
-    on only with the options, defaults and engines that it began with.
+    What the journal in `out` already holds is not done again. A policy may join the run later; one that is in it
+    continues only with the options, defaults and engines that it began with.
 
     Raises:
         EvalError: the journal belongs to another run or cannot be written; an engine is gone for good.
@@ -135,7 +136,7 @@ def _is_file(name: str) -> bool:
 
 
 def _check_reports() -> None:
-    """A report should not fail at the end."""
+    """Fail before the run, and not at its end, where a report cannot be made."""
     try:
         import scipy  # noqa: F401
     except ImportError:
@@ -145,7 +146,7 @@ def _check_reports() -> None:
 async def _solve_block(
     runtime: Runtime, grader: Grader, policy: PolicySpec, problems: list[TaskProblem], settings: RunSettings
 ) -> AsyncGenerator[Record, None]:
-    """Records as problems end. What an engine's death took along is tried once more, then the run ends."""
+    """Yield records as problems end. Problems that an engine's death ended are tried once more, then the run ends."""
     for attempt in (1, 2):
         requests = [
             policy.request(

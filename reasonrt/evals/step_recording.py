@@ -1,6 +1,6 @@
 """Recording what routers learn from: at each step, what draft and target would write, and what comes of it.
 
-The value of a step is measured by rollouts: the share of the target's completions behind it that end right. The
+The value of a step is measured by rollouts: the share of the target's completions after it that end right. The
 recorded history is mixed, as it is when a router is at work: mostly the better step, sometimes the draft's anyway.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.calibration.routers.step_pairs import DRAFT, TARGET, RecordedProblem
+from reasonrt.engines.whole import generate_whole
 from reasonrt.errors import EvalError, ReasonRTError
 from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal
@@ -22,8 +23,8 @@ from reasonrt.routers.features import TOP_LOGPROBS
 from reasonrt.runtime import Runtime
 from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
-from reasonrt.types import FinishReason, Limits, Request, Step
-from reasonrt.writing import sampling_for, write_step
+from reasonrt.types import Completion, FinishReason, Limits, Request, Step
+from reasonrt.writing import sampling_for, steps_of, write_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ async def _recorded(
 
 
 class _Recording:
-    """One problem being recorded."""
+    """One problem that is being recorded."""
 
     def __init__(self, runtime: Runtime, grader: Grader, problem: TaskProblem, settings: RecordingSettings) -> None:
         self._runtime, self._grader, self._problem, self._settings = runtime, grader, problem, settings
@@ -119,27 +120,20 @@ class _Recording:
             ahead = ahead[1:]
             if self._settings.rollouts > 1:  # a greedy one goes through the target's step anyway, samples need not
                 ahead, value = await self._completed((targeted,))
-            behind, draft_value = ahead, value
+            after_draft, draft_value = ahead, value
             if drafted.text != targeted.text:
-                behind, draft_value = await self._completed((drafted,))
+                after_draft, draft_value = await self._completed((drafted,))
             takes_target = value > draft_value and rng.random() >= self._settings.draft_share
             pairs.append(_pair(drafted, targeted, (draft_value, value), TARGET if takes_target else DRAFT))
             transcript.commit(targeted if takes_target else drafted)
             if not takes_target:
-                ahead, value = behind, draft_value
+                ahead, value = after_draft, draft_value
         return RecordedProblem(self._problem.id, self._problem.question, self._problem.group, pairs)
 
     async def _completed(self, steps: tuple[Step, ...]) -> tuple[list[Step], float]:
-        """The target's greedy steps behind what is committed and `steps`, and the share of completions that end
-        right."""
-        settings, committed = self._settings, (*self._transcript.steps, *steps)
-        request = replace(self._request, committed=committed)
-        count = 1 if self._runtime.prepare(request).is_finished else settings.rollouts
-        drawn = [
-            replace(request, seed=seed, temperature=settings.temperature if seed else 0.0) for seed in range(count)
-        ]
+        """The target's greedy steps after the committed ones and `steps`; the share of completions that end right."""
         try:
-            completions = await asyncio.gather(*map(self._runtime.complete, drawn))
+            completions = await self._rollouts((*self._transcript.steps, *steps))
         except ReasonRTError as error:
             raise EvalError(
                 f"a rollout of {self._problem.id} failed: {error}; run it again, what is done is kept"
@@ -147,7 +141,27 @@ class _Recording:
         grades = [
             await self._grader.grade(done.content, self._problem.answer, self._problem.is_exact) for done in completions
         ]
-        return list(completions[0].steps[len(committed) :]), sum(grades) / count
+        return list(completions[0].steps[len(self._transcript.steps) + len(steps) :]), sum(grades) / len(grades)
+
+    async def _rollouts(self, committed: tuple[Step, ...]) -> list[Completion]:
+        """The greedy one first."""
+        prepared = self._runtime.prepare(replace(self._request, committed=committed))
+        is_finished, is_open = prepared.is_finished, prepared.prompt_opens_thinking
+        transcript, target = Transcript.of(prepared.request, prepared.engines), prepared.engines["target"]
+        if is_finished or transcript.num_tokens >= self._settings.max_tokens or not transcript.room(target):
+            return [
+                Completion(committed, FinishReason.STOP if is_finished else FinishReason.LENGTH, {}, 0.0, {}, is_open)
+            ]
+        samplings = [
+            sampling_for(
+                self._request, transcript, target, seed=seed, temperature=self._settings.temperature if seed else 0.0
+            )
+            for seed in range(self._settings.rollouts)
+        ]
+        async with aclosing(generate_whole(target, transcript.token_ids(target), samplings)) as ended:
+            wholes = sorted([item async for item in ended], key=lambda item: item[0])
+        written = [steps_of(target, transcript, whole) for _, whole in wholes]
+        return [Completion((*committed, *steps), reason, {}, 0.0, {}, is_open) for steps, reason in written]
 
 
 def _pair(drafted: Step, targeted: Step, values: tuple[float, float], taken: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ GSM8K_FILES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class TaskProblem:
-    """One question.
+    """One question with its known answer.
 
     Attributes:
         group: what per-group tables are made by, such as `gcd/3`.
@@ -37,7 +37,7 @@ class TaskProblem:
 
 
 class TaskSource(Protocol):
-    """What an entry point in `reasonrt.tasks` loads to."""
+    """The object that an entry point in `reasonrt.tasks` names."""
 
     def names(self) -> Sequence[str]: ...
 
@@ -124,7 +124,7 @@ def _read_problem(file: Path, number: int, line: str) -> TaskProblem:
 
 
 def content_hash(problems: Sequence[TaskProblem]) -> str:
-    """Changes with any question, answer or order."""
+    """A hash that changes with any question, answer or order."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())

@@ -1,7 +1,7 @@
-"""Recording what stopping rules are certified on: problems thought through to the end, probed on the way.
+"""Recording what stopping rules are certified on: problems thought through to the end, with probes at checkpoints.
 
-A problem is a request like any other, under the option `stopping: {record: true}`: what asks the probes here asks
-them in serving.
+A problem is a request like any other, under the option `stopping: {record: true}`: the code that probes here probes
+in serving.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ class TraceSettings:
     """What is recorded, and how.
 
     Attributes:
-        policy, options: what generates.
+        policy, options: of the policy that generates.
         schedule: where it is probed.
         suffix: what a probe appends.
     """
@@ -109,7 +109,7 @@ async def record_traces(
 
 
 def trace_of(problem: TaskProblem, completion: Completion) -> Trace:
-    """What a recorded request has seen; nothing, where the runtime ended it at a limit."""
+    """The trace that a recorded request has seen; without checkpoints where the runtime ended it at a limit."""
     seen = completion.details.get("stopping", {}).get("checkpoints", [])
     trace = Trace(
         problem.id,
@@ -124,7 +124,7 @@ def trace_of(problem: TaskProblem, completion: Completion) -> Trace:
 
 
 def _refuse_duplicates(problems: Sequence[TaskProblem]) -> None:
-    """They would only be found at the end of a recording."""
+    """Refuse problems that are there twice now; else they would be found only at the end of a recording."""
     known: dict[str, str] = {}
     for problem in problems:
         for name in (problem.id, problem_hash(problem.question)):

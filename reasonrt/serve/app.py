@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from reasonrt.errors import ReasonRTError
-from reasonrt.serve.auth import ANONYMOUS, Guard
+from reasonrt.serve.auth import ANONYMOUS, AuthMiddleware
 from reasonrt.serve.backends.base import Backend
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
@@ -77,7 +77,7 @@ def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAP
         responses=_ERRORS,
     )
     app.state.gateway = gateway
-    app.add_middleware(Guard, config=config, metrics=metrics)
+    app.add_middleware(AuthMiddleware, config=config, metrics=metrics)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

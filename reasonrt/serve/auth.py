@@ -40,7 +40,7 @@ class KeyRing:
         return owners[0] if owners else None
 
 
-class Guard:
+class AuthMiddleware:
     """ASGI middleware. Routes find `request_id`, `key` (its name) and `note` (for the log) in the request's state."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:

@@ -88,7 +88,7 @@ async def outlive(
 
 
 def committed_usage(steps: Sequence[Step], engines: Collection[str]) -> Usage:
-    """What `steps` cost at the least.
+    """What `steps` cost at the least, with a pass for each token.
 
     Args:
         engines: by their names; what another author has written, no engine has generated.
@@ -97,4 +97,4 @@ def committed_usage(steps: Sequence[Step], engines: Collection[str]) -> Usage:
     for step in steps:
         if step.author in engines:
             tokens[step.author] = tokens.get(step.author, 0) + len(step.token_ids)
-    return {author: EngineUsage(generated=num) for author, num in tokens.items()}
+    return {author: EngineUsage(generated=num, passes=num) for author, num in tokens.items()}

@@ -1,1 +1,1 @@
-"""Small models of our own: the problems that they learn from, the recipe that makes them, and their weights."""
+"""The small models that ship: the problems that they learn from, the recipe that trains them, and their weights."""

@@ -1,4 +1,4 @@
-"""Arithmetic and symbolic families with a difficulty knob, each solved in steps by a solver of its own.
+"""Arithmetic and symbolic families with levels of difficulty, each solved in steps by a solver of its own.
 
 Every family is a function `(rng, level) -> (question, Solution)`. Levels 1-4 are what the zoo is measured on,
 5 and 6 go beyond what its models can do.
@@ -20,7 +20,7 @@ def _number(rng: random.Random, digits: int) -> int:
 
 
 def _sum_step(a: int, b: int) -> tuple[str, int]:
-    """One addition of a signed term: direct while both are below 1000, by columns above."""
+    """One addition of a signed term: directly while both are below 1000, by columns above."""
     value = a + b
     equation = f"{a} {'-' if b < 0 else '+'} {abs(b)}"
     if max(abs(a), abs(b)) < 1000:
@@ -186,7 +186,7 @@ def sorting(rng: random.Random, level: int) -> Drawn:
 
 
 def drill(rng: random.Random, level: int) -> Drawn:
-    """One operation, worked: training only. It is where the arithmetic inside the word problems comes from."""
+    """One worked operation, for training only; the arithmetic inside the word problems is learned from it."""
     kind = rng.choice("+-*/%s")
     if kind in "+-":
         a, b = _number(rng, rng.randint(1, 2 + level // 2)), _number(rng, rng.randint(1, 2 + level // 2))

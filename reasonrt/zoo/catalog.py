@@ -1,6 +1,6 @@
-"""The models that ship: where they are, and the card that stands beside each.
+"""The models that ship: where they are, and the card in the folder of each.
 
-`card.json` holds what training and measuring found; `README.md` beside it is the same for people.
+`card.json` holds what training and measuring found; `README.md` in the same folder is the same for people.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ def shipped() -> list[str]:
 
 
 def read_card(name: str) -> dict[str, Any]:
-    """What is known of a model; empty for one without a card."""
+    """The card of a model; empty for one without a card."""
     path = ZOO_FOLDER / name / "card.json"
     if name not in shipped():
         raise ConfigError(f"the zoo has no model {name!r}; it has {', '.join(shipped()) or 'none'}")
@@ -37,7 +37,7 @@ def read_card(name: str) -> dict[str, Any]:
 
 
 def write_training_card(name: str, folder: Path, recipe: Any, seconds: float) -> None:
-    """The card of a model that was just trained; its accuracy is not known yet."""
+    """Write the card of a model that was just trained; its accuracy is not known yet."""
     card = _measured(name, folder) | {
         "training_minutes": round(seconds / 60, 1),
         "training_machine": f"{platform.machine()}, CPU",
@@ -47,7 +47,7 @@ def write_training_card(name: str, folder: Path, recipe: Any, seconds: float) ->
 
 
 def write_judge_card(name: str, folder: Path, remark: str) -> None:
-    """The card of a judge (`nano-router`, `nano-reward`) that was just trained."""
+    """Write the card of a judge (`nano-router`, `nano-reward`) that was just trained."""
     card = _measured(name, folder) | {"remark": remark}
     text = (
         f"# {name}\n\n{card['parameters'] / 1e6:.2f} M parameters, Qwen3 architecture, two classes, bfloat16. Made by "
@@ -77,7 +77,7 @@ def write_accuracy(name: str, correct: Mapping[str, Sequence[bool]]) -> dict[str
 
 
 def _measured(name: str, folder: Path) -> dict[str, Any]:
-    """What can be read off a model's folder."""
+    """The part of a card that every model has: its size, and today as the date."""
     from safetensors import safe_open
 
     with safe_open(str(folder / "model.safetensors"), "pt") as weights:

@@ -1,4 +1,4 @@
-"""Training examples, made on the fly: problems of the training split, their traces, and batches of even length."""
+"""Training examples, drawn on the fly: problems of the training split, their traces, and batches of even length."""
 
 import itertools
 import random
@@ -19,7 +19,7 @@ _POOL = 2048  # examples sorted by length at a time
 _HARD = {("chain_sum", 3), ("chain_sum", 4), ("gcd", 3), ("gcd", 4), ("sorting", 3), ("sorting", 4)} | {
     ("base_conversion", level) for level in (2, 3, 4)
 }
-"""Long traces, which models learn last: seen twice as often as the bench mixture has them."""
+"""Families and levels with long traces, which models learn last; drawn twice as often as in the bench mixture."""
 
 TRAINING_SHARES: dict[tuple[str, int], float] = {
     key: share * (1.5 if key in _HARD else 0.75) for key, share in MIXTURE.items()
@@ -70,7 +70,7 @@ def examples(tokenizer: Any, seed: int, max_tokens: int, again_share: float = 0.
                 labels.append(end_id)
             if len(token_ids) <= max_tokens:
                 yield Example(token_ids, labels)
-            elif not problem.answer:  # thinking without end: its beginning will do
+            elif not problem.answer:  # thinking without an end: its beginning is enough
                 yield Example(token_ids[:max_tokens], labels[:max_tokens])
 
 
@@ -100,7 +100,7 @@ class Batches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]
 
 
 def _pad(batch: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    # a multiple of 16 columns: matrix kernels like it, and the compiler sees fewer shapes
+    # a multiple of 16 columns: matrix kernels are faster with it, and the compiler sees fewer shapes
     columns = -(-max(len(example.token_ids) for example in batch) // 16) * 16
     token_ids = torch.zeros(len(batch), columns, dtype=torch.int64)
     labels = torch.full((len(batch), columns), IGNORED, dtype=torch.int64)

@@ -1,6 +1,6 @@
 """Models of the zoo that read steps: `nano-router` (is the target's step better?) and `nano-reward` (a step's value).
 
-Both start from the draft's weights: it knows the language of the steps. A problem is one sequence with a label at the
+Both start from the draft's weights, which know the language of the steps. A problem is one sequence with a label at the
 end of each step, since the model is causal; only steps that were not taken need a sequence of their own.
 """
 
@@ -109,7 +109,7 @@ def train_judge(
     from transformers import AutoTokenizer, Qwen3ForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # that the new head is new
+    transformers_logging.set_verbosity_error()  # it would warn that the head is untrained
     recipe = recipe or JudgeRecipe()
     torch.manual_seed(recipe.seed)
     base = ZOO_FOLDER / recipe.base
@@ -143,7 +143,7 @@ def train_judge(
 
 
 def _batches(known: list[Labelled], recipe: JudgeRecipe, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(token_ids, labels), `[rows, columns]` each, neighbours in length together."""
+    """Batches (token_ids, labels), `[rows, columns]` each, of sequences of similar length."""
     rng = random.Random(f"{recipe.seed}/{epoch}")
     batches: list[list[Labelled]] = [[]]
     for example in sorted(known, key=lambda example: (len(example.token_ids), rng.random())):
@@ -180,7 +180,7 @@ def crossed_scores(name: str, records: Sequence[RecordedProblem], folder: Path) 
 
 
 def judge_scores(name: str, records: Sequence[RecordedProblem], model_folder: Path) -> NDArray[np.float64]:
-    """What the judge in `model_folder` says of every draft step: P(class 1), float64 `[pairs]`."""
+    """The score of every draft step by the judge in `model_folder`: P(class 1), float64 `[pairs]`."""
     from transformers import Qwen3ForSequenceClassification
 
     model = Qwen3ForSequenceClassification.from_pretrained(model_folder, dtype=torch.float32).eval()

@@ -12,7 +12,7 @@ from reasonrt.types import Limits
 
 
 async def measure_model(name: str, limit: int, out: Path) -> dict[str, list[bool]]:
-    """Solve `limit` problems of the task `zoo`, greedily; whether each was right, by group such as `gcd/3`."""
+    """Solve `limit` problems of the task `zoo` greedily; return whether each was right, by group such as `gcd/3`."""
     problems = load_task("zoo", limit)
     async with Runtime({"target": build_engine("target", VllmConfig(model=f"{ZOO_PREFIX}{name}"))}) as runtime:
         settings = RunSettings("zoo", Limits(max_tokens=768), concurrency=32)

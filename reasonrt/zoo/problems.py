@@ -1,4 +1,4 @@
-"""What a zoo problem is, which splits there are, and the bench mixture that everything compares on.
+"""What a zoo problem is, which splits there are, and the mixture that models and policies are compared on.
 
 A problem has a worked solution: the steps that lead to the answer, and the steps that check it another way.
 `traces.py` makes training text of it; evaluation reads question and answer only.
@@ -46,7 +46,7 @@ SPLITS = {
     "certify": (33, 92, 96),
     "test": (44, 96, 100),
 }
-"""Disjoint twice over: by the generator's seed, and by the hash of the question's words."""
+"""The splits, disjoint in two ways: by the generator's seed, and by the hash of the question's words."""
 
 
 _MOST_DRAWS = 2000  # repeats in a row after which a level counts as exhausted
@@ -103,7 +103,7 @@ def mixture(split: str, n: int, shares: dict[tuple[str, int], float] | None = No
     chosen: list[Problem] = []
     seen: set[str] = set()
     while len(chosen) < n:
-        # the family that is furthest behind its share is next
+        # the family that is furthest below its share is next
         key = max(shares, key=lambda key: shares[key] * (len(chosen) + 1) - taken[key])
         taken[key] += 1
         drawn = itertools.islice(streams[key], _MOST_DRAWS)

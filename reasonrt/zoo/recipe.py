@@ -72,7 +72,7 @@ RECIPES = {
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a training run stands."""
+    """How far a training run is."""
 
     tokens: int
     total_tokens: int
@@ -125,8 +125,8 @@ def build_model(recipe: Recipe, tokenizer: Any) -> Any:
 def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda progress: None) -> None:
     """Train a model and write it to the folder `out` in bfloat16, with its tokenizer.
 
-    A checkpoint in `out` is taken up where it was left; it is removed at the end. The run can be stopped at any
-    time and loses at most a minute.
+    Training continues from a checkpoint in `out`, which is removed at the end. The run can be stopped at any time and
+    loses at most a minute.
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()

@@ -1,4 +1,4 @@
-"""A worked solution: what every family of problems returns beside its question."""
+"""A worked solution, which every family of problems returns together with its question."""
 
 from dataclasses import dataclass
 

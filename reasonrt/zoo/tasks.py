@@ -8,7 +8,7 @@ from reasonrt.zoo.problems import FAMILIES, LEVELS, MIXTURE, SPLITS, mixture
 
 
 class ZooTasks:
-    """What the entry point `reasonrt.tasks` loads. `unsolvable` has no answers and so is no task."""
+    """The object that the entry point `reasonrt.tasks` names. `unsolvable` has no answers and so is no task."""
 
     def names(self) -> Sequence[str]:
         return ["zoo", *sorted(set(FAMILIES) - {"unsolvable"})]

@@ -10,7 +10,7 @@ VOCAB_SIZE = 2048
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL_TOKENS = ("<|pad|>", END, USER, ASSISTANT)
 WHOLE_TOKENS = (THINK, END_THINK, STEP_END, "\\boxed{", "}")
-"""Kept whole, but text like any other: a client sees them, and step boundaries and probes find them by id."""
+"""Never split, but text like any other: a client sees them, and step boundaries and probes find them by id."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'user' %}" + USER + "{% else %}" + ASSISTANT + "{% endif %}"

@@ -1,8 +1,8 @@
 """From a problem's worked solution to what a reasoning model would have written.
 
-`<think>` steps, each closed by a blank line, `</think>`, then the answer in `\\boxed{}`. Reasoning models go on
-after they have the answer, and sometimes write something wrong and take it back; so do these traces: about half
-of them check the result after stating it, and a small share carries a slip and its correction. A model that is to
+`<think>` steps, each closed by a blank line, `</think>`, then the answer in `\\boxed{}`. Reasoning models continue
+after they have the answer, and sometimes write something wrong and correct it. So do these traces: about half of
+them check the result after stating it, and a small share carries a slip and its correction. A model that is to
 think too long, as large ones do, learns from traces that work the problem out once more.
 """
 
@@ -13,7 +13,7 @@ from reasonrt.thinking import END_THINK, THINK
 from reasonrt.zoo.problems import Problem
 
 Piece = tuple[str, bool]
-"""Text, and whether a model should learn to write it: what a slip got wrong is only to be seen."""
+"""Text, and whether a model should learn to write it: what a slip got wrong is only read."""
 
 SLIP_SHARE = 0.08
 STEP_END = "\n\n"
@@ -23,7 +23,7 @@ def trace(problem: Problem, rng: random.Random, again_share: float = 0.0) -> lis
     """One written solution of `problem` as pieces in order; they join to the assistant's whole message.
 
     Args:
-        again_share: of the problems, those that are worked out once more behind their answer.
+        again_share: share of the problems that are worked out once more after their answer.
     """
     is_again = rng.random() < again_share if again_share else False
     pieces = [(f"{THINK}\n", True)]

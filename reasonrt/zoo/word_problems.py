@@ -38,7 +38,7 @@ _CLEANING = tuple(
 
 @cache
 def _templates() -> list[Any]:
-    """The generators of gsm_symbolic that its authors hold to be right, in their order."""
+    """The generators of gsm_symbolic that its authors take to be right, in their order."""
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (
         GSMSymbolicDataset,
         GSMSymbolicDatasetConfig,
@@ -96,7 +96,7 @@ def _stands_alone(match: re.Match[str]) -> bool:
 
 
 def _holds(match: re.Match[str]) -> bool:
-    """Whether `a op b = c` is true. What does not stand alone is not judged."""
+    """Whether `a op b = c` is true, where it stands alone; a part of a chain counts as true."""
     if not _stands_alone(match):
         return True
     a, op, b, c = _operands(match)
@@ -137,7 +137,7 @@ def _work_out(step: str) -> str:
 
 
 def _checks(equations: list[re.Match[str]]) -> tuple[str, ...]:
-    """The last one or two calculations of whole numbers, undone."""
+    """Checks of the last one or two calculations of whole numbers, by their inverses."""
     undone = []
     for match in [match for match in equations if _stands_alone(match)][-2:]:
         a, op, b, c = _operands(match)
@@ -159,7 +159,7 @@ def _slip(rng: random.Random, steps: tuple[str, ...]) -> tuple[int, str] | None:
 
 
 def unsolvable(rng: random.Random, level: int) -> tuple[str, Solution] | None:
-    """A word problem with one of its numbers taken out. Its trace guesses on and on; it has no answer."""
+    """A word problem with one of its numbers taken out; it has no answer, and its trace guesses without end."""
     drawn = gsm_symbolic(rng, level)
     if drawn is None:
         return None

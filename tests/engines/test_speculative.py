@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,11 @@ async def test_the_text_is_that_of_the_model_alone(engine: VllmEngine, target_en
 async def test_reads_beside_it_and_the_highest_log_probabilities(engine: VllmEngine) -> None:
     sampling = Sampling(64, logprobs=True, top_logprobs=5)
     candidates = sorted(engine.tokenizer.vocabulary())[:9]
-    lone = await engine.read(ask(engine, NUMBERS[0]), candidates)
+    lone = (await engine.read(ask(engine, NUMBERS[0]), candidates)).logprobs
     alone = await collect(engine, ask(engine, NUMBERS[0]), sampling)
 
-    async def read_again_and_again() -> list[list[float]]:
-        return [await engine.read(ask(engine, NUMBERS[0]), candidates) for _ in range(12)]
+    async def read_again_and_again() -> list[tuple[float, ...]]:
+        return [(await engine.read(ask(engine, NUMBERS[0]), candidates)).logprobs for _ in range(12)]
 
     *together, reads = await asyncio.gather(
         *(collect(engine, ask(engine, number), sampling) for number in NUMBERS), read_again_and_again()
@@ -79,6 +79,29 @@ async def test_reads_beside_it_and_the_highest_log_probabilities(engine: VllmEng
             for logprob, place in zip(delta.logprobs, delta.top_logprobs, strict=True):
                 assert logprob == place[0] > place[-1] > -100
             assert len(delta.top_logprobs) == len(delta.token_ids)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_passes_are_counted_one_by_one(
+    engine: VllmEngine, counted_by_vllm: Callable[[VllmEngine], AbstractContextManager[list[int]]], is_late: bool
+) -> None:
+    """By vLLM's own count of what its core hands over; whoever is late finds several outputs joined."""
+    with counted_by_vllm(engine) as counts:
+        async with aclosing(engine.generate(ask(engine, NUMBERS[0]), Sampling(64))) as stream:
+            await anext(stream)
+            await asyncio.sleep(0.5 * is_late)
+            async for _ in stream:
+                pass
+        whole = engine.generate_whole(ask(engine, NUMBERS[1]), [Sampling(64), Sampling(20), Sampling(400)])
+        async for index, _ in whole:
+            if index == 0:
+                break  # the last one is aborted
+        await whole.aclose()
+
+    assert stream.passes + whole.passes == len(counts)
+    assert stream.generated_tokens + whole.generated_tokens == sum(counts)
+    assert stream.passes < stream.generated_tokens
 
 
 @pytest.mark.vllm

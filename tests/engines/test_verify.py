@@ -7,8 +7,10 @@ import pytest
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
+from reasonrt.metering import MeteredEngine
 from reasonrt.ports import Capability, Engine
-from reasonrt.types import Message, Sampling, TokenDelta
+from reasonrt.scopes import Scope
+from reasonrt.types import Limits, Message, Sampling, TokenDelta
 
 NUMBERS = (23, 47, 58, 91)
 
@@ -83,6 +85,23 @@ async def test_what_the_cache_held_is_told(engine: Engine) -> None:
     known = (await engine.verify(prompt, own)).cached_tokens
 
     assert len(prompt) - 32 <= known < len(prompt)
+
+
+async def test_passes_and_what_they_read_are_counted(engine: Engine) -> None:
+    """What has been verified before may take a second pass: the cache tells nothing of what it holds."""
+    if Capability.VERIFY not in engine.capabilities:
+        pytest.skip("verifies nothing")
+    prompt = ask(engine, 79)
+    own = ids_of(await collect(engine, prompt, Sampling(80)))
+    meter = MeteredEngine(engine, Scope(Limits(max_engine_calls=3)))
+
+    passes = [(await meter.verify(prompt, own)).passes for _ in range(3)]
+
+    usage = meter.usage(0)
+    assert usage.passes == sum(passes)
+    assert usage.prefilled + usage.cached == sum(passes) * len([*prompt, *own])
+    assert usage.prefilled > 0
+    assert passes[-1] == (1 if isinstance(engine, ScriptedEngine) else 2)
 
 
 async def test_what_does_not_fit_is_not_verified_either(engine: Engine) -> None:

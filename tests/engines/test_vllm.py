@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,24 +18,8 @@ from reasonrt.types import Completion, Limits, Message, Request, Sampling
 
 pytestmark = pytest.mark.vllm
 
+Counted = Callable[[VllmEngine], AbstractContextManager[list[int]]]
 QUESTION = "Solve the following multiplication: 29 * 73. Give only the result as your final answer."
-
-
-@contextmanager
-def counted_by_vllm(engine: VllmEngine) -> Iterator[list[int]]:
-    """The tokens that the engine's core hands over within the block, of requests that have not been given up."""
-    processor = engine._llm.output_processor
-    process, counts = processor.process_outputs, list[int]()
-
-    def counting(outputs: list[Any], *arguments: Any, **options: Any) -> Any:
-        counts.extend(len(output.new_token_ids) for output in outputs if output.request_id in processor.request_states)
-        return process(outputs, *arguments, **options)
-
-    processor.process_outputs = counting
-    try:
-        yield counts
-    finally:
-        del processor.process_outputs
 
 
 @pytest.mark.parametrize(
@@ -44,7 +27,11 @@ def counted_by_vllm(engine: VllmEngine) -> Iterator[list[int]]:
     [("target", {}), ("draft", {}), ("self_consistency", {"k": 5, "temperature": 1.0})],
 )
 async def test_usage_adds_up_to_vllms_own_count(
-    draft_engine: VllmEngine, target_engine: VllmEngine, policy: str, options: dict[str, object]
+    draft_engine: VllmEngine,
+    target_engine: VllmEngine,
+    counted_by_vllm: Counted,
+    policy: str,
+    options: dict[str, object],
 ) -> None:
     engines = {"draft": draft_engine, "target": target_engine}
     requests = [Request.ask(QUESTION.replace("29", str(n)), policy, options=options, seed=n) for n in range(21, 31)]
@@ -53,19 +40,19 @@ async def test_usage_adds_up_to_vllms_own_count(
         completions = [result async for _, result in Runtime(engines).solve_all(requests, 4)]
 
     for name, counts in (("draft", of_draft), ("target", of_target)):
-        ours = sum(
-            result.usage[name].generated
-            for result in completions
-            if isinstance(result, Completion) and name in result.usage
-        )
-        assert ours == sum(counts)
+        used = [result.usage[name] for result in completions if isinstance(result, Completion) and name in result.usage]
+        assert sum(usage.generated for usage in used) == sum(counts)
+        assert sum(usage.passes for usage in used) == len(counts)
 
 
-async def test_a_request_cut_by_its_deadline_is_counted_exactly_too(target_engine: VllmEngine) -> None:
+@pytest.mark.parametrize("policy", ["target", "self_consistency"])
+async def test_a_request_cut_by_its_deadline_is_counted_exactly_too(
+    target_engine: VllmEngine, counted_by_vllm: Counted, policy: str
+) -> None:
     runtime = Runtime({"target": target_engine})
 
     with counted_by_vllm(target_engine) as counts:
-        completion = await runtime.complete(Request.ask(QUESTION, limits=Limits(deadline_s=0.15)))
+        completion = await runtime.complete(Request.ask(QUESTION, policy, limits=Limits(deadline_s=0.15)))
 
     assert completion.finish_reason == "deadline"
     assert completion.seconds < 0.15 + 0.1 + 0.1  # the deadline, our 100 ms, a step of the engine
@@ -82,23 +69,30 @@ async def test_shared_prefixes_are_read_from_the_cache(target_engine: VllmEngine
     assert deltas[0].cached_tokens == (len(prompt) - 1) // block * block  # whole ones, and one token is always computed
 
 
-async def test_a_dead_engine_fails_its_requests_and_comes_back(nano_draft: Path) -> None:
+async def test_a_dead_engine_fails_its_requests_and_comes_back(nano_draft: Path, counted_by_vllm: Counted) -> None:
     known = set(psutil.Process().children(recursive=True))
     engine = await VllmEngine("mortal", nano_draft, VllmSettings(kv_cache_mib=64)).start()
     try:
         prompt = engine.tokenizer.chat((Message("user", QUESTION),))
-        streams = [engine.generate(prompt, Sampling(400)) for _ in range(3)]
-        for stream in streams:
-            await anext(stream)
-        for process in set(psutil.Process().children(recursive=True)) - known:
-            if "EngineCor" in process.name():
-                process.kill()
+        with counted_by_vllm(engine) as counts:
+            streams = [engine.generate(prompt, Sampling(400)) for _ in range(3)]
+            whole = engine.generate_whole(prompt, [Sampling(400)] * 2)
+            waiting = asyncio.create_task(anext(whole))
+            for stream in [*streams, *[streams[0]] * 20]:  # far enough for the whole ones to have begun
+                await anext(stream)
+            for process in set(psutil.Process().children(recursive=True)) - known:
+                if "EngineCor" in process.name():
+                    process.kill()
 
-        async def drain(index: int) -> None:
-            async for _ in streams[index]:
-                pass
+            async def drain(index: int) -> None:
+                async with aclosing(streams[index]) as stream:
+                    async for _ in stream:
+                        pass
 
-        results = await asyncio.gather(*(drain(index) for index in range(3)), return_exceptions=True)
+            results = await asyncio.gather(*map(drain, range(3)), waiting, return_exceptions=True)
+            await whole.aclose()
+        assert whole.generated_tokens > 0
+        assert sum(stream.generated_tokens for stream in streams) + whole.generated_tokens == sum(counts)
         completion = await Runtime({"target": engine}).complete(Request.ask(QUESTION))
 
         assert all(isinstance(result, EngineError) and "died" in str(result) for result in results)
@@ -135,7 +129,7 @@ async def test_a_scoring_model_scores_and_nothing_else(nano_draft: Path, tmp_pat
     engine = await VllmEngine("reward", tmp_path, VllmSettings(scores=True, kv_cache_mib=64)).start()
     try:
         prompt = engine.tokenizer.chat((Message("user", QUESTION),))
-        score = await engine.score(prompt)
+        score = (await engine.score(prompt)).value
         with torch.no_grad():
             logit = model(torch.tensor([prompt])).logits[0, 0]
 

@@ -42,7 +42,7 @@ class Good:
         self.options, self.reward = options, engines["reward"]
 
     async def advantage(self, transcript: Transcript, step: Step) -> float:
-        return 1 - self.options.scale * await self.reward.score(transcript.token_ids(self.reward))
+        return 1 - self.options.scale * (await self.reward.score(transcript.token_ids(self.reward))).value
 
 
 def build(router: Any) -> Any:

@@ -187,6 +187,7 @@ class RayBackend:
         self._most_at_once = 0
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.runtime.check_defaults)  # a replica's own error would be one of many tries
         self.replicas = replicas = await asyncio.to_thread(self._deploy)
         self._watching = asyncio.create_task(self._watch(replicas))
         return self

@@ -7,6 +7,7 @@ import time
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
+from reasonrt.ports import Score
 from reasonrt.types import Sampling
 
 
@@ -27,8 +28,8 @@ class Scripted(ScriptedEngine):
         if self._start == "hang":
             await asyncio.sleep(3600)
 
-    async def score(self, prompt_token_ids: list[int], cache_salt: str = "") -> float:
-        return float(await self._do(self.tokenizer.decode(prompt_token_ids)) or 0.0)
+    async def score(self, prompt_token_ids: list[int], cache_salt: str = "") -> Score:
+        return Score(float(await self._do(self.tokenizer.decode(prompt_token_ids)) or 0.0))
 
     async def _do(self, words: str) -> float | None:
         command, _, argument = words.partition(" ")

@@ -171,6 +171,10 @@ class _Late:
     def generated_tokens(self) -> int:
         return int(self._stream.generated_tokens)
 
+    @property
+    def passes(self) -> int:
+        return int(self._stream.passes)
+
     def __aiter__(self) -> Any:
         return self
 

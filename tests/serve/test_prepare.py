@@ -1,0 +1,52 @@
+"""What one HTTP request costs before any engine is asked: one policy, and one chat template for each vocabulary."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+
+from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
+from reasonrt.types import Message
+
+RULE = {"kind": "upper_threshold", "signal": {"kind": "agreement"}, "threshold": 3}
+
+
+class CountingTokenizer(CharacterTokenizer):
+    """One vocabulary for both engines, which counts how often its template is applied to each conversation."""
+
+    applied: ClassVar = Counter[tuple[Message, ...]]()
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        self.applied[tuple(messages)] += 1
+        return super().chat(messages)
+
+
+class CountingEngine(ScriptedEngine):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.tokenizer = CountingTokenizer()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("options", [{}, {"stopping": {"rule": RULE}}])
+@pytest.mark.parametrize("policy", ["target", "arbitrage", "specreason", "self_consistency"])
+def test_one_request_is_prepared_once_and_its_template_applied_once(
+    start: Any, monkeypatch: pytest.MonkeyPatch, policy: str, options: dict[str, Any], stream: bool
+) -> None:
+    if options and policy == "self_consistency":
+        pytest.skip("it commits nothing before its end")
+    server = start(kind=CountingEngine)
+    prepared = []
+    prepare = server.runtime.prepare
+    monkeypatch.setattr(server.runtime, "prepare", lambda request: (prepared.append(request), prepare(request))[1])
+    question = f"How many, {policy} {bool(options)} {stream}?"
+    ask = [{"role": "user", "content": question}]
+    body = {"model": policy, "messages": ask, "stream": stream, "reasonrt": {"options": options}}
+
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=20)
+
+    assert answer.status_code == 200, answer.text
+    assert len(prepared) == 1
+    assert CountingTokenizer.applied[(Message("user", question),)] == 1
