@@ -235,7 +235,7 @@ class WholeInAnotherWay(Good):
 
 
 class WholeByIndex(Good):
-    """It waits for the first before the second begins."""
+    """It begins with the last, and waits for each before the next begins."""
 
     def generate_whole(self, prompt_token_ids: Sequence[int], samplings: Any, cache_salt: str = "") -> Any:
         write = super().generate_whole
@@ -244,17 +244,17 @@ class WholeByIndex(Good):
 
 class _InTurn:
     def __init__(self, streams: Any) -> None:
-        self.streams, self.index, self.is_closed = streams, 0, False
+        self.streams, self.index, self.is_closed = streams, len(streams), False
 
     def __aiter__(self) -> Any:
         return self
 
     async def __anext__(self) -> Any:
-        if self.is_closed or self.index == len(self.streams):
+        if self.is_closed or not self.index:
             raise StopAsyncIteration
+        self.index -= 1
         _, whole = await anext(self.streams[self.index])
-        self.index += 1
-        return self.index - 1, whole
+        return self.index, whole
 
     @property
     def generated_tokens(self) -> int:
@@ -332,7 +332,7 @@ FAULTS: list[tuple[Any, str, str]] = [
     (Miscounts, "yields deltas whose ids are the generation", "generated_tokens is"),
     (OnePass, "yields deltas whose ids are the generation", "passes is 1"),
     (WholeInAnotherWay, "yields each of several generations once", "whole it writes"),
-    (WholeByIndex, "in the order in which they end", "in the order .0, 1, 2."),
+    (WholeByIndex, "in the order in which they end", "in the order .2, 1, 0."),
     (WholeWorksOn, "`WholeStream.aclose` aborts", "tokens|another one|still works"),
     (OneReadingCache, "`Reading.cached_tokens`", "the first reads with a salt"),
     (FallsOnClosing, "`aclose` frees everything", "closed already"),
