@@ -103,7 +103,7 @@ async def test_leaving_the_parent_leaves_the_child(config: Path, num_tokens: int
     runtime = Runtime.from_config(config)
     events = runtime.solve(Request.ask(QUESTION, "checked"))
     waiting = asyncio.ensure_future(anext(events))
-    while sum(engine.generated_tokens for engine in scripted(runtime)) < num_tokens:
+    while sum(engine.generated_tokens for engine in scripted(runtime)) < num_tokens:  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert any(engine.running for engine in scripted(runtime))
 
