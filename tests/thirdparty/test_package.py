@@ -1,7 +1,6 @@
 """Somebody else's policy, router, engine, task and tool, installed by entry points and used from everywhere."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -84,25 +83,14 @@ async def test_tool_lives_as_long_as_the_runtime(config: Path) -> None:
     assert not runtime.tools["abacus"].is_ready
 
 
-def run(*arguments: str, installed: Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*RUN, *arguments], cwd=cwd, env=environment(installed), capture_output=True, text=True, timeout=240
-    )
+def run(*arguments: str, cwd: Path, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*RUN, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
 
 
-def environment(installed: Path) -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(installed), *sys.path]),
-        "COLUMNS": "200",
-        "NO_COLOR": "1",
-        "REASONRT_API_KEYS": "",
-    }
-
-
-def test_cli_solves(config: Path, installed: Path) -> None:
+def test_cli_solves(config: Path, plugin_environment: dict[str, str]) -> None:
     done = run(
         "solve", QUESTION, "--policy", "checked@asks=[draft, target]", "--json", "end.json",
-        installed=installed, cwd=config.parent,
+        cwd=config.parent, env=plugin_environment,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -110,11 +98,11 @@ def test_cli_solves(config: Path, installed: Path) -> None:
     assert json.loads((config.parent / "end.json").read_text())["details"] == {"asked": "target", "is_right": True}
 
 
-def test_cli_evaluates_the_task_by_policy_and_router(config: Path, installed: Path) -> None:
+def test_cli_evaluates_the_task_by_policy_and_router(config: Path, plugin_environment: dict[str, str]) -> None:
     policies = [word for name in ("checked", "equations", "draft") for word in ("--policy", name)]
     done = run(
         "eval", "--task", "sums", "--limit", "20", *policies, "--out", "run", "--json", "report.json",
-        installed=installed, cwd=config.parent,
+        cwd=config.parent, env=plugin_environment,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
@@ -125,13 +113,13 @@ def test_cli_evaluates_the_task_by_policy_and_router(config: Path, installed: Pa
 
 
 @contextmanager
-def served(installed: Path, cwd: Path) -> Iterator[tuple[httpx.Client, Path]]:
+def served(cwd: Path, env: dict[str, str]) -> Iterator[tuple[httpx.Client, Path]]:
     """`reasonrt serve --local`, once it is ready, and the file of its standard error."""
     log = cwd / "server.log"
     with log.open("wb") as errors:
         server = subprocess.Popen(
             [*RUN, "serve", "--local", "--port", "0"],
-            cwd=cwd, env=environment(installed), stdout=subprocess.PIPE, stderr=errors, text=True,
+            cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
     try:
         assert server.stdout is not None
@@ -147,8 +135,8 @@ def served(installed: Path, cwd: Path) -> Iterator[tuple[httpx.Client, Path]]:
         server.wait(30)
 
 
-def test_http(config: Path, installed: Path) -> None:
-    with served(installed, config.parent) as (http, log):
+def test_http(config: Path, plugin_environment: dict[str, str]) -> None:
+    with served(config.parent, plugin_environment) as (http, log):
         models = [model["id"] for model in http.get("/v1/models").json()["data"]]
 
         def ask(model: str, **options: Any) -> httpx.Response:
@@ -178,8 +166,8 @@ def test_http(config: Path, installed: Path) -> None:
     assert sum("'policies_absent'" in line for line in named) == sum("'routers_raises'" in line for line in named) == 1
 
 
-def test_doctor_reports_each(config: Path, installed: Path) -> None:
-    done = run("doctor", "--json", "doctor.json", installed=installed, cwd=config.parent)
+def test_doctor_reports_each(config: Path, plugin_environment: dict[str, str]) -> None:
+    done = run("doctor", "--json", "doctor.json", cwd=config.parent, env=plugin_environment)
 
     findings = {
         finding["subject"]: finding["status"]
@@ -191,10 +179,12 @@ def test_doctor_reports_each(config: Path, installed: Path) -> None:
     assert findings["policy policies_absent"] == findings["tool tools_raises"] == "problem"
 
 
-def test_tool_that_the_configuration_names_and_does_not_work_is_one_line(config: Path, installed: Path) -> None:
+def test_tool_that_the_configuration_names_and_does_not_work_is_one_line(
+    config: Path, plugin_environment: dict[str, str]
+) -> None:
     config.write_text(config.read_text().replace("name: abacus", "name: tools_raises"))
 
-    done = run("solve", QUESTION, "--policy", "checked", installed=installed, cwd=config.parent)
+    done = run("solve", QUESTION, "--policy", "checked", cwd=config.parent, env=plugin_environment)
 
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: tool 'abacus': tool 'tools_raises' is announced as")
