@@ -195,7 +195,8 @@ async def overload(server: Server, options: argparse.Namespace) -> dict[str, Any
 
 
 def _num(concurrency: int, options: argparse.Namespace) -> int:
-    return max(2 * concurrency, options.requests if concurrency > 1 else options.requests // 4)
+    requests: int = options.requests
+    return max(2 * concurrency, requests if concurrency > 1 else requests // 4)
 
 
 def _latencies(answers: list[Answer]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ import reasonrt.zoo
 from reasonrt.calibration.stopping.bounds import binomial_lower_bound
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import CharacterTokenizer
-from reasonrt.engines.vllm import VllmEngine, VllmSettings
-from reasonrt.engines.vllm_settings import cpu_dtype
+from reasonrt.engines.vllm import VllmEngine
+from reasonrt.engines.vllm_settings import VllmSettings, cpu_dtype
 from reasonrt.policies.stopping.traces import Checkpoint, Trace
 from reasonrt.thinking import THINK
 from reasonrt.types import Message
@@ -34,12 +35,25 @@ ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it wh
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name what must stay in one of two parallel processes: what shares engines, what shares Ray, each other file."""
+    """Skip what needs a GPU where there is none, and name what must stay in one of two parallel processes.
+
+    That is what shares engines, what shares Ray, and each other file.
+    """
     for item in items:
+        if item.get_closest_marker("gpu") and not has_gpu():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         shares_engines = folder in {"engines", "policies"} and item.get_closest_marker("vllm")
         group = "engines" if shares_engines else "serve" if folder == "serve" else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@cache
+def has_gpu() -> bool:
+    """Counted without initialising CUDA, as `torch.cuda.is_available()` would: vLLM could fork no engine any more."""
+    import torch
+
+    return bool(torch.cuda.device_count())
 
 
 def core(index: int) -> str:

@@ -1,6 +1,7 @@
 """The rules that keep the layout sound: links, floors of imports, who may import what."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,8 @@ FLOORS = (  # from the top: an import never goes up
     ("types",),
     ("thinking", "tasks", "plugins", "errors", "kernels"),
 )
+NO_MIRROR = {"engines/hosted": "a package of somebody else's, with engines"}
+MAX_FILE_BYTES = 30_000_000
 FLOOR_OF = {name: -index for index, names in enumerate(FLOORS) for name in names}
 
 
@@ -84,6 +87,22 @@ def test_kernels_is_no_package_by_itself() -> None:
 
 def test_tests_are_no_packages() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_tests_mirror_the_packages() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("*.py")}
+
+    assert not {str(folder) for folder in folders if not (ROOT / "reasonrt" / folder).is_dir()} - NO_MIRROR.keys()
+
+
+def test_tracked_files_are_small() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout of git")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    sizes = {name: (ROOT / name).lstat().st_size for name in listed.split("\0") if (ROOT / name).is_file()}
+
+    assert "pyproject.toml" in sizes
+    assert not {name: size for name, size in sizes.items() if size > MAX_FILE_BYTES}
 
 
 def test_modules_are_found() -> None:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from io import BufferedRandom
 from pathlib import Path
@@ -74,18 +75,17 @@ class Journal(Generic[R]):
     ) -> None:
         self.path, self._kind = folder / "journal.jsonl", kind
         self.records: list[R] = []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file: BufferedRandom = self.path.open("a+b")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._recover(_as_read({"": settings, **(arms or {})}))
-        except EvalError:
-            self._file.close()
-            raise
-        except BlockingIOError:
-            raise EvalError(f"another run is writing {self.path}; wait for it or give another --out") from None
-        except OSError as error:
-            raise EvalError(f"cannot use {self.path}: {error.strerror}; give another --out") from None
+        with ExitStack() as opened:  # closed again unless all of this succeeds
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file: BufferedRandom = opened.enter_context(self.path.open("a+b"))
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._recover(_as_read({"": settings, **(arms or {})}))
+            except BlockingIOError:
+                raise EvalError(f"another run is writing {self.path}; wait for it or give another --out") from None
+            except OSError as error:
+                raise EvalError(f"cannot use {self.path}: {error.strerror}; give another --out") from None
+            opened.pop_all()
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ _log = logging.getLogger(__name__)
 
 def open_ports() -> list[str]:
     """`address:port (program)` for each socket that this process or one below it listens on beyond loopback."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     found = set()
     here = psutil.Process()

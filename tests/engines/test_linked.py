@@ -106,8 +106,8 @@ async def test_near_end_has_the_properties_of_the_engine() -> None:
 
 async def test_near_end_learns_what_the_far_engine_finds_out_at_its_start() -> None:
     near, engine = await far_away("target", max_model_len=50)
-    engine.max_model_len, engine.capabilities = 40, frozenset({Capability.READ})  # type: ignore[misc]
+    engine.max_model_len, engine.capabilities = 40, frozenset({Capability.READ})
 
     assert await near.start() is near
 
-    assert (near.max_model_len, near.capabilities) == (40, {Capability.READ})
+    assert (near.max_model_len, near.capabilities) == (40, frozenset({Capability.READ}))

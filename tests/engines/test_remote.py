@@ -80,8 +80,8 @@ WITH_TEXT: dict[str, Any] = {"text": "x", "logprobs": {"top_logprobs": [{"x": -0
 async def engine_on(server: FakeServer, folder: Path, **settings: Any) -> AsyncIterator[RemoteEngine]:
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    settings = {"timeout_s": 10.0, "tokenizer": folder} | settings
-    engine = RemoteEngine("far", f"http://127.0.0.1:{port}/v1/", "m", **settings)
+    defaults: dict[str, Any] = {"timeout_s": 10.0, "tokenizer": folder}
+    engine = RemoteEngine("far", f"http://127.0.0.1:{port}/v1/", "m", **defaults | settings)
     try:
         yield engine
     finally:
@@ -371,7 +371,7 @@ async def test_nothing_at_the_address_is_said(tokenizer_folder: Path) -> None:
     ],
 )
 def test_unusable_settings_are_named(tokenizer_folder: Path, settings: dict[str, Any], message: str) -> None:
-    settings = {"base_url": "http://host/v1", "model": "m", "tokenizer": tokenizer_folder} | settings
+    usable: dict[str, Any] = {"base_url": "http://host/v1", "model": "m", "tokenizer": tokenizer_folder}
 
     with pytest.raises(ConfigError, match=message):
-        RemoteEngine("far", **settings)
+        RemoteEngine("far", **usable | settings)

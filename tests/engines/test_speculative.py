@@ -11,7 +11,8 @@ import pytest
 
 from reasonrt.config import VllmConfig
 from reasonrt.engines.build import build_engine
-from reasonrt.engines.vllm import VllmEngine, VllmSettings
+from reasonrt.engines.vllm import VllmEngine
+from reasonrt.engines.vllm_settings import VllmSettings
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.types import Message, Sampling, TokenDelta
 
@@ -67,8 +68,8 @@ async def test_reads_beside_it_and_the_highest_log_probabilities(engine: VllmEng
     async def read_again_and_again() -> list[tuple[float, ...]]:
         return [(await engine.read(ask(engine, NUMBERS[0]), candidates)).logprobs for _ in range(12)]
 
-    *together, reads = await asyncio.gather(
-        *(collect(engine, ask(engine, number), sampling) for number in NUMBERS), read_again_and_again()
+    together, reads = await asyncio.gather(
+        asyncio.gather(*(collect(engine, ask(engine, number), sampling) for number in NUMBERS)), read_again_and_again()
     )
 
     assert all(read == pytest.approx(lone, abs=0.1) for read in reads)

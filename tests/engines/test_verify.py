@@ -65,8 +65,9 @@ async def test_verifications_side_by_side_with_all_else(engine: Engine) -> None:
     owns = [ids_of(await collect(engine, ask(engine, number), Sampling(12))) for number in NUMBERS]
     candidates = sorted(engine.tokenizer.vocabulary())[:4]
 
-    *found, deltas, _ = await asyncio.gather(
-        *(verified(engine, ask(engine, number), own) for number, own in zip(NUMBERS, owns, strict=True)),
+    verifications = [verified(engine, ask(engine, number), own) for number, own in zip(NUMBERS, owns, strict=True)]
+    found, deltas, _ = await asyncio.gather(
+        asyncio.gather(*verifications),
         collect(engine, ask(engine), Sampling(12, logprobs=True, top_logprobs=5)),
         engine.read(ask(engine), candidates),
     )

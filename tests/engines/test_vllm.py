@@ -10,8 +10,8 @@ import psutil
 import pytest
 from vllm.platforms import current_platform
 
-from reasonrt.engines.vllm import VllmEngine, VllmSettings
-from reasonrt.engines.vllm_settings import engine_arguments
+from reasonrt.engines.vllm import VllmEngine
+from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments
 from reasonrt.errors import CapabilityError, EngineError
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Message, Request, Sampling

@@ -35,8 +35,8 @@ def make_runtime(**settings: Any) -> Runtime:
 
 async def record(out: Path, runtime: Runtime | None = None, **changes: Any) -> TraceSet:
     schedule = Schedule(first_tokens=16, block_tokens=16, growth=1.0, answer_tokens=16)
-    settings = TraceSettings(**{"schedule": schedule, "limits": Limits(400)} | changes)
-    return await record_traces(runtime or make_runtime(), PROBLEMS, settings, out)
+    settings: dict[str, Any] = {"schedule": schedule, "limits": Limits(400)}
+    return await record_traces(runtime or make_runtime(), PROBLEMS, TraceSettings(**settings | changes), out)
 
 
 async def test_trace_holds_the_checkpoints_and_the_full_answer(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ async def test_trace_holds_the_checkpoints_and_the_full_answer(tmp_path: Path) -
     for trace, problem in zip(traces, PROBLEMS, strict=True):
         assert trace.content_hash == problem_hash(problem.question)
         assert trace.full_tokens == len(ScriptedEngine("", "").tokenizer.encode(FULL)) + 1  # the end token
-        answers = [point.answer for point in trace.checkpoints]
+        answers = [str(point.answer) for point in trace.checkpoints]
         assert answers == sorted(answers)
         assert set(answers) == {"3", r"\frac{1}{2}"}
         assert trace.full_answer == trace.gold == r"\frac{1}{2}"  # 1/2 and 0.5 in one spelling

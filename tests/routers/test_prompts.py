@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
-from reasonrt.routers.prompts import LAYOUTS, StepPrompt
+from reasonrt.routers.prompts import LAYOUTS, LayoutName, StepPrompt
 from reasonrt.transcript import Transcript
 from reasonrt.types import Message, Step
 
@@ -21,7 +21,7 @@ class CountingTokenizer(CharacterTokenizer):
         return super().encode(text)
 
 
-def read(layout: str, *texts: tuple[str, str]) -> str:
+def read(layout: LayoutName, *texts: tuple[str, str]) -> str:
     """What a judge reads of the last of these (author, text) steps, the others being committed."""
     engine = ScriptedEngine("judge", "")
     transcript = Transcript((Message("user", "Why?"),), (), [Step(text, (1,), author) for author, text in texts[:-1]])
@@ -37,7 +37,7 @@ def read(layout: str, *texts: tuple[str, str]) -> str:
         ("skywork", "Why?\nA\nB\n"),
     ],
 )
-def test_layouts_are_the_published_formats(layout: str, expected: str) -> None:
+def test_layouts_are_the_published_formats(layout: LayoutName, expected: str) -> None:
     assert read(layout, ("target", "A\n\n"), ("draft", "B\n\n")) == expected
 
 
@@ -66,7 +66,7 @@ def test_qwens_reward_model_reads_each_step_before_its_mark() -> None:
 
 @given(st.sampled_from(sorted(LAYOUTS)), st.lists(st.tuples(WORDS, WORDS, st.booleans()), max_size=6))
 def test_each_prompt_begins_with_what_was_committed_and_no_step_is_encoded_twice(
-    layout: str, steps: list[tuple[str, str, bool]]
+    layout: LayoutName, steps: list[tuple[str, str, bool]]
 ) -> None:
     engine = ScriptedEngine("judge", "")
     engine.tokenizer = tokenizer = CountingTokenizer()

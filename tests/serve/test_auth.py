@@ -205,6 +205,6 @@ def test_log_has_a_line_per_request_and_no_prompt(running: Any, start: Any, capl
 
 @pytest.mark.parametrize("asked", ["x" * 129, "a b", "é", '"', ""])
 def test_request_ids_that_could_break_a_log_are_replaced(running: Any, asked: str) -> None:
-    headers = {"x-request-id": asked.encode()}
+    headers = {b"x-request-id": asked.encode()}
 
     assert httpx.get(running.url + "/health", headers=headers).headers["x-request-id"] != asked

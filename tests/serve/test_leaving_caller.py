@@ -38,7 +38,8 @@ def wait_until(holds: Any, seconds: float = 5.0) -> float:
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_engines_are_free_within_a_step(slow: Any, policy: str, is_stream: bool) -> None:
     body = json.dumps(BODY | {"model": policy, "stream": is_stream, "n": 2}).encode()
-    with socket.create_connection(httpx.URL(slow.url).netloc.decode().split(":")) as caller:
+    url = httpx.URL(slow.url)
+    with socket.create_connection((url.host, url.port)) as caller:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
         caller.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
         wait_until(lambda: slow.working >= 2)

@@ -164,9 +164,13 @@ def test_spans_tell_of_steps_and_not_of_words() -> None:
     span.end(Completion((step,), FinishReason.STOP, {"target": EngineUsage(generated=2)}, 0.5))
 
     child, parent = exporter.get_finished_spans()
-    assert child.parent.span_id == parent.context.span_id
+    assert child.parent == parent.context
+    assert child.start_time is not None
+    assert child.end_time is not None
     assert abs(child.end_time - child.start_time - 5e8) < 1e6
+    assert child.attributes is not None
     assert child.attributes["reasonrt.score.advantage"] == 0.25
+    assert parent.attributes is not None
     assert parent.attributes["gen_ai.response.finish_reasons"] == ("stop",)
     assert "secret" not in child.to_json() + parent.to_json()
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -82,7 +83,7 @@ def engine_cores(pid: int) -> list[psutil.Process]:
 def test_server_outlives_its_engine_core_and_leaves_nothing(tmp_path: Path) -> None:
     with serving(tmp_path, "--local") as (url, server):
         client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
-        ask = {"model": "target", "messages": [{"role": "user", "content": QUESTION}]}
+        ask: dict[str, Any] = {"model": "target", "messages": [{"role": "user", "content": QUESTION}]}
         with pytest.raises(BadRequestError, match="700"):  # what the file says, holds
             client.chat.completions.create(**ask, max_tokens=701)
         peaceful = client.chat.completions.create(**ask)

@@ -7,7 +7,7 @@ import operator
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from statistics import mean
 
@@ -175,7 +175,12 @@ def test_unsolvable_problem_lacks_a_number_and_an_answer() -> None:
 
 # --- what the solutions say is true
 
-OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 EXPRESSION = r"([-(]*\d[\d.+\-*/() ]*)"
 UNITS = re.compile(r"(?<=\d)(?: [A-Za-z][A-Za-z']*(?:/[A-Za-z]+)?){1,3}(?= [-+*/=] )")
 BY_A_FRACTION = re.compile(r"(\d+)/(\d+) / (\d+)")  # a template's way to write 10 / (2/5)
@@ -209,7 +214,9 @@ def equations(text: str) -> Iterator[tuple[Fraction, Fraction, str]]:
 
 
 def test_equations_are_read() -> None:
-    read = [(a, b) for a, b, _ in equations("He pays 2 coins * €3 = 4 + 2 = €7 in all: 1+1=2, so 2 pears - 1 = 1 pear")]
+    read: list[tuple[object, object]] = [
+        (a, b) for a, b, _ in equations("He pays 2 coins * €3 = 4 + 2 = €7 in all: 1+1=2, so 2 pears - 1 = 1 pear")
+    ]
 
     assert read == [(6, 6), (6, 7), (2, 2), (1, 1)]
 

@@ -11,10 +11,10 @@ from reasonrt.calibration.stopping.families import quantile_thresholds
 from reasonrt.calibration.stopping.learned_signal import learn_signal
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
-from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, TokensUsed
+from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, Signal, TokensUsed
 from reasonrt.policies.stopping.traces import same_answer
 
-SIGNALS = [Recorded("confidence"), Ema(Recorded("confidence"), 0.3), Agreement(), TokensUsed()]
+SIGNALS: list[Signal] = [Recorded("confidence"), Ema(Recorded("confidence"), 0.3), Agreement(), TokensUsed()]
 
 
 def test_it_is_the_probability_that_the_answer_so_far_is_right() -> None:

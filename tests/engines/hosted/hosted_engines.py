@@ -4,6 +4,8 @@ import asyncio
 import os
 import subprocess
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
@@ -14,8 +16,8 @@ from reasonrt.types import Sampling
 class Scripted(ScriptedEngine):
     """Answers as `tests/engines/test_contract.py` asks, and does what the prompt of a `score` says."""
 
-    def __init__(self, name: str, text: str = "", start: str = "", **settings: object) -> None:
-        super().__init__(name, text or _reply, **settings)  # type: ignore[arg-type]
+    def __init__(self, name: str, text: str = "", start: str = "", **settings: Any) -> None:
+        super().__init__(name, text or _reply, **settings)
         self._start, self.starts = start, 0
 
     async def start(self) -> "Scripted":
@@ -28,7 +30,7 @@ class Scripted(ScriptedEngine):
         if self._start == "hang":
             await asyncio.sleep(3600)
 
-    async def score(self, prompt_token_ids: list[int], cache_salt: str = "") -> Score:
+    async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         return Score(float(await self._do(self.tokenizer.decode(prompt_token_ids)) or 0.0))
 
     async def _do(self, words: str) -> float | None:

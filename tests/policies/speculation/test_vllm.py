@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from reasonrt import Completion, Request, Runtime
+from reasonrt import Completion, Request, Runtime, Step
 from reasonrt.engines.vllm import VllmEngine
 from reasonrt.engines.vllm_settings import VllmSettings
 
@@ -84,7 +84,9 @@ async def test_draft_killed_in_a_request_leaves_it_to_the_target(nano_draft: Pat
         assert isinstance(completion, Completion)
         assert "died" in completion.details["fallback"]
         assert completion.content
-        assert steps[-1].author == target_engine.name
+        last = steps[-1]
+        assert isinstance(last, Step)
+        assert last.author == target_engine.name
         assert unfinished(target_engine) == 0
     finally:
         await draft.aclose()

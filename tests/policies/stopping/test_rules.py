@@ -35,7 +35,7 @@ from reasonrt.policies.stopping.rules import (
 from reasonrt.policies.stopping.signals import Agreement, Ema, Logistic, Recorded, Signal, Steadiness, TokensUsed
 from reasonrt.policies.stopping.traces import Checkpoint, Trace, is_answer
 
-PLAIN_SIGNALS = st.sampled_from([Recorded("confidence"), Agreement(), TokensUsed()])
+PLAIN_SIGNALS: st.SearchStrategy[Signal] = st.sampled_from([Recorded("confidence"), Agreement(), TokensUsed()])
 UNIT = st.floats(0.01, 1.0)
 SIGNALS: st.SearchStrategy[Signal] = st.recursive(
     PLAIN_SIGNALS,

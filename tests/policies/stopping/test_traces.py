@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,9 @@ def test_split_hash_depends_on_content_alone() -> None:
 
 def test_numbers_of_numpy_hash_as_plain_ones() -> None:
     plain = Trace("p", [Checkpoint(5, "1", {"sure": 1.0}, 3)], 10, "1")
-    numpy = Trace("p", [Checkpoint(np.int64(5), "1", {"sure": np.float32(1)}, np.int64(3))], np.int64(10), "1")  # type: ignore[arg-type]
+    numbers: list[Any] = [np.int64(5), np.int64(3), np.int64(10), np.float32(1)]
+    five, three, ten, one = numbers
+    numpy = Trace("p", [Checkpoint(five, "1", {"sure": one}, three)], ten, "1")
 
     assert TraceSet((plain,)).split == TraceSet((numpy,)).split
 
