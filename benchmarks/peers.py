@@ -182,7 +182,8 @@ async def solve_ours(where: str, k: int, temperature: float, max_tokens: int) ->
     """The other side of `peer`: questions from stdin, answers to stdout. `where` is a URL, or cores for an engine."""
     from reasonrt import Completion, Limits, Request, Runtime
     from reasonrt.engines.remote import RemoteEngine
-    from reasonrt.engines.vllm import VllmEngine, VllmSettings
+    from reasonrt.engines.vllm import VllmEngine
+    from reasonrt.engines.vllm_settings import VllmSettings
 
     if where.startswith("http"):
         engine: Any = RemoteEngine("target", f"{where}/v1", "nano-target", tokenizer=MODEL)
@@ -192,8 +193,11 @@ async def solve_ours(where: str, k: int, temperature: float, max_tokens: int) ->
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             questions, concurrency = json.loads(line)
-            policy = {"policy": "self_consistency", "options": {"k": k, "temperature": temperature}}
-            requests = [Request.ask(question, limits=Limits(max_tokens), **policy) for question in questions]
+            options = {"k": k, "temperature": temperature}
+            requests = [
+                Request.ask(question, "self_consistency", options=options, limits=Limits(max_tokens))
+                for question in questions
+            ]
             answers: list[Any] = [None] * len(requests)
             began = time.perf_counter()
             async for index, result in runtime.solve_all(requests, concurrency):

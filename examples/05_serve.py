@@ -6,6 +6,7 @@
 import socket
 import threading
 import time
+from typing import Any
 
 import httpx
 from openai import OpenAI
@@ -31,10 +32,10 @@ def main() -> None:
         try:
             while httpx.get(f"{url}/ready").status_code != 200:
                 time.sleep(0.05)
-            client = OpenAI(base_url=f"{url}/v1", api_key="none")
+            client: Any = OpenAI(base_url=f"{url}/v1", api_key="none")
             print("models:", ", ".join(model.id for model in client.models.list()))
-            messages = [{"role": "user", "content": "What is 6 * 7?"}]
-            answer = client.chat.completions.create(model="self_consistency@k=3", messages=messages)
+            ask = {"role": "user", "content": "What is 6 * 7?"}
+            answer = client.chat.completions.create(model="self_consistency@k=3", messages=[ask])
             print("reasoning:", repr(answer.choices[0].message.reasoning), "answer:", answer.choices[0].message.content)
             print("votes:", answer.choices[0].reasonrt["details"], "usage:", answer.reasonrt["usage"])
         finally:

@@ -7,7 +7,7 @@ leaves it without text.
 """
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -17,7 +17,7 @@ from pydantic import Field
 from reasonrt.answers import find_answer, normal_form
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.single import Role
-from reasonrt.ports import RequestEngine
+from reasonrt.ports import Engines, RequestEngine
 from reasonrt.thinking import opens_thinking, split
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop, TokenDelta
@@ -64,7 +64,7 @@ class SelfConsistency(PolicyOptions):
     def commits_as_it_goes(self) -> bool:
         return False
 
-    async def solve(self, request: Request, engines: Mapping[str, RequestEngine]) -> AsyncGenerator[PolicyEvent, None]:
+    async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
         transcript = Transcript.of(request, engines)
         done = await self._draw(request, transcript, engine)

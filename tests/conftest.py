@@ -120,6 +120,7 @@ def vllm_server(nano_target: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(nano_target)]
     command += ["--served-model-name", "nano-target", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "1024", "--block-size", "32", "--max-num-seqs", "32", "--enforce-eager"]
+    command += ["--worker-extension-cls", "reasonrt.engines.vllm_worker.WorkerExtension"]
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--enable-prompt-tokens-details", "--dtype", cpu_dtype()]
     environment = ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": core(0), "VLLM_NO_USAGE_STATS": "1"}
     log = tmp_path_factory.mktemp("vllm") / "server.log"

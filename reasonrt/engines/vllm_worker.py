@@ -5,13 +5,28 @@ read asks for. A generation that shares a step with a read would get minus infin
 speculation nothing, or the engine's death. The V2 runner, which GPUs use, does it row by row and is left alone.
 """
 
+import ctypes
 import os
+import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 _MOST = 20  # the most log-probabilities that a generation can ask for
+
+
+def allow_amx() -> None:
+    """Ask Linux for the tile registers of x86-64 CPUs, without which an instruction of vLLM's own kernels is illegal.
+
+    Each process that computes must ask; torch does so for itself, but only once it multiplies matrices of its own.
+    """
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); an error of a CPU that has none means nothing
+        ctypes.CDLL(None).syscall(158, 0x1023, 18)
+
+
+allow_amx()  # on import: it is vLLM that imports this module, in each of its workers
 
 
 class WorkerExtension:

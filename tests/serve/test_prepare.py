@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
-from reasonrt.types import Message
+from reasonrt.types import Message, Request
 
 RULE = {"kind": "upper_threshold", "signal": {"kind": "agreement"}, "threshold": 3}
 
@@ -40,7 +40,12 @@ def test_one_request_is_prepared_once_and_its_template_applied_once(
     server = start(kind=CountingEngine)
     prepared = []
     prepare = server.runtime.prepare
-    monkeypatch.setattr(server.runtime, "prepare", lambda request: (prepared.append(request), prepare(request))[1])
+
+    def counted(request: Request) -> Any:
+        prepared.append(request)
+        return prepare(request)
+
+    monkeypatch.setattr(server.runtime, "prepare", counted)
     question = f"How many, {policy} {bool(options)} {stream}?"
     ask = [{"role": "user", "content": question}]
     body = {"model": policy, "messages": ask, "stream": stream, "reasonrt": {"options": options}}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -91,7 +91,12 @@ def refuse(options: Options, request: Request, engines: Mapping[str, Engine]) ->
 
 
 FAULTS: list[tuple[str, RouterKind, str, str]] = [
-    ("one_role", replace(GOOD, roles=lambda options: "reward"), "`roles` are the engines", "not a tuple of names"),
+    (
+        "one_role",
+        replace(GOOD, roles=cast(Any, lambda options: "reward")),
+        "`roles` are the engines",
+        "not a tuple of names",
+    ),
     ("no_dataclass", replace(GOOD, options=int), "`RouterKind.options` is the dataclass", "TypeError"),
     ("never", replace(GOOD, build=refuse), "`RouterKind.build` makes the router", "nothing is good enough"),
     ("no_router", replace(GOOD, build=build(lambda *_: 3)), "`RouterKind.build` makes", "which has no `advantage`"),

@@ -14,6 +14,7 @@ from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import EngineError
 from reasonrt.policies.speculation import loop
+from reasonrt.ports import Score
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
 BAD = ["<think>\none\n\n", "2wo!\n\n", "three\n\n", "4our\n\n", "</think>\n\n", r"\boxed{8}"]
@@ -108,7 +109,7 @@ async def test_router_that_dies_leaves_the_request_to_the_target(caplog: pytest.
     runtime = make_runtime()
 
     class Lost(ScriptedEngine):
-        async def score(self, prompt_token_ids: Any, cache_salt: str = "") -> float:
+        async def score(self, prompt_token_ids: Any, cache_salt: str = "") -> Score:
             raise EngineError("the reward model died")
 
     runtime.engines["reward"] = Lost("reward", "")

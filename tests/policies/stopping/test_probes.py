@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 
+from reasonrt import Limits
 from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.metering import MeteredEngine
 from reasonrt.policies.stopping.probes import SUFFIX, Probe
 from reasonrt.policies.stopping.signals import END_OF_THINKING, ENTROPY_AFTER_THINKING, LOOKS
+from reasonrt.scopes import Scope
 
 
 def make_probe(reply: str, answer_tokens: int = 24, **settings: Any) -> tuple[Probe, ScriptedEngine]:
     engine = ScriptedEngine("target", lambda prompt, sampling: reply[len(prompt.rpartition(SUFFIX)[2]) :], **settings)
-    return Probe(engine, engine.tokenizer.encode(SUFFIX), answer_tokens), engine
+    return Probe(MeteredEngine(engine, Scope(Limits())), engine.tokenizer.encode(SUFFIX), answer_tokens), engine
 
 
 PROMPT = ScriptedEngine("", "").tokenizer.encode("[user] ?\n[assistant] <think>\none\n\n")
