@@ -73,14 +73,14 @@ async def test_generated_tokens_of_sub_requests_count(runtime: Runtime) -> None:
 async def test_deadline_holds_for_all_sub_requests_together(config: Path) -> None:
     settings = load_config(config).model_dump()
     for engine in settings["engines"].values():
-        engine["settings"] |= {"seconds_per_token": 0.01}
+        engine["settings"] |= {"seconds_per_token": 0.1}
     runtime = Runtime.from_config(config, engines=settings["engines"])
     started = time.perf_counter()
 
     completion = await runtime.complete(Request.ask(QUESTION, "checked", limits=Limits(deadline_s=0.3)))
 
     assert completion.finish_reason is FinishReason.DEADLINE
-    assert time.perf_counter() - started < 1.0  # alone, each of the two takes 0.6 s
+    assert time.perf_counter() - started < 4.0  # alone, each of the two takes 6 s
     assert_adds_up(completion, runtime)
 
 
