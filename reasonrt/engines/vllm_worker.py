@@ -70,8 +70,8 @@ def _verify_for_all(verify: Callable[..., Any]) -> Callable[..., Any]:
         ids_by_row = sampling.logprob_token_ids
         # nothing is drafted for a read, it ends after one token: its only logits are the bonus ones
         read = {row: logits[metadata.bonus_logits_indices[row]].float().log_softmax(-1) for row in ids_by_row}
-        apart = replace(sampling, logprob_token_ids=None, max_num_logprobs=sampling.max_num_logprobs or 0)
-        output = verify(metadata, draft_probs, logits, apart)
+        without_reads = replace(sampling, logprob_token_ids=None, max_num_logprobs=sampling.max_num_logprobs or 0)
+        output = verify(metadata, draft_probs, logits, without_reads)
         places, table = output.sampled_token_ids.shape[1], output.logprobs_tensors
         for row, ids in ids_by_row.items():
             chosen = table.logprob_token_ids.new_tensor([ids])
@@ -82,7 +82,7 @@ def _verify_for_all(verify: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_rows(table: Any, rows: Sequence[int], token_ids: Any, logprobs: Any) -> Any:
-    """vLLM's `table` of log-probabilities, with those of `rows` replaced behind the first column: [rows, columns]."""
+    """vLLM's `table` of log-probabilities, with those of `rows` replaced after the first column: [rows, columns]."""
     height, width = table.logprobs.shape
     columns = token_ids.shape[1]
     wide_ids = table.logprob_token_ids.new_zeros((height, max(width, 1 + columns)))
