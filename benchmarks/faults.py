@@ -3,7 +3,7 @@
     python benchmarks/faults.py --json faults.json              # two replicas on Ray; --local for one process
 
 The same requests run twice without faults first: where greedy text depends on what else is in the batch, the two
-differ by themselves, and that is counted apart.
+differ by themselves, and that is counted by itself.
 """
 
 import argparse

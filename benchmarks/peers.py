@@ -193,8 +193,11 @@ async def solve_ours(where: str, k: int, temperature: float, max_tokens: int) ->
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             questions, concurrency = json.loads(line)
-            policy: dict[str, Any] = {"policy": "self_consistency", "options": {"k": k, "temperature": temperature}}
-            requests = [Request.ask(question, limits=Limits(max_tokens), **policy) for question in questions]
+            options = {"k": k, "temperature": temperature}
+            requests = [
+                Request.ask(question, "self_consistency", options=options, limits=Limits(max_tokens))
+                for question in questions
+            ]
             answers: list[Any] = [None] * len(requests)
             began = time.perf_counter()
             async for index, result in runtime.solve_all(requests, concurrency):

@@ -216,6 +216,7 @@ def vllm_server(folder: Path, engine_cores: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", "nano-target", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "1024", "--block-size", "32", "--max-num-seqs", "64", "--enforce-eager"]
+    command += ["--worker-extension-cls", "reasonrt.engines.vllm_worker.WorkerExtension"]  # for AMX, as ours has it
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--dtype", cpu_dtype()]
     environment = {"VLLM_CPU_OMP_THREADS_BIND": engine_cores, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     with running(command, port, "/health", folder / "vllm.log", **environment) as server:

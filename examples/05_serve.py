@@ -6,6 +6,7 @@
 import socket
 import threading
 import time
+from typing import Any
 
 import httpx
 from openai import OpenAI
@@ -31,14 +32,12 @@ def main() -> None:
         try:
             while httpx.get(f"{url}/ready").status_code != 200:
                 time.sleep(0.05)
-            client = OpenAI(base_url=f"{url}/v1", api_key="none")
+            client: Any = OpenAI(base_url=f"{url}/v1", api_key="none")
             print("models:", ", ".join(model.id for model in client.models.list()))
-            answer = client.chat.completions.create(
-                model="self_consistency@k=3", messages=[{"role": "user", "content": "What is 6 * 7?"}]
-            ).model_dump()  # also what is not in the client's own types
-            choice = answer["choices"][0]
-            print("reasoning:", repr(choice["message"]["reasoning"]), "answer:", choice["message"]["content"])
-            print("votes:", choice["reasonrt"]["details"], "usage:", answer["reasonrt"]["usage"])
+            ask = {"role": "user", "content": "What is 6 * 7?"}
+            answer = client.chat.completions.create(model="self_consistency@k=3", messages=[ask])
+            print("reasoning:", repr(answer.choices[0].message.reasoning), "answer:", answer.choices[0].message.content)
+            print("votes:", answer.choices[0].reasonrt["details"], "usage:", answer.reasonrt["usage"])
         finally:
             server.should_exit = True
             thread.join()

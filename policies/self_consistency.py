@@ -1,12 +1,13 @@
 """`self_consistency`: several samples, the answer of the majority (Wang et al. 2023, arXiv 2203.11171, section 2).
 
-Samples run concurrently; sampling ends as soon as no outcome of the samples that still run could change which
-answer leads. Only the winner is cut into steps. Nothing is committed before: a limit that ends the request earlier
+Samples run concurrently; sampling ends as soon as no outcome of the samples that are still missing could change which
+answer leads. On an engine that others use as well, the samples that the vote may not need are drawn only once it needs
+them. Only the winner is cut into steps. Nothing is committed before: a limit that ends the request earlier
 leaves it without text.
 """
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -16,7 +17,7 @@ from pydantic import Field
 from reasonrt.answers import find_answer, normal_form
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.single import Role
-from reasonrt.ports import RequestEngine
+from reasonrt.ports import Engines, RequestEngine
 from reasonrt.thinking import opens_thinking, split
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop, TokenDelta
@@ -42,7 +43,7 @@ class SelfConsistency(PolicyOptions):
     """Several samples, and the answer of the majority.
 
     Attributes:
-        k: samples.
+        k: samples, at most.
         temperature: None is the request's, or 0.7 where that is 0: greedy samples would all be one.
         engine: the role of the engine that writes.
     """
@@ -63,7 +64,7 @@ class SelfConsistency(PolicyOptions):
     def commits_as_it_goes(self) -> bool:
         return False
 
-    async def solve(self, request: Request, engines: Mapping[str, RequestEngine]) -> AsyncGenerator[PolicyEvent, None]:
+    async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
         transcript = Transcript.of(request, engines)
         done = await self._draw(request, transcript, engine)
@@ -82,13 +83,18 @@ class SelfConsistency(PolicyOptions):
         samplings = [replace(sampling, seed=_seed(request, index)) for index in range(self.k)]
         prompt = request.prompts.token_ids(engine.tokenizer, request.messages)
         is_open = opens_thinking(engine.tokenizer.decode, prompt)
+        token_ids = list(transcript.token_ids(engine))
         done: list[_Sample] = []
-        async with aclosing(engine.generate_whole(transcript.token_ids(engine), samplings)) as ended:
-            async for index, whole in ended:
-                text = transcript.text + engine.tokenizer.decode(whole.token_ids)
-                done.append(_Sample(index, whole, split(text, is_open).content))
-                if is_decided(Counter(sample.answer for sample in done), self.k - len(done)):
-                    break
+        first = self.k if engine.pace.running == 0 else self.k // 2 + 1  # fewer can never decide
+        for begin, end in ((0, first), (first, self.k)):
+            if begin == end or is_decided(Counter(sample.answer for sample in done), self.k - len(done)):
+                break
+            async with aclosing(engine.generate_whole(token_ids, samplings[begin:end])) as ended:
+                async for index, whole in ended:
+                    text = transcript.text + engine.tokenizer.decode(whole.token_ids)
+                    done.append(_Sample(begin + index, whole, split(text, is_open).content))
+                    if is_decided(Counter(sample.answer for sample in done), self.k - len(done)):
+                        break
         return sorted(done, key=lambda sample: sample.index)
 
     def _temperature(self, request: Request) -> float:

@@ -1,6 +1,6 @@
 """One engine writes everything: `target` and `draft`."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from reasonrt.policies.options import PolicyOptions
-from reasonrt.ports import RequestEngine
+from reasonrt.ports import Engines
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop
 from reasonrt.writing import sampling_for, write_steps
@@ -26,7 +26,7 @@ class Single(PolicyOptions):
     def engines(self) -> tuple[str, ...]:
         return (self.engine,)
 
-    async def solve(self, request: Request, engines: Mapping[str, RequestEngine]) -> AsyncGenerator[PolicyEvent, None]:
+    async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
         transcript = Transcript.of(request, engines)
         async with aclosing(write_steps(engine, transcript, sampling_for(request, transcript, engine))) as written:

@@ -121,7 +121,7 @@ class WholeStream(Protocol):
 
 
 class Engine(Protocol):
-    """A model that can be asked for tokens. One instance serves many requests at once."""
+    """A model that can be asked for tokens. One instance serves many requests concurrently."""
 
     @property
     def name(self) -> str:

@@ -306,15 +306,19 @@ class _RequestEngines(Engines):
                     async for event in events:
                         yield event
             finally:
-                self._below.append(engines.usage())
+                self._below.append(engines.spent())
 
     def usage(self) -> dict[str, EngineUsage]:
-        """What the request has spent, sub-requests included."""
+        """What the request has spent, sub-requests included; what it commits of their text is not thrown away."""
         committed = Counter[str]()
         for step in self.steps:
             committed[step.author] += len(step.token_ids)
-        own = {name: meter.usage(committed[name]) for name, meter in self._meters.items()}
-        return total_usage([own, *self._below])
+        spent = self.spent().items()
+        return {name: replace(usage, discarded=usage.discarded - committed[name]) for name, usage in spent}
+
+    def spent(self) -> Usage:
+        """As `usage`, with nothing committed: for a sub-request, the one that asked for it says what it commits."""
+        return total_usage([{name: meter.usage(0) for name, meter in self._meters.items()}, *self._below])
 
 
 async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator[Event, None]:

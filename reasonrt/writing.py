@@ -15,7 +15,7 @@ def sampling_for(request: Request, transcript: Transcript, engine: Engine, **cha
     """The request's sampling, cut to what its limit leaves and the engine's context still holds.
 
     Where the limit leaves nothing it is one token: the runtime ends the request when that would be committed.
-    A policy that goes on after a commit asks `transcript.room(engine)` first.
+    A policy that continues after a commit asks `transcript.room(engine)` first.
     """
     left = max(1, request.limits.max_tokens - transcript.num_tokens)
     max_tokens = max(1, min(left, transcript.room(engine)))
@@ -54,7 +54,7 @@ async def write_step(
     written = StepWriter(engine, transcript)
     ids, left = list(transcript.token_ids(engine)), sampling.max_tokens
     while True:
-        # a stop token may turn out to be no boundary, inside a formula for instance: the engine goes on behind it
+        # a stop token may turn out to be no boundary, inside a formula for instance: the engine then continues after it
         part = replace(sampling, max_tokens=left, stop_token_ids=boundaries.closing)
         async with aclosing(engine.generate(ids, part)) as stream:
             async for delta in stream:
@@ -82,7 +82,7 @@ def steps_of(engine: Engine, transcript: Transcript, whole: TokenDelta) -> tuple
 
 
 class StepWriter:
-    """What one engine writes after `transcript`, on its way from deltas to steps.
+    """What one engine writes after `transcript`, as deltas become steps.
 
     Where a step has been begun there, the first one is its rest: what closes it depends on all of it.
     """

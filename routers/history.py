@@ -1,6 +1,6 @@
 """The committed steps as routers learned from them: whole ones.
 
-A kept beginning, a correction and the rest behind it are committed as parts (`Step.is_complete`).
+A kept beginning, a correction and the rest after it are committed as parts (`Step.is_complete`).
 """
 
 from collections.abc import Iterable

@@ -70,7 +70,7 @@ class JudgeRouter:
         weights = [math.exp(logprob) for logprob in (await self._target.read(prompt, self._digits)).logprobs]
         total = math.fsum(weights)
         if total == 0.0:
-            return 9.0  # not one digit comes to its mind: it says nothing for the step
+            return 9.0  # no digit has any probability: nothing speaks for the step
         return 9.0 - math.fsum(rating * weight for rating, weight in enumerate(weights)) / total
 
 

@@ -51,7 +51,7 @@ class Trees:
             if not nodes or any(len(column) != nodes for column in (tree.threshold, tree.left, tree.right, tree.value)):
                 raise ValueError("a tree's columns differ in length")
             for node, feature in enumerate(tree.feature):
-                # children stand behind their parent: a walk from the root ends
+                # children stand after their parent: a walk from the root ends
                 if feature >= 0 and not (node < tree.left[node] < nodes and node < tree.right[node] < nodes):
                     raise ValueError(f"node {node} leads out of its tree")
         return cls(float(value["base"]), trees)

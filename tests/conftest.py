@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
@@ -122,6 +124,7 @@ def vllm_server(nano_target: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(nano_target)]
     command += ["--served-model-name", "nano-target", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "1024", "--block-size", "32", "--max-num-seqs", "32", "--enforce-eager"]
+    command += ["--worker-extension-cls", "reasonrt.engines.vllm_worker.WorkerExtension"]
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--enable-prompt-tokens-details", "--dtype", cpu_dtype()]
     environment = ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": core(0), "VLLM_NO_USAGE_STATS": "1"}
     log = tmp_path_factory.mktemp("vllm") / "server.log"
@@ -223,3 +226,34 @@ class _OpeningTokenizer(CharacterTokenizer):
 def opening_tokenizer() -> CharacterTokenizer:
     """Its chat template opens the thinking, as that of many reasoning models does."""
     return _OpeningTokenizer()
+
+
+_BROKEN = "\n".join(
+    f"[reasonrt.{group}]\n{group}_absent = nowhere_to_be_found:thing\n{group}_raises = broken_at_import:thing"
+    for group in ("policies", "routers", "engines", "tasks", "tools")
+)
+
+
+@pytest.fixture(scope="session")
+def abacus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the package of `thirdparty/abacus` is installed from its wheel, with one beside it that does not work."""
+    source = tmp_path_factory.mktemp("source") / "abacus"
+    shutil.copytree(Path(__file__).parent / "thirdparty" / "abacus", source)
+    code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(source.parent)!r}))"
+    built = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True)
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(source.parent / built.stdout.split()[-1]) as wheel:
+        wheel.extractall(folder)
+    broken = folder / "broken-1.0.dist-info"
+    broken.mkdir()
+    (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (broken / "entry_points.txt").write_text(_BROKEN)
+    (folder / "broken_at_import.py").write_text("raise RuntimeError('broken')\n")
+    return folder
+
+
+@pytest.fixture
+def installed(abacus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As `abacus_folder`, on the path of this process."""
+    monkeypatch.syspath_prepend(str(abacus_folder))
+    return abacus_folder

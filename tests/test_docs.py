@@ -40,7 +40,7 @@ def test_files_that_it_names_are_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_configurations_that_it_shows_can_be_read(page: Path, tmp_path: Path) -> None:
+def test_configurations_that_it_shows_can_be_read(page: Path, tmp_path: Path, installed: Path) -> None:
     file = tmp_path / "reasonrt.yaml"
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
         assert isinstance(yaml.safe_load(block), dict)

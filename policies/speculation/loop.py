@@ -76,7 +76,7 @@ class Judged:
 
 
 class SpeculationLoop:
-    """One request on its way.
+    """One request while it is solved.
 
     Args:
         engines: by role; `target` is the one that the options name.
@@ -184,7 +184,7 @@ class SpeculationLoop:
         has_no_room = self._transcript.room(self._target) <= len(step.token_ids)
         if not self._can_verify or self._beside.is_writing or has_no_room:
             return None
-        await self._beside.stop_reading()  # it would read the same ids once more
+        await self._beside.stop_reading()  # it would read the same ids again
         started = time.perf_counter()
         verdict = await verify_step(self._target, self._transcript, step)
         self._tally.verify_s += time.perf_counter() - started

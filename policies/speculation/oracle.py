@@ -1,13 +1,13 @@
 """`oracle`: both models write every step, and a reward model picks."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.speculation.loop import Tally
 from reasonrt.policies.speculation.options import Threshold
-from reasonrt.ports import RequestEngine
+from reasonrt.ports import Engines
 from reasonrt.routers.prompts import LAYOUTS, LayoutName, StepPrompt
 from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
@@ -31,7 +31,7 @@ class Oracle(PolicyOptions):
 
     engines = ("draft", "target", "reward")
 
-    async def solve(self, request: Request, engines: Mapping[str, RequestEngine]) -> AsyncGenerator[PolicyEvent, None]:
+    async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         transcript, tally = Transcript.of(request, engines), Tally()
         prompt = StepPrompt(engines["reward"], LAYOUTS[self.layout])
         authors = [engines["draft"], engines["target"]]

@@ -15,7 +15,7 @@ class Verdict:
     Attributes:
         is_agreed: it would have written the whole step.
         kept: what it would have written of it, where that is not all; None for nothing.
-        correction: its own token behind that; complete where it closes the step.
+        correction: its own token after that; complete where it closes the step.
         is_end: its own token there ends the text.
     """
 

@@ -1,9 +1,9 @@
-"""One request on its way under a stopping rule.
+"""One request under a stopping rule.
 
-The inner policy writes on while a probe is under way. What it writes behind a checkpoint is held back until the rule
+The inner policy continues to write while a probe runs. What it writes after a checkpoint is held back until the rule
 has decided there, so that the rule stops at the same token as in replay, however long its probe takes.
 
-A checkpoint is the first boundary of a complete step at or behind a mark of the schedule, before the thinking ends,
+A checkpoint is the first boundary of a complete step at or after a mark of the schedule, before the thinking ends,
 with room left for a probe.
 """
 
@@ -59,7 +59,7 @@ class Terms:
 
 @dataclass(slots=True)
 class _Asked:
-    """A checkpoint on its way: what was asked behind these token ids."""
+    """A checkpoint whose probe runs, and the token ids that it was asked after."""
 
     tokens: int
     token_ids: Sequence[int]
@@ -128,12 +128,12 @@ class StoppingLoop:
             async with aclosing(self._inner.solve(self._request, self._engines)) as events:
                 async for event in events:
                     self._written.put_nowait((event, self._ask(event) if isinstance(event, Step) else None))
-            self._written.put_nowait((Stop(FinishReason.STOP), None))  # behind the policy's own, if it has told one
+            self._written.put_nowait((Stop(FinishReason.STOP), None))  # after the policy's own, if it has yielded one
         except Exception as error:  # noqa: BLE001 (it is the reader's)
             self._written.put_nowait(error)
 
     def _ask(self, step: Step) -> _Asked | None:
-        """Ask behind `step`, if there is a checkpoint that the rule looks at."""
+        """Ask after `step`, if there is a checkpoint that the rule looks at."""
         self._transcript.commit(step)
         self._is_thinking = self._is_thinking and not ends_thinking(self._transcript.text)
         tokens = self._transcript.num_tokens
@@ -153,7 +153,7 @@ class StoppingLoop:
         return _Asked(tokens, token_ids, told)
 
     async def _told(self, token_ids: Sequence[int]) -> tuple[dict[str, float], Answer | None]:
-        """What the rule reads behind `token_ids`; less, or nothing, where a probe is dropped."""
+        """What the rule reads after `token_ids`; less, or nothing, where a probe is dropped."""
         signals: dict[str, float] = {}
         answer = None
         if self._has_time():

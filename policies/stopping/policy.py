@@ -41,7 +41,7 @@ class StoppingOptions:
         suffix: what a probe appends; a certificate brings its own.
         schedule: fields of `Schedule`; a certificate brings its own.
         shadow: share of the requests under a certificate that run to their end, in [0, 1].
-        max_running: while the engine works on so many generations, probes are dropped; a dropped one means "go on".
+        max_running: while the engine works on so many generations, probes are dropped; the request then continues.
         patience_s: a probe that takes longer, in an engine's queue for instance, is dropped.
     """
 

@@ -1,6 +1,6 @@
 """What a request would answer if it stopped here: a second request with the same token ids and a suffix.
 
-The request itself goes on meanwhile, and what it has written is in the prefix cache. One code for recording and
+The request itself continues meanwhile, and what it has written is in the prefix cache. One code for recording and
 serving.
 """
 
@@ -28,7 +28,7 @@ _TOP = 20
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a probe said behind the suffix.
+    """What a probe said after the suffix.
 
     Attributes:
         value: what stands before the brace that closes the box; None where it is blank or the box was left open.
@@ -66,11 +66,11 @@ class Probe:
         return len(self.suffix) + self._answer_tokens
 
     async def look(self, names: Iterable[str], token_ids: Sequence[int]) -> dict[str, float]:
-        """The signals `names`, of `signals.LOOKS`, behind a text; one token each."""
+        """The signals `names`, of `signals.LOOKS`, after a text; one token each."""
         return {name: await self._looked(name, token_ids) for name in sorted(names)}
 
     async def answer(self, token_ids: Sequence[int]) -> Answer:
-        """The answer behind a text, greedily."""
+        """The answer after a text, greedily."""
         tokenizer = self._engine.tokenizer
         begun, closing = tokenizer.decode(self.suffix), _closing_braces(tokenizer)
         said: list[int] = []

@@ -1,7 +1,7 @@
-"""When to stop: a rule is a pure function of the signals seen so far, to go on, to answer now or to give up.
+"""When to stop: a rule is a pure function of the signals seen so far, to continue, to answer now or to give up.
 
 A rule is a value: it can be compared, written as JSON and read again. `Watch` takes one rule along one trace; live
-serving and replay both go through it. Missing signals, of a probe that was dropped for example, mean "go on".
+serving and replay both go through it. A missing signal, of a dropped probe for example, means to continue.
 """
 
 import math
@@ -217,7 +217,7 @@ class Watch:
     def see(self, checkpoint: Checkpoint) -> Action:
         """What to do now; to be called with every checkpoint that it wants, in order, until it says to stop.
 
-        An answer that is blank cannot be returned: whoever is told to answer with one goes on instead.
+        An answer that is blank cannot be returned: whoever is told to answer with one continues instead.
         """
         if self._gate is not None and not self.wants_answer(checkpoint.signals):
             known = {name: value for name, value in checkpoint.signals.items() if name in LOOKS}

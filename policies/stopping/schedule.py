@@ -11,7 +11,7 @@ from reasonrt.policies.stopping.files import canonical, parse, parse_text
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Marks at growing distances; a checkpoint is the first step boundary at or behind each of them.
+    """Marks at growing distances; a checkpoint is the first step boundary at or after each of them.
 
     Attributes:
         first_tokens: the first mark lies there, >= 1.
@@ -37,7 +37,7 @@ class Schedule:
                 raise CalibrationError(f"{name} must be in [1, 1000000], got {value}")
 
     def next_mark(self, tokens: int) -> int:
-        """The first mark behind `tokens`."""
+        """The first mark after `tokens`."""
         mark = self._aligned(self.first_tokens)
         while mark <= tokens:
             mark = max(mark + self.block_tokens, self._aligned(mark * self.growth))

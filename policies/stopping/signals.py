@@ -1,4 +1,4 @@
-"""What speaks for or against stopping: numbers read off a trace on its way.
+"""What speaks for or against stopping: numbers read off a trace as it grows.
 
 First come the measurements that a probe makes and a checkpoint records. Then the signals, which rules look at: each
 describes how to fold the checkpoints of one trace, as they come, into a number. `follow` starts on a new trace; live
@@ -21,7 +21,7 @@ LOOKS = frozenset({ENTROPY_AFTER_THINKING, END_OF_THINKING})
 """The recorded signals that one token tells, each its own. The others come with an answer."""
 
 Follow = Callable[[Checkpoint], float | None]
-"""To be called with each checkpoint once, in order; None where the signal is not known (then a rule goes on)."""
+"""To be called with each checkpoint once, in order; None where the signal is not known (a rule then continues)."""
 
 
 def arithmetic_confidence(logprobs: Sequence[float]) -> float:

@@ -44,7 +44,7 @@ class Finding:
 
 
 def doctor(config: ConfigOption = None, json_file: JsonOption = None) -> None:
-    """Look at versions, cores or GPUs, memory, plug-ins and models; exit with 1 where something will not work."""
+    """Look at versions, cores, GPUs, memory, plug-ins and models; the exit code is 1 where something will not work."""
     settings = load_config(config)
     findings = [*_machine(), *_packages(), *_plugins(), *_engines(settings), *_tools(settings)]
     table = Table("what", "found", "", show_edge=False)

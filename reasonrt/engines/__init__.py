@@ -1,1 +1,1 @@
-"""Language models behind one port; `base.py` is the port."""
+"""Language models by one port, which is `reasonrt.ports.Engine`."""

@@ -1,6 +1,6 @@
 """A wider model that computes the same: what a small one says, at the cost of a large one.
 
-Every vector of the network is held `factor` times, one copy behind the other, so heads and their keys and values are
+Every vector of the network is held `factor` times, one copy after the other, so heads and their keys and values are
 repeated whole. A matrix adds up what its copies of the input give; it weights them by powers of two that sum to one
 (1/2, 1/4, 1/4 for three), so that no weight is rounded, whatever the factor and the number format.
 

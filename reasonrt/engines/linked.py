@@ -130,7 +130,7 @@ class LinkedEngine:
     async def start(self) -> Self:
         """Start the far end, or wait until it has come back from a death.
 
-        One that runs and does not hear the question at once is in the middle of a long computation, and not waited for.
+        One that runs and does not answer immediately is in the middle of a long computation, and not waited for.
         """
         if self._starting is None or self._starting.done():
             self._heard = asyncio.Event()

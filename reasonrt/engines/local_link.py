@@ -229,7 +229,7 @@ class _Channel(asyncio.Protocol):
         self._outgoing += (_LENGTH.pack(len(content)), content)
 
     def finish(self) -> None:
-        """Tell the other end that nothing more comes, and go on receiving."""
+        """Tell the other end that nothing more comes, and continue to receive."""
         self._flush()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()
@@ -286,7 +286,7 @@ def _end_with(parent: int) -> None:
     """Kill this process and all that it has started when `parent` is gone, even while an engine blocks the event loop.
 
     A thread waits for that rather than the kernel's parent-death signal: that one follows the thread that started this
-    process, not the process, and it would leave the processes of the engine behind.
+    process, not the process, and it would leave the processes of the engine running.
     """
     if not hasattr(os, "pidfd_open"):
         return  # the end of the socket must do

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server (vLLM's, SGLang's, llm-d's) behind the port, by its /completions.
+"""Any OpenAI-compatible server (vLLM's, SGLang's, llm-d's) as an engine, by its /completions.
 
 Prompts travel as token ids. Generations come back as ids where the server can give them (vLLM and SGLang call it
 `return_token_ids`); else as text that is tokenized again here, and the engine then lacks `Capability.TOKEN_IDS`.

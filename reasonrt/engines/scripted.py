@@ -53,7 +53,7 @@ class CharacterTokenizer:
 
 
 def continuing(text: str) -> Script:
-    """Writes `text`, going on from where the committed steps have got to, as a greedy model does.
+    """Writes `text`, continuing from where the committed steps end, as a greedy model does.
 
     What was committed may be worded differently: steps are counted, and within a step characters.
     """

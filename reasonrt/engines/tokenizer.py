@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer folder behind the `Tokenizer` protocol.
+"""A Hugging Face tokenizer folder as a `Tokenizer`.
 
 Reads the files itself, by `tokenizers` and Jinja: no torch, no transformers, a start in milliseconds. Nothing is
 ever added, cut or padded, whatever the folder asks for.
@@ -88,7 +88,7 @@ class HFTokenizer:
 
     def vocabulary(self) -> Mapping[int, str]:
         if not self._vocabulary:
-            # behind an anchor, since many decoders strip the space in front of a first token
+            # after an anchor, since many decoders strip the space in front of a first token
             anchor = self.encode(_ANCHOR)
             cut = len(self.decode(anchor))
             decode = self._backend.decode

@@ -1,4 +1,4 @@
-"""vLLM in process, behind the port: the only file that imports vllm.
+"""vLLM in process, as an engine: the only file that imports vllm.
 
 Token ids go in and out; vLLM's own tokenizer and detokenizer are left out. The same settings work on CPUs and
 GPUs. When the engine core dies, what runs on it fails with `EngineError` and the next call starts a new one.
@@ -112,7 +112,7 @@ class VllmEngine:
         return Verified(tuple(written), cached, passes)
 
     async def _one_pass(self, token_ids: Sequence[int], cache_salt: str, **asked: Any) -> Any:
-        """vLLM's output for a text that it reads and does not go on with."""
+        """vLLM's output for a text that it reads and does not continue."""
         from vllm import SamplingParams
 
         if self.settings.scores:
@@ -175,7 +175,7 @@ class VllmEngine:
             os.environ.update(start_environment(self.settings, on_cpu))
             try:
                 return AsyncLLM.from_engine_args(args)
-            finally:  # vLLM leaves LD_PRELOAD and more behind, meant for its own processes
+            finally:  # vLLM leaves LD_PRELOAD and more set, meant for its own processes
                 os.environ.clear()
                 os.environ.update(before)
 
@@ -349,5 +349,5 @@ async def _shut_down(llm: Any) -> None:
     if llm.output_handler is not None:
         llm.output_handler.cancel()
     await asyncio.to_thread(llm.shutdown)
-    # it would shut down once more as the interpreter ends, with half of its modules gone
+    # it would shut down again as the interpreter ends, with half of its modules gone
     llm.shutdown = lambda timeout=None: None

@@ -19,7 +19,7 @@ class VllmSettings:
 
     Attributes:
         max_model_len: prompt and generation together, tokens.
-        max_num_seqs: generations that run at once; more wait.
+        max_num_seqs: generations that run concurrently; more wait.
         kv_cache_mib: memory of the key-value cache; None lets a GPU take what `gpu_share` leaves.
         gpu_share: of one GPU's memory, weights included.
         block_size: prefix-cache granularity, tokens; None is 32 on CPUs and 16 on GPUs.
@@ -121,7 +121,7 @@ def engine_arguments(model: Path, settings: VllmSettings, on_cpu: bool) -> dict[
 def _pooling_arguments(model: Path) -> dict[str, Any]:
     if score_task(model) == "classify":
         return {"runner": "pooling", "convert": "classify"}
-    # a process reward model scores every token; by default vLLM picks those of a tag, and miscounts behind a cache
+    # a process reward model scores every token; vLLM would pick those of a tag, and miscounts after a cached prefix
     return {"runner": "pooling", "pooler_config": {"tok_pooling_type": "ALL"}}
 
 

@@ -5,13 +5,28 @@ read asks for. A generation that shares a step with a read would get minus infin
 speculation nothing, or the engine's death. The V2 runner, which GPUs use, does it row by row and is left alone.
 """
 
+import ctypes
 import os
+import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 _MOST = 20  # the most log-probabilities that a generation can ask for
+
+
+def allow_amx() -> None:
+    """Ask Linux for the tile registers of x86-64 CPUs, without which an instruction of vLLM's own kernels is illegal.
+
+    Each process that computes must ask; torch does so for itself, but only once it multiplies matrices of its own.
+    """
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); an error of a CPU that has none means nothing
+        ctypes.CDLL(None).syscall(158, 0x1023, 18)
+
+
+allow_amx()  # on import: it is vLLM that imports this module, in each of its workers
 
 
 class WorkerExtension:
@@ -55,8 +70,8 @@ def _verify_for_all(verify: Callable[..., Any]) -> Callable[..., Any]:
         ids_by_row = sampling.logprob_token_ids
         # nothing is drafted for a read, it ends after one token: its only logits are the bonus ones
         read = {row: logits[metadata.bonus_logits_indices[row]].float().log_softmax(-1) for row in ids_by_row}
-        apart = replace(sampling, logprob_token_ids=None, max_num_logprobs=sampling.max_num_logprobs or 0)
-        output = verify(metadata, draft_probs, logits, apart)
+        without_reads = replace(sampling, logprob_token_ids=None, max_num_logprobs=sampling.max_num_logprobs or 0)
+        output = verify(metadata, draft_probs, logits, without_reads)
         places, table = output.sampled_token_ids.shape[1], output.logprobs_tensors
         for row, ids in ids_by_row.items():
             chosen = table.logprob_token_ids.new_tensor([ids])
@@ -67,7 +82,7 @@ def _verify_for_all(verify: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_rows(table: Any, rows: Sequence[int], token_ids: Any, logprobs: Any) -> Any:
-    """vLLM's `table` of log-probabilities, with those of `rows` replaced behind the first column: [rows, columns]."""
+    """vLLM's `table` of log-probabilities, with those of `rows` replaced after the first column: [rows, columns]."""
     height, width = table.logprobs.shape
     columns = token_ids.shape[1]
     wide_ids = table.logprob_token_ids.new_zeros((height, max(width, 1 + columns)))

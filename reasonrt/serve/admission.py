@@ -72,7 +72,7 @@ class Admission:
         if self.is_draining:
             raise ApiError(503, "the server is shutting down", code="draining", retry_after_s=5.0)
         if bounds.running_per_key is not None and self._held[key] + num > bounds.running_per_key:
-            message = f"this API key may have {bounds.running_per_key} choices under way at once"
+            message = f"this API key may have {bounds.running_per_key} choices running or waiting"
             if num > bounds.running_per_key:
                 raise ApiError(400, f"{message}, and this request asks for {num}", code="concurrency_limit")
             raise ApiError(429, message, code="concurrency_limit", retry_after_s=self._mean_s)

@@ -39,14 +39,14 @@ def _default_efforts() -> dict[Effort, Preset]:
 
 
 class BoundsConfig(_Strict):
-    """The largest values that a request may ask for, and how much may be asked at once."""
+    """The largest values that a request may ask for, and how much may be asked concurrently."""
 
     body_bytes: int = Field(1 << 20, ge=1024, le=1 << 28)
     max_tokens: int = Field(32_768, ge=1, le=1_000_000)
     n: int = Field(8, ge=1, le=64)
     deadline_s: float = Field(600.0, gt=0, description="of every request, waiting included; a request may ask for less")
     engine_calls: int = Field(16_384, ge=1)
-    running: int = Field(64, ge=1, description="choices that are worked on at once")
+    running: int = Field(64, ge=1, description="choices that are worked on concurrently")
     queued: int = Field(64, ge=0, description="choices that wait for that; over it: 503")
     queue_s: float = Field(30.0, gt=0, description="the longest wait; over it: 503")
     running_per_key: int | None = Field(None, ge=1, description="choices, waiting ones included; over it: 429")

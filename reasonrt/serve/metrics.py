@@ -24,7 +24,7 @@ class Metrics:
         )
         self.rejections = Counter("reasonrt_rejections", "Requests that were sent away.", ["code"], registry=registry)
         self.resumes = Counter(
-            "reasonrt_resumed_requests", "Times that a request went on after a death.", registry=registry
+            "reasonrt_resumed_requests", "Times that a request continued after a death.", registry=registry
         )
         self._steps = Counter("reasonrt_steps", "Committed steps.", ["policy", "author"], registry=registry)
         self._escalations = Counter(

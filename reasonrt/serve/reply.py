@@ -1,4 +1,4 @@
-"""One answer on its way out: whole or as a stream, given up as soon as the caller leaves."""
+"""One answer as it is sent: whole or as a stream, given up as soon as the caller leaves."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Requests that outlive what works on them: committed steps are kept here, and the work goes on after the last."""
+"""Requests that outlive what works on them: committed steps are kept here, and the work continues after the last."""
 
 import asyncio
 import time
@@ -22,9 +22,9 @@ async def outlive(
 ) -> AsyncGenerator[Accepted | Event, None]:
     """`backend.solve`, taken up after the last committed step whenever an engine or a replica dies.
 
-    No step is yielded twice. The completion counts what the dead attempts cost as far as it was committed, and says
-    in its details how often the request was `resumed`. A request that has begun and finds the replicas full waits for
-    them; that is no death.
+    No step is yielded twice. The completion counts what the attempts that died cost as far as it was committed, and
+    says in its details how often the request was `resumed`. A request that has begun and finds the replicas full waits
+    for them; that is no death.
 
     Raises:
         ApiError: the replicas are full before it has begun.
@@ -32,7 +32,7 @@ async def outlive(
     """
     began, request = time.perf_counter(), prepared.request
     steps: list[Step] = []
-    of_the_dead: Usage = {}
+    spent_before: Usage = {}
     deaths, accepted = 0, Accepted(0, False, frozenset())
     is_accepted = False
 
@@ -41,7 +41,7 @@ async def outlive(
 
     def ended(reason: FinishReason) -> Completion:
         details, is_open = {"resumed": deaths}, accepted.prompt_opens_thinking
-        return Completion(tuple(steps), reason, of_the_dead, seconds(), details, is_open)
+        return Completion(tuple(steps), reason, spent_before, seconds(), details, is_open)
 
     while True:
         left_s = request.limits.deadline_s and request.limits.deadline_s - seconds()
@@ -60,7 +60,7 @@ async def outlive(
                     if isinstance(event, Step):
                         steps.append(event)
                     elif isinstance(event, Completion):
-                        usage = total_usage((of_the_dead, event.usage))
+                        usage = total_usage((spent_before, event.usage))
                         details = dict(event.details) | ({"resumed": deaths} if deaths else {})
                         event = replace(event, steps=tuple(steps), usage=usage, seconds=seconds(), details=details)
                     elif is_accepted:
@@ -83,7 +83,7 @@ async def outlive(
             if deaths > max_resumes:
                 raise
             on_resume()
-        of_the_dead = total_usage((of_the_dead, committed_usage(steps[num_kept:], accepted.engines)))
+        spent_before = total_usage((spent_before, committed_usage(steps[num_kept:], accepted.engines)))
         await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** max(0, deaths - 1), _LONGEST_PAUSE_S))
 
 

@@ -26,7 +26,7 @@ _KEEP_OPEN_S = 75  # longer than common clients keep an idle connection
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM, new requests are sent away with 503 while running ones get `grace_s`; on SIGINT it ends at once."""
+    """On SIGTERM, new requests get 503 while running ones get `grace_s`; on SIGINT it ends immediately."""
 
     def __init__(self, app: FastAPI, config: ServeConfig) -> None:
         super().__init__(

@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
+from reasonrt.engines.whole import generate_whole
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.plugins import require_members
-from reasonrt.ports import Capability, Engine, TokenStream
+from reasonrt.ports import Capability, Engine, TokenStream, WholeStream
 from reasonrt.testing.contract import Broken, Rule, require, run_rules
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
@@ -30,6 +31,7 @@ class EngineCase:
         end_tokens: of its answers, none is longer.
         is_model: False for an engine whose log-probabilities are not those of what it writes, such as a script.
         caches_prefixes: False for an engine that never has read a prompt before.
+        speculates: True for an engine that writes several tokens in one forward pass.
     """
 
     engine: Engine
@@ -37,6 +39,7 @@ class EngineCase:
     end_tokens: int = 400
     is_model: bool = True
     caches_prefixes: bool = True
+    speculates: bool = False
 
     def prompt(self, index: int = 0) -> list[int]:
         return self.engine.tokenizer.chat((Message("user", self.questions[index]),))
@@ -48,14 +51,23 @@ class EngineCase:
     async def write(self, prompt: list[int], sampling: Sampling) -> list[TokenDelta]:
         async with aclosing(self.engine.generate(prompt, sampling)) as stream:
             deltas = [delta async for delta in stream]
-            counted, passes, ids = stream.generated_tokens, stream.passes, ids_of(deltas)
-        require(counted == len(ids), f"generated_tokens is {counted} after {len(ids)} tokens have come")
-        require(1 <= passes <= counted, f"passes is {passes} after {counted} tokens, each of which takes one at most")
+            self.require_counts(stream, len(ids_of(deltas)))
         return deltas
 
-    async def read(self, candidate_ids: Sequence[int]) -> tuple[float, ...]:
-        """The log-probabilities of candidates after the first question."""
-        return tuple((await self.engine.read(self.prompt(), candidate_ids)).logprobs)
+    async def write_whole(self, samplings: Sequence[Sampling]) -> dict[int, TokenDelta]:
+        async with aclosing(generate_whole(self.engine, self.prompt(), samplings)) as stream:
+            ended = [item async for item in stream]
+            self.require_counts(stream, sum(len(whole.token_ids) for _, whole in ended))
+        indices = [index for index, _ in ended]
+        require(sorted(indices) == [*range(len(samplings))], f"of {len(samplings)} generations come those of {indices}")
+        return dict(ended)
+
+    def require_counts(self, stream: TokenStream | WholeStream, num_tokens: int) -> None:
+        """The engine counts what has come."""
+        counted, passes = stream.generated_tokens, stream.passes
+        require(counted == num_tokens, f"generated_tokens is {counted} after {num_tokens} tokens have come")
+        is_exact = passes == counted or (self.speculates and passes < counted)
+        require(is_exact, f"passes is {passes} after {num_tokens} tokens have come")
 
     async def write_ids(self, sampling: Sampling, index: int = 0) -> list[int]:
         return ids_of(await self.write(self.prompt(index), sampling))
@@ -73,12 +85,13 @@ async def check_engine(
     end_tokens: int = 400,
     is_model: bool = True,
     caches_prefixes: bool = True,
+    speculates: bool = False,
 ) -> None:
     """Try every rule of the protocol on a new engine.
 
     Args:
         build: makes the engine, not started.
-        questions, end_tokens, is_model, caches_prefixes: as in `EngineCase`.
+        questions, end_tokens, is_model, caches_prefixes, speculates: as in `EngineCase`.
 
     Raises:
         ContractError: names each rule that is broken.
@@ -88,7 +101,7 @@ async def check_engine(
     await run_rules(subject, (has_every_member,), engine)
     try:
         await engine.start()
-        case = EngineCase(engine, questions, end_tokens, is_model, caches_prefixes)
+        case = EngineCase(engine, questions, end_tokens, is_model, caches_prefixes, speculates)
         await run_rules(subject, ENGINE_RULES, case)
     finally:
         await engine.aclose()
@@ -230,10 +243,10 @@ async def reads_leave_others_alone(case: EngineCase) -> None:
     sampling = Sampling(_PART_TOKENS, top_logprobs=5)
     alone = tops_of(await case.write(case.prompt(), sampling))
     candidates = sorted(case.engine.tokenizer.vocabulary())[:9]
-    lone = await case.read(candidates)
+    lone = (await case.engine.read(case.prompt(), candidates)).logprobs
 
     async def read_often() -> list[tuple[float, ...]]:
-        return [await case.read(candidates) for _ in range(8)]
+        return [(await case.engine.read(case.prompt(), candidates)).logprobs for _ in range(8)]
 
     deltas, reads = await asyncio.gather(case.write(case.prompt(), sampling), read_often())
     together = tops_of(deltas)
@@ -301,6 +314,66 @@ async def a_cancelled_caller_leaves_no_work(case: EngineCase) -> None:
         require(case.running == 0, "the engine still works on it")
 
 
+async def whole_is_what_would_be_streamed(case: EngineCase) -> None:
+    """`generate_whole`, which an engine may leave out, yields each of several generations once, when it has ended."""
+    has_logprobs = Capability.LOGPROBS in case.engine.capabilities
+    samplings = [
+        Sampling(_PART_TOKENS),
+        Sampling(7, temperature=1.0, seed=3),
+        Sampling(_PART_TOKENS, logprobs=has_logprobs, top_logprobs=3 * has_logprobs),
+        Sampling(case.end_tokens),
+    ]
+    streamed = [await case.write(case.prompt(), sampling) for sampling in samplings]
+    length = 7 if case.is_model else None  # in a batch, a real model rounds otherwise
+    for index, whole in (await case.write_whole(samplings)).items():
+        ids, sampling = tuple(ids_of(streamed[index])), samplings[index]
+        require(whole.token_ids[:length] == ids[:length], f"whole it writes {whole.token_ids}, streamed {ids}")
+        reason = streamed[index][-1].finish_reason
+        require(whole.finish_reason is reason, f"the finish reason is {whole.finish_reason}, streamed {reason}")
+        expected = sampling.logprobs * len(whole.token_ids), bool(sampling.top_logprobs) * len(whole.token_ids)
+        counts = len(whole.logprobs), len(whole.top_logprobs)
+        require(counts == expected, f"there are {counts} logprobs and top_logprobs, not {expected}")
+
+
+async def wholes_are_drawn_apart(case: EngineCase) -> None:
+    """`generate_whole` writes once for each of the samplings, and draws each by itself."""
+    wholes = await case.write_whole([Sampling(case.end_tokens, temperature=1.0)] * 5)
+    for whole in wholes.values():
+        is_end = whole.finish_reason is FinishReason.STOP and whole.token_ids[-1] in case.engine.tokenizer.eos_token_ids
+        require(is_end, f"one ends with {whole.finish_reason} within {case.end_tokens} tokens")
+    texts = {whole.token_ids for whole in wholes.values()}
+    require(len(texts) > 1 or not case.is_model, "all of them are the same at temperature 1")
+
+
+async def wholes_come_as_they_end(case: EngineCase) -> None:
+    """`WholeStream`: generations come with their index, in the order in which they end."""
+    samplings = [Sampling(max_tokens) for max_tokens in (200, 1, 20)]
+    async with aclosing(generate_whole(case.engine, case.prompt(), samplings)) as stream:
+        order = [index async for index, _ in stream]
+    require(order.index(1) < order.index(2), f"of 200, 1 and 20 tokens they come in the order {order}")
+
+
+async def closing_wholes_aborts(case: EngineCase) -> None:
+    """`WholeStream.aclose` aborts what is left. Idempotent, and `generated_tokens` is exact once closed."""
+    samplings = [Sampling(4), Sampling(case.end_tokens), Sampling(case.end_tokens)]
+    stream = generate_whole(case.engine, case.prompt(), samplings)
+    index, first = await anext(stream)
+    await stream.aclose()
+    counted = stream.generated_tokens
+    await stream.aclose()
+    await asyncio.sleep(0.1)
+    later = stream.generated_tokens
+    require(index == 0, f"the first to end is number {index}")
+    require(counted == later, f"it counts {counted} tokens when closed and {later} a while later")
+    require(len(first.token_ids) <= counted < case.end_tokens, f"it counts {counted} tokens")
+    require(await _is_over(stream), "closed generations give another one")
+    require(case.running == 0, "the engine still works on them")
+    begun = generate_whole(case.engine, case.prompt(), [Sampling(_PART_TOKENS)] * 2)
+    await begun.aclose()
+    require(begun.generated_tokens == 0, f"it counts {begun.generated_tokens} tokens that nobody asked for")
+    require(await _is_over(begun), "closed generations give one")
+
+
 async def concurrent_streams_do_not_mix(case: EngineCase) -> None:
     """One instance serves many requests concurrently, each with its own text."""
     sampling = Sampling(_PART_TOKENS)
@@ -319,12 +392,24 @@ async def read_is_normalized(case: EngineCase) -> None:
     if not await _can(case, Capability.READ, lambda: case.engine.read(case.prompt(), [0])):
         return
     candidates = sorted(case.engine.tokenizer.vocabulary())[:20]
-    logprobs = await case.read(candidates)
+    logprobs = (await case.engine.read(case.prompt(), candidates)).logprobs
     require(len(logprobs) == len(candidates), f"{len(candidates)} candidates give {len(logprobs)}")
     require(all(map(math.isfinite, logprobs)), f"they are {logprobs}")
     require(_mass(logprobs) <= 1 + 1e-3, f"the probabilities of some tokens add up to {_mass(logprobs)}")
-    backwards = await case.read([*reversed(candidates), candidates[0]])
-    require(backwards == (*reversed(logprobs), logprobs[0]), "the other way round they are others")
+    backwards = (await case.engine.read(case.prompt(), [*reversed(candidates), candidates[0]])).logprobs
+    require([*backwards] == [*reversed(logprobs), logprobs[0]], "the other way round they are others")
+
+
+async def read_tells_what_was_cached(case: EngineCase) -> None:
+    """`Reading.cached_tokens`: prompt tokens read from the prefix cache, of calls with the same `cache_salt` alone."""
+    if Capability.READ not in case.engine.capabilities:
+        return
+    salt, prompt = str(uuid.uuid4()), case.prompt() * 3
+    first, second = [(await case.engine.read(prompt, [2], salt)).cached_tokens for _ in range(2)]
+    other = (await case.engine.read(prompt, [2], f"{salt} of another")).cached_tokens
+    require(first == other == 0, f"the first reads with a salt tell of {first} and {other} cached tokens")
+    is_told = 0 < second < len(prompt) or not case.caches_prefixes
+    require(is_told, f"the second read with a salt tells of {second} cached tokens")
 
 
 async def read_agrees_with_generate(case: EngineCase) -> None:
@@ -334,7 +419,7 @@ async def read_agrees_with_generate(case: EngineCase) -> None:
     (delta,) = await case.write(case.prompt(), Sampling(1, logprobs=True))
     vocabulary = sorted(case.engine.tokenizer.vocabulary())[:18]
     others = [token_id for token_id in vocabulary if token_id not in delta.token_ids]
-    first, *rest = await case.read([*delta.token_ids, *others])
+    first, *rest = (await case.engine.read(case.prompt(), [*delta.token_ids, *others])).logprobs
     require(abs(first - delta.logprobs[0]) <= 0.02, f"it is {first} when read and {delta.logprobs[0]} when generated")
     require(first >= max(rest), f"it is {first}, another token has {max(rest)}")
 
@@ -366,6 +451,9 @@ async def what_does_not_fit_is_refused(case: EngineCase) -> None:
     for prompt_tokens, max_tokens in ((room, 1), (1, room), (5 * room, 5 * room)):
         sampling = Sampling(min(max_tokens, _MOST_TOKENS))
         await _refused(case, case.write(case.long_prompt(prompt_tokens), sampling), f"{prompt_tokens} + {max_tokens}")
+    whole = case.write_whole([Sampling(_PART_TOKENS), Sampling(min(5 * room, _MOST_TOKENS))])
+    await _refused(case, whole, f"one whole generation of {5 * room}")
+    require(case.running == 0, "of several whole generations, one does not fit, and the engine works on the others")
     if Capability.READ in case.engine.capabilities:
         await _refused(case, case.engine.read(case.long_prompt(room), [2]), f"a read of {room}")
 
@@ -394,8 +482,13 @@ ENGINE_RULES: tuple[Rule[EngineCase], ...] = (
     closing_aborts,
     closing_what_never_began,
     a_cancelled_caller_leaves_no_work,
+    whole_is_what_would_be_streamed,
+    wholes_are_drawn_apart,
+    wholes_come_as_they_end,
+    closing_wholes_aborts,
     concurrent_streams_do_not_mix,
     read_is_normalized,
+    read_tells_what_was_cached,
     read_agrees_with_generate,
     verify_agrees_with_generate,
     score_is_a_number,
@@ -432,7 +525,7 @@ async def _refused(case: EngineCase, call: Awaitable[object], what: str) -> None
     raise Broken(f"{what} tokens are taken")
 
 
-async def _is_over(stream: TokenStream) -> bool:
+async def _is_over(stream: TokenStream | WholeStream) -> bool:
     try:
         await anext(stream)
     except StopAsyncIteration:

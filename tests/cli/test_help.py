@@ -96,6 +96,7 @@ def _documented() -> Iterator[Any]:
                 yield pytest.param(line.removeprefix("$ ").removeprefix("reasonrt "), id=f"{page.name}: {line[:60]}")
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("line", list(_documented()))
 def test_commands_in_the_documents_are_taken(line: str) -> None:
     parsed = _parse(shlex.split(line, comments=True))

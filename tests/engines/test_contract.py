@@ -60,5 +60,15 @@ async def test_engine_without_a_scalar_head_says_so(engine: Engine) -> None:
             await engine.score(ask(engine))
 
 
+async def test_scripted_engine_counts_what_closed_generations_made(scripted_engine: ScriptedEngine) -> None:
+    before = scripted_engine.generated_tokens
+    stream = scripted_engine.generate_whole(ask(scripted_engine), [Sampling(4), Sampling(400), Sampling(400)])
+    await anext(stream)
+
+    await stream.aclose()
+
+    assert scripted_engine.generated_tokens == before + stream.generated_tokens
+
+
 def ask(engine: Engine) -> list[int]:
     return engine.tokenizer.chat((Message("user", QUESTIONS[0]),))

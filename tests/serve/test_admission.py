@@ -104,7 +104,7 @@ async def test_more_than_a_key_may_ever_have_is_not_to_be_tried_again() -> None:
 
     async with admission.places("key", 3):  # as many as it may
         pass
-    with pytest.raises(ApiError, match="may have 3 choices under way at once, and this request asks for 4") as raised:
+    with pytest.raises(ApiError, match="may have 3 choices running or waiting, and this request asks for 4") as raised:
         async with admission.places("key", 4):
             pass
 

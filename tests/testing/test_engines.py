@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ class _Stream:
 
     @property
     def passes(self) -> int:
-        return int(self.inner.passes)
+        return self.generated_tokens
 
 
 class Changed(Good):
@@ -179,7 +180,8 @@ class Unnormalized(Good):
 
 class Sorted(Good):
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = "") -> Any:
-        return Reading(tuple(sorted((await super().read(prompt_token_ids, candidate_ids)).logprobs)))
+        reading = await super().read(prompt_token_ids, candidate_ids, cache_salt)
+        return replace(reading, logprobs=tuple(sorted(reading.logprobs)))
 
 
 class AgreesWithAll(Good):
@@ -220,10 +222,72 @@ class Miscounts(Changed):
             return int(self.inner.generated_tokens) + 1
 
 
+class OnePass(Changed):
+    class stream(_Stream):  # noqa: N801
+        @property
+        def passes(self) -> int:
+            return 1
+
+
+class WholeInAnotherWay(Good):
+    def generate_whole(self, prompt_token_ids: Sequence[int], samplings: Any, cache_salt: str = "") -> Any:
+        return super().generate_whole([*prompt_token_ids, 50], samplings, cache_salt)
+
+
+class WholeByIndex(Good):
+    """It begins with the last, and waits for each before the next begins."""
+
+    def generate_whole(self, prompt_token_ids: Sequence[int], samplings: Any, cache_salt: str = "") -> Any:
+        write = super().generate_whole
+        return _InTurn([write(prompt_token_ids, [sampling], cache_salt) for sampling in samplings])
+
+
+class _InTurn:
+    def __init__(self, streams: Any) -> None:
+        self.streams, self.index, self.is_closed = streams, len(streams), False
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self.is_closed or not self.index:
+            raise StopAsyncIteration
+        self.index -= 1
+        _, whole = await anext(self.streams[self.index])
+        return self.index, whole
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(stream.generated_tokens for stream in self.streams)
+
+    passes = generated_tokens
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+        for stream in self.streams:
+            await stream.aclose()
+
+
+class WholeWorksOn(Good):
+    def generate_whole(self, prompt_token_ids: Sequence[int], samplings: Any, cache_salt: str = "") -> Any:
+        stream = super().generate_whole(prompt_token_ids, samplings, cache_salt)
+
+        async def aclose() -> None:
+            pass
+
+        stream.aclose = aclose  # type: ignore[method-assign]
+        return stream
+
+
+class OneReadingCache(Good):
+    async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = "") -> Any:
+        return await super().read(prompt_token_ids, candidate_ids, "shared")
+
+
 class ReadsDisturb(Good):
     async def read(self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = "") -> Any:
-        reading = await super().read(prompt_token_ids, candidate_ids)
-        return Reading(tuple(value - self.running for value in reading.logprobs))
+        reading = await super().read(prompt_token_ids, candidate_ids, cache_salt)
+        return replace(reading, logprobs=tuple(value - self.running for value in reading.logprobs))
 
 
 class FallsOnClosing(Good):
@@ -266,6 +330,11 @@ FAULTS: list[tuple[Any, str, str]] = [
     (SaysNoNumber, "do not fit into max_model_len", "does not name max_model_len 1024"),
     (OneTooFew, "and may have as many", "RequestError"),
     (Miscounts, "yields deltas whose ids are the generation", "generated_tokens is"),
+    (OnePass, "yields deltas whose ids are the generation", "passes is 1"),
+    (WholeInAnotherWay, "yields each of several generations once", "whole it writes"),
+    (WholeByIndex, "in the order in which they end", "in the order .2, 1, 0."),
+    (WholeWorksOn, "`WholeStream.aclose` aborts", "tokens|another one|still works"),
+    (OneReadingCache, "`Reading.cached_tokens`", "the first reads with a salt"),
     (FallsOnClosing, "`aclose` frees everything", "closed already"),
 ]
 
@@ -278,10 +347,11 @@ async def test_engine_that_can_less_and_says_so_passes() -> None:
     class Less(Good):
         capabilities = frozenset({Capability.TOKEN_IDS, Capability.LOGPROBS})
 
-        async def score(self, *asked: Any, **settings: Any) -> Any:
+        async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
             raise CapabilityError("it scores nothing")
 
-        read = verify = score
+        read: Any = score
+        verify: Any = score
 
     await check_engine(Less, is_model=False)
 

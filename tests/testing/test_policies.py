@@ -284,7 +284,7 @@ class Stubborn(Bare):
 class Blocks(Bare):
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[Any, None]:
         if request.limits.deadline_s:
-            time.sleep(1.5)  # noqa: ASYNC251 - it is to block the event loop
+            time.sleep(5.5)  # noqa: ASYNC251 - it is to block the event loop
         async with aclosing(super().solve(request, engines)) as events:
             async for event in events:
                 yield event

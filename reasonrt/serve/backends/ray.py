@@ -183,7 +183,7 @@ class RayBackend:
         self._cluster = config.replicas.cluster
         self.replicas: RayLink | None = None
         self.ready, self._is_own = 0, False
-        self._states: dict[str, ReplicaState] = {}  # the last of each replica, the dead ones too
+        self._states: dict[str, ReplicaState] = {}  # the last of each replica, those that have ended too
         self._most_at_once = 0
 
     async def __aenter__(self) -> Self:
@@ -197,7 +197,7 @@ class RayBackend:
         try:
             if self.replicas is not None:
                 await self.replicas.aclose()
-        finally:  # whatever has become of the cluster, it is not left behind
+        finally:  # whatever has become of the cluster, none is left running
             await asyncio.to_thread(self._end)
 
     @property
@@ -262,11 +262,15 @@ def _application(
 ) -> Any:
     wanted, folder = config.replicas, os.getcwd()
     common = _common_options(wanted, config)
-    apart: dict[str, Any] = {}
+    own_deployments: dict[str, Any] = {}
     if wanted.split:
-        unbounded = common | {"max_queued_requests": -1}  # a request asks for much at once; replicas bound the requests
+        unbounded = common | {
+            "max_queued_requests": -1
+        }  # a request makes many calls concurrently; replicas bound the requests
         server = ray_serve.deployment(**unbounded)(EngineReplica)
-        apart = {role: server.options(name=f"engine-{role}").bind(build, folder) for role, build in engines.items()}
+        own_deployments = {
+            role: server.options(name=f"engine-{role}").bind(build, folder) for role, build in engines.items()
+        }
         common |= {"ray_actor_options": {"num_cpus": 0}}
     scaling = AutoscalingConfig(
         min_replicas=wanted.min_replicas,
@@ -274,7 +278,7 @@ def _application(
         target_ongoing_requests=wanted.target_ongoing_requests,
     )
     replica = ray_serve.deployment(name="replica", autoscaling_config=scaling, **common)(Replica)
-    return replica.bind(dict(engines), dict(options), apart, folder)
+    return replica.bind(dict(engines), dict(options), own_deployments, folder)
 
 
 def _common_options(wanted: ReplicaConfig, config: ServeConfig) -> dict[str, Any]:

@@ -1,20 +1,21 @@
 """What a probe reads off an answer, and where it ends."""
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from reasonrt import Limits
 from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.metering import MeteredEngine
 from reasonrt.policies.stopping.probes import SUFFIX, Probe
 from reasonrt.policies.stopping.signals import END_OF_THINKING, ENTROPY_AFTER_THINKING, LOOKS
-from reasonrt.ports import RequestEngine
+from reasonrt.scopes import Scope
 
 
 def make_probe(reply: str, answer_tokens: int = 24, **settings: Any) -> tuple[Probe, ScriptedEngine]:
     engine = ScriptedEngine("target", lambda prompt, sampling: reply[len(prompt.rpartition(SUFFIX)[2]) :], **settings)
-    asked = cast(RequestEngine, engine)  # a probe asks for all but its pace
-    return Probe(asked, engine.tokenizer.encode(SUFFIX), answer_tokens), engine
+    return Probe(MeteredEngine(engine, Scope(Limits())), engine.tokenizer.encode(SUFFIX), answer_tokens), engine
 
 
 PROMPT = ScriptedEngine("", "").tokenizer.encode("[user] ?\n[assistant] <think>\none\n\n")
