@@ -23,7 +23,11 @@ FLOORS = (  # from the top: an import never goes up
     ("types",),
     ("thinking", "tasks", "plugins", "errors", "kernels"),
 )
-NO_MIRROR = {"engines/hosted": "a package of somebody else's, with engines"}
+NO_MIRROR = {
+    "engines/hosted": "a package of somebody else's, with engines",
+    "thirdparty": "a package of somebody else's with one of everything, and its tests",
+    "thirdparty/abacus/reasonrt_abacus": "the package",
+}
 MAX_FILE_BYTES = 30_000_000
 FLOOR_OF = {name: -index for index, names in enumerate(FLOORS) for name in names}
 

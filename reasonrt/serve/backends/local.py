@@ -87,6 +87,9 @@ class Worker:
         if not self._is_started:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
         request, engines = prepared.request, [prepared.engines[role] for role in prepared.policy.engines]
+        names = frozenset(engine.name for engine in self.runtime.engines.values())
+        if not engines:  # it asks other policies, which tell what they have no room for
+            return Accepted(0, False, names)
         if not is_patient and any(engine.name in self._absent for engine in engines):
             raise ApiError(503, "an engine is being started again", code=ABSENT, retry_after_s=5.0)
         room = min(engine.max_model_len for engine in engines)
@@ -96,7 +99,6 @@ class Worker:
         prompt = request.prompts.token_ids(engines[0].tokenizer, request.messages)
         if len(prompt) >= room:
             raise _too_long(f"{len(prompt)} tokens", room)
-        names = frozenset(engine.name for engine in self.runtime.engines.values())
         return Accepted(len(prompt), prepared.prompt_opens_thinking, names)
 
     async def _watch(self, engine: Engine) -> None:
