@@ -150,7 +150,7 @@ def test_rate_and_concurrency_are_bounded_for_each_key(start: Any) -> None:
     first = ada.chat.completions.create(**BODY, stream=True)
     next(iter(first))
 
-    with pytest.raises(openai.RateLimitError, match="may have 1 choices under way") as busy:
+    with pytest.raises(openai.RateLimitError, match="may have 1 choices running or waiting") as busy:
         ada.chat.completions.create(**BODY)
     other = bob.chat.completions.create(**BODY, stream=True)
     first.close()
