@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol, Self, runtime_checkable
 
-from reasonrt.errors import RequestError
+from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.pace import Pace
 from reasonrt.types import Event, PolicyEvent, Request, Sampling, TokenDelta, Tokenizer
 
@@ -190,6 +190,18 @@ class GeneratesWhole(Protocol):
 
         Raises (from the stream): as `generate` does, for any of them; the others are then aborted.
         """
+
+
+def refuse_decoding(engine_name: str, *samplings: Sampling) -> None:
+    """For an engine that writes token by token and knows no other schedule.
+
+    Raises:
+        CapabilityError: a sampling names one in `decoding`.
+    """
+    for sampling in samplings:
+        if sampling.decoding:
+            name = str(next(iter(sampling.decoding)))
+            raise CapabilityError(f"engine {engine_name!r} writes token by token; leave decoding {name[:64]!r} out")
 
 
 class RequestEngine(Engine, GeneratesWhole, Protocol):

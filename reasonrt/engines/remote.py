@@ -30,7 +30,7 @@ from reasonrt.engines.remote_wire import (
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.whole import JoinedStreams, joined
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
-from reasonrt.ports import Capability, Reading, Score, Verified, WholeStream
+from reasonrt.ports import Capability, Reading, Score, Verified, WholeStream, refuse_decoding
 from reasonrt.types import FinishReason, Sampling, TokenDelta
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -120,11 +120,13 @@ class RemoteEngine:
             await client.aclose()
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
+        refuse_decoding(self.name, sampling)
         return _Stream(_Call(self, list(prompt_token_ids), sampling, cache_salt))
 
     def generate_whole(
         self, prompt_token_ids: Sequence[int], samplings: Sequence[Sampling], cache_salt: str = ""
     ) -> WholeStream:
+        refuse_decoding(self.name, *samplings)
         one, prompt = samplings[0], list(prompt_token_ids)
         if len(set(samplings)) == 1 and one.temperature and one.seed is None:  # servers vary seeds each in its own way
             return _WholeStream(_Call(self, prompt, one, cache_salt, len(samplings), stream_interval=_INTERVAL))

@@ -15,7 +15,7 @@ from typing import Self
 
 from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import EngineError, RequestError
-from reasonrt.ports import Capability, Reading, Score, Verified
+from reasonrt.ports import Capability, Reading, Score, Verified, refuse_decoding
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 Script = Callable[[str, Sampling], str]
@@ -169,6 +169,7 @@ class ScriptedEngine:
         self._cache.clear()
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> _Stream:
+        refuse_decoding(self.name, sampling)
         return _Stream(self, list(prompt_token_ids), sampling, cache_salt)
 
     def generate_whole(

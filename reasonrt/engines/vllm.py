@@ -27,7 +27,7 @@ from reasonrt.engines.vllm_settings import (
 )
 from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
-from reasonrt.ports import Capability, Reading, Score, Verified
+from reasonrt.ports import Capability, Reading, Score, Verified, refuse_decoding
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 
 _MAX_REASON = 300  # characters of vLLM's own words
@@ -77,6 +77,7 @@ class VllmEngine:
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
         if self.settings.scores:
             raise CapabilityError(f"engine {self.name!r} is a scoring model and generates nothing")
+        refuse_decoding(self.name, sampling)
         return _Stream(self, _prompt(prompt_token_ids, cache_salt), sampling)
 
     def generate_whole(
@@ -84,6 +85,7 @@ class VllmEngine:
     ) -> "_WholeStream":
         if self.settings.scores:
             raise CapabilityError(f"engine {self.name!r} is a scoring model and generates nothing")
+        refuse_decoding(self.name, *samplings)
         # one request each: of the choices of one request, vLLM would tell only when the last has ended
         prompt = _prompt(prompt_token_ids, cache_salt)
         return _WholeStream([_Stream(self, prompt, sampling, is_whole=True) for sampling in samplings])

@@ -185,15 +185,18 @@ def _described(
     request: type[ChatRequest] | type[CompletionRequest], answer: type[Answer], chunk: type[Answer]
 ) -> dict[str, Any]:
     """What OpenAPI says of a route that reads and writes its bodies itself."""
-    body = {"required": True, "content": {"application/json": _reference(request)}}
+    body = {"required": True, "content": {"application/json": _schema(request)}}
+    events = {"text/event-stream": _schema(chunk, Error)}  # a stream that breaks off ends with an error
     return {
         "openapi_extra": {"requestBody": body},
-        "responses": {200: {"model": answer, "content": {"text/event-stream": _reference(chunk)}}},
+        "responses": {200: {"model": answer, "content": events}},
     }
 
 
-def _reference(model: type[BaseModel]) -> dict[str, Any]:
-    return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+def _schema(*models: type[BaseModel]) -> dict[str, Any]:
+    """One of `models`."""
+    references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
+    return {"schema": references[0] if len(references) == 1 else {"anyOf": references}}
 
 
 def _openapi(app: FastAPI, model_ids: Sequence[str]) -> dict[str, Any]:

@@ -458,6 +458,15 @@ async def what_does_not_fit_is_refused(case: EngineCase) -> None:
         await _refused(case, case.engine.read(case.long_prompt(room), [2]), f"a read of {room}")
 
 
+async def unknown_decoding_is_refused(case: EngineCase) -> None:
+    """`Sampling.decoding`: the engine checks it and refuses what it does not know."""
+    try:
+        await case.write(case.prompt(), Sampling(4, decoding={"no such schedule": 1}))
+    except (CapabilityError, RequestError):
+        return
+    raise Broken("it takes a schedule that nobody knows")
+
+
 async def the_longest_prompt_is_served(case: EngineCase) -> None:
     """`max_model_len`: prompt and generation together never exceed so many tokens, and may have as many."""
     deltas = await case.write(case.long_prompt(case.engine.max_model_len - 4), Sampling(4))
@@ -493,6 +502,7 @@ ENGINE_RULES: tuple[Rule[EngineCase], ...] = (
     verify_agrees_with_generate,
     score_is_a_number,
     what_does_not_fit_is_refused,
+    unknown_decoding_is_refused,
     the_longest_prompt_is_served,
 )
 """The rules of a started engine, by themselves, for tests that show each."""

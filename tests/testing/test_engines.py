@@ -203,6 +203,11 @@ class TakesAll(Good):
         return super().admit(prompt, 0, cache_salt) if len(prompt) < 1024 else 0
 
 
+class TakesAnySchedule(Good):
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> Any:
+        return super().generate(prompt_token_ids, replace(sampling, decoding={}), cache_salt)
+
+
 class SaysNoNumber(Good):
     def admit(self, prompt: Sequence[int], max_tokens: int, cache_salt: str = "") -> int:
         if len(prompt) + max_tokens > self.max_model_len:
@@ -328,6 +333,7 @@ FAULTS: list[tuple[Any, str, str]] = [
     (CannotAndDoes, "`score` is the scalar head", "raises no CapabilityError"),
     (TakesAll, "do not fit into max_model_len", "tokens are taken"),
     (SaysNoNumber, "do not fit into max_model_len", "does not name max_model_len 1024"),
+    (TakesAnySchedule, "`Sampling.decoding`", "a schedule that nobody knows"),
     (OneTooFew, "and may have as many", "RequestError"),
     (Miscounts, "yields deltas whose ids are the generation", "generated_tokens is"),
     (OnePass, "yields deltas whose ids are the generation", "passes is 1"),
