@@ -35,13 +35,17 @@ from reasonrt.config import Config
 from reasonrt.engines.build import build_engine
 from reasonrt.engines.linked import BuildEngine, EngineHost, LinkedEngine
 from reasonrt.errors import ConfigError, EngineError
+from reasonrt.ports import Engine, Tool
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
 from reasonrt.serve.server import serve
 from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
+from reasonrt.tools import build_tools
 from reasonrt.types import Event, Limits, Request
+
+MakeRuntime = Callable[[Mapping[str, Engine]], Runtime]
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 _LOOK_S = 1.0
@@ -121,7 +125,7 @@ class Replica:
 
     Args:
         engines: role to what builds its engine.
-        options: policy to default options.
+        make_runtime: from the engines to the runtime.
         handles: role to the deployment that its engine runs in, where it does not run here.
         folder: the paths of the configuration are relative to it.
     """
@@ -129,7 +133,7 @@ class Replica:
     async def __init__(  # type: ignore[misc]
         self,
         engines: Mapping[str, BuildEngine],
-        options: Mapping[str, Mapping[str, Any]],
+        make_runtime: MakeRuntime,
         handles: Mapping[str, Any],
         folder: str,
     ) -> None:
@@ -137,7 +141,7 @@ class Replica:
             os.chdir(folder)
         built = {role: build() for role, build in engines.items()}
         built |= {role: LinkedEngine(built[role], RayLink(handle)) for role, handle in handles.items()}
-        self._worker = await Worker(Runtime(built, options)).__aenter__()
+        self._worker = await Worker(make_runtime(built)).__aenter__()
 
     async def solve(self, request: Request, is_patient: bool) -> AsyncGenerator[Accepted | Event, None]:
         prepared = self._worker.runtime.prepare(request)
@@ -168,6 +172,7 @@ class RayBackend:
         config: of the replicas.
         name: of the application in the cluster.
         limits: of a request that brings none.
+        build_tools: the tools by name, not started.
     """
 
     def __init__(
@@ -177,9 +182,11 @@ class RayBackend:
         config: ServeConfig,
         name: str = "reasonrt",
         limits: Limits | None = None,
+        build_tools: Callable[[], Mapping[str, Tool]] = dict,
     ) -> None:
-        self._app, self._name = _application(engines, options, config), name
-        self.runtime = Runtime({role: build() for role, build in engines.items()}, options, limits=limits)
+        make_runtime = partial(_make_runtime, dict(options), limits, build_tools)
+        self._app, self._name = _application(engines, make_runtime, config), name
+        self.runtime = make_runtime({role: build() for role, build in engines.items()})
         self._cluster = config.replicas.cluster
         self.replicas: RayLink | None = None
         self.ready, self._is_own = 0, False
@@ -254,19 +261,26 @@ class RayBackend:
 def serve_on_ray(settings: Config, config: ServeConfig, announce: Callable[[str], None]) -> None:
     """Engines and policies in replicas, the endpoint in this process."""
     engines = {role: partial(build_engine, role, engine) for role, engine in settings.engines.items()}
-    serve(RayBackend(engines, settings.policies, config, limits=settings.limits.to_limits()), config, announce)
+    limits, tools = settings.limits.to_limits(), partial(build_tools, settings)
+    serve(RayBackend(engines, settings.policies, config, limits=limits, build_tools=tools), config, announce)
 
 
-def _application(
-    engines: Mapping[str, BuildEngine], options: Mapping[str, Mapping[str, Any]], config: ServeConfig
-) -> Any:
+def _make_runtime(
+    options: Mapping[str, Mapping[str, Any]],
+    limits: Limits | None,
+    build_tools: Callable[[], Mapping[str, Tool]],
+    engines: Mapping[str, Engine],
+) -> Runtime:
+    return Runtime(engines, options, tools=build_tools(), limits=limits)
+
+
+def _application(engines: Mapping[str, BuildEngine], make_runtime: MakeRuntime, config: ServeConfig) -> Any:
     wanted, folder = config.replicas, os.getcwd()
     common = _common_options(wanted, config)
     own_deployments: dict[str, Any] = {}
     if wanted.split:
-        unbounded = common | {
-            "max_queued_requests": -1
-        }  # a request makes many calls concurrently; replicas bound the requests
+        # a request makes many calls concurrently; replicas bound the requests
+        unbounded = common | {"max_queued_requests": -1}
         server = ray_serve.deployment(**unbounded)(EngineReplica)
         own_deployments = {
             role: server.options(name=f"engine-{role}").bind(build, folder) for role, build in engines.items()
@@ -278,7 +292,7 @@ def _application(
         target_ongoing_requests=wanted.target_ongoing_requests,
     )
     replica = ray_serve.deployment(name="replica", autoscaling_config=scaling, **common)(Replica)
-    return replica.bind(dict(engines), dict(options), own_deployments, folder)
+    return replica.bind(dict(engines), make_runtime, own_deployments, folder)
 
 
 def _common_options(wanted: ReplicaConfig, config: ServeConfig) -> dict[str, Any]:
