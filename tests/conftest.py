@@ -31,6 +31,8 @@ from reasonrt.types import Message
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 SERVER_START_S = 120.0
+SHARED = {"engines": "engines", "policies": "engines", "serve": "serve"}
+"""Folders of tests whose fixtures of a session are expensive: they are set up once."""
 ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
 
 # here a warning is an error; in the processes that vLLM forks for an engine it would be the engine's death
@@ -39,17 +41,23 @@ os.register_at_fork(after_in_child=warnings.resetwarnings)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none, and name what must stay in one of two parallel processes.
-
-    That is what shares engines, what shares Ray, and each other file.
-    """
+    """Skip what needs a GPU where there is none."""
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        shares_engines = folder in {"engines", "policies"} and item.get_closest_marker("vllm")
-        group = "engines" if shares_engines else "serve" if folder == "serve" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep in one of two parallel processes what shares engines, what shares Ray, and each other file."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return SHARED.get(Path(file).parts[1], file)
+
+    return ByWhatIsShared(config, log)
 
 
 @cache
