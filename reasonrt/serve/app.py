@@ -185,18 +185,18 @@ def _described(
     request: type[ChatRequest] | type[CompletionRequest], answer: type[Answer], chunk: type[Answer]
 ) -> dict[str, Any]:
     """What OpenAPI says of a route that reads and writes its bodies itself."""
-    body = {"required": True, "content": {"application/json": _schema(request)}}
-    events = {"text/event-stream": _schema(chunk, Error)}  # a stream that breaks off ends with an error
+    body = {"required": True, "content": {"application/json": {"schema": _reference(request)}}}
+    either = {"anyOf": [_reference(chunk), _reference(Error)]}  # a stream that breaks off ends with an error
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     return {
         "openapi_extra": {"requestBody": body},
-        "responses": {200: {"model": answer, "content": events}},
+        "responses": {200: {"model": answer, "content": {"text/event-stream": {"schema": event}}}},
     }
 
 
-def _schema(*models: type[BaseModel]) -> dict[str, Any]:
-    """One of `models`."""
-    references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
-    return {"schema": references[0] if len(references) == 1 else {"anyOf": references}}
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def _openapi(app: FastAPI, model_ids: Sequence[str]) -> dict[str, Any]:

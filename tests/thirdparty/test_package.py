@@ -132,7 +132,7 @@ def served(cwd: Path, env: dict[str, str]) -> Iterator[tuple[httpx.Client, Path]
             yield http, log
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(30)
+        server.communicate(timeout=30)  # waits, and closes the pipe
 
 
 def test_http(config: Path, plugin_environment: dict[str, str]) -> None:
