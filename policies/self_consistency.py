@@ -1,9 +1,8 @@
 """`self_consistency`: several samples, the answer of the majority (Wang et al. 2023, arXiv 2203.11171, section 2).
 
 Samples run concurrently; sampling ends as soon as no outcome of the samples that are still missing could change which
-answer leads. On an engine that others use as well, the samples that the vote may not need are drawn only once it needs
-them. Only the winner is cut into steps. Nothing is committed before: a limit that ends the request earlier
-leaves it without text.
+answer leads. On a busy engine, the samples that the vote may not need are drawn only once it needs them. Only the winner
+is cut into steps. Nothing is committed before: a limit that ends the request earlier leaves it without text.
 """
 
 from collections import Counter
@@ -24,6 +23,7 @@ from reasonrt.types import FinishReason, PolicyEvent, Request, Stop, TokenDelta
 from reasonrt.writing import sampling_for, steps_of
 
 _TEMPERATURE = 0.7
+_BUSY = 48  # generations that an engine works on; from as many on, stopping drops its probes, too
 
 
 @dataclass
@@ -85,7 +85,8 @@ class SelfConsistency(PolicyOptions):
         is_open = opens_thinking(engine.tokenizer.decode, prompt)
         token_ids = list(transcript.token_ids(engine))
         done: list[_Sample] = []
-        first = self.k if engine.pace.running == 0 else self.k // 2 + 1  # fewer can never decide
+        # fewer than half can never decide; a second turn costs time, which only a full engine gives back
+        first = self.k if engine.pace.running < _BUSY else self.k // 2 + 1
         for begin, end in ((0, first), (first, self.k)):
             if begin == end or is_decided(Counter(sample.answer for sample in done), self.k - len(done)):
                 break

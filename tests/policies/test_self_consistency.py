@@ -116,3 +116,24 @@ async def test_bounds_of_k(k: int) -> None:
 
     assert completion.text == r"\boxed{1}"
     assert engine.running == 0
+
+
+@pytest.mark.parametrize(("running", "agreed", "drawn"), [(0, True, 5), (48, True, 3), (48, False, 5)])
+async def test_busy_engine_draws_what_the_vote_may_not_need_only_when_it_does(
+    running: int, agreed: bool, drawn: int
+) -> None:
+    asked = []
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        assert sampling.seed is not None
+        asked.append(sampling.seed)
+        return rf"\boxed{{{7 if agreed else sampling.seed % 2}}}"
+
+    runtime = Runtime({"target": ScriptedEngine("target", script)})
+    runtime.paces["target"].running = running
+
+    completion = await runtime.complete(Request.ask("?", "self_consistency", options={"k": 5}, seed=SEED))
+
+    assert sorted(asked) == list(range(SEED, SEED + drawn))
+    assert completion.details["votes"] == 3
+    assert completion.usage["target"].calls == drawn
