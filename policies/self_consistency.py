@@ -1,8 +1,8 @@
 """`self_consistency`: several samples, the answer of the majority (Wang et al. 2023, arXiv 2203.11171, section 2).
 
 Samples run concurrently; sampling ends as soon as no outcome of the samples that are still missing could change which
-answer leads. On a busy engine, the samples that the vote may not need are drawn only once it needs them. Only the winner
-is cut into steps. Nothing is committed before: a limit that ends the request earlier leaves it without text.
+answer leads. On a busy engine, the samples that the vote may not need are drawn only once it needs them. Only the
+winner is cut into steps. Nothing is committed before: a limit that ends the request earlier leaves it without text.
 """
 
 from collections import Counter
