@@ -188,7 +188,7 @@ def _described(
     body = {"required": True, "content": {"application/json": {"schema": _reference(request)}}}
     either = {"anyOf": [_reference(chunk), _reference(Error)]}  # a stream that breaks off ends with an error
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
-    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    event = {"type": "object", "properties": {"data": {"anyOf": [data, {"const": "[DONE]"}]}}, "required": ["data"]}
     return {
         "openapi_extra": {"requestBody": body},
         "responses": {200: {"model": answer, "content": {"text/event-stream": {"schema": event}}}},
