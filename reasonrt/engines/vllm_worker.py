@@ -17,9 +17,9 @@ _MOST = 20  # the most log-probabilities that a generation can ask for
 
 
 def allow_amx() -> None:
-    """Ask Linux for the tile registers of x86-64 CPUs, without which an instruction of vLLM's own kernels is illegal.
+    """Ask Linux for the tile registers of x86-64 CPUs, without which vLLM's own server died of an illegal instruction.
 
-    Each process that computes must ask; torch does so for itself, but only once it multiplies matrices of its own.
+    Each process that computes must ask.
     """
     if sys.platform == "linux" and platform.machine() == "x86_64":
         # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); an error of a CPU that has none means nothing

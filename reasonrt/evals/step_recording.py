@@ -4,9 +4,8 @@ The value of a step is measured by rollouts: the share of the target's completio
 recorded history is mixed, as it is when a router is at work: mostly the better step, sometimes the draft's anyway.
 """
 
-import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from reasonrt.evals.run import PolicySpec, effective_settings
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.routers.features import TOP_LOGPROBS
 from reasonrt.runtime import Runtime
-from reasonrt.tasks import cancel
+from reasonrt.tasks import run_bounded
 from reasonrt.transcript import Transcript
 from reasonrt.types import Completion, FinishReason, Limits, Request, Step
 from reasonrt.writing import sampling_for, steps_of, write_step
@@ -72,30 +71,15 @@ async def record_pairs(
         for problem in problems:
             if known.get(problem.id, problem.question) != problem.question:
                 raise EvalError(f"{journal.path} holds another question of {problem.id}; give another --out")
-        left = iter([problem for problem in problems if problem.id not in known])
-        async with Grader() as grader, aclosing(_recorded(runtime, grader, left, settings)) as records:
-            async for record in records:
-                journal.add(record)
-                on_progress(len(journal.records), len(problems))
+        async with Grader() as grader:
+            left = (problem for problem in problems if problem.id not in known)
+            calls = (_Recording(runtime, grader, problem, settings).pairs for problem in left)
+            async with aclosing(run_bounded(calls, settings.concurrency)) as records:
+                async for record in records:
+                    journal.add(record)
+                    on_progress(len(journal.records), len(problems))
         asked = {problem.id for problem in problems}
         return [record for record in journal.records if record.problem in asked]
-
-
-async def _recorded(
-    runtime: Runtime, grader: Grader, problems: Iterator[TaskProblem], settings: RecordingSettings
-) -> AsyncGenerator[RecordedProblem, None]:
-    running: set[asyncio.Task[RecordedProblem]] = set()
-    try:
-        while True:
-            while len(running) < settings.concurrency and (problem := next(problems, None)):
-                running.add(asyncio.create_task(_Recording(runtime, grader, problem, settings).pairs()))
-            if not running:
-                return
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield task.result()
-    finally:
-        await cancel(*running)
 
 
 class _Recording:
