@@ -22,7 +22,7 @@ from reasonrt.pace import Pace
 from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.service import ServedCertificates
-from reasonrt.ports import Engine, Engines, Policy, RequestEngine, Tool
+from reasonrt.ports import Allowance, Engine, Engines, Policy, RequestEngine, Tool
 from reasonrt.scopes import LimitReached, Scope
 from reasonrt.tasks import Expired, before, run_bounded
 from reasonrt.thinking import opens_thinking
@@ -292,6 +292,10 @@ class _RequestEngines(Engines):
 
     def __len__(self) -> int:
         return len(self._by_role)
+
+    @property
+    def allowance(self) -> Allowance:
+        return self.scope.allowance
 
     @property
     def tools(self) -> Mapping[str, Any]:
