@@ -302,7 +302,7 @@ class _RequestEngines(Engines):
         return self._tools
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
-        prepared = self._runtime.prepare(replace(request, cache_salt=self._request.cache_salt))
+        prepared = self._runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))
         async with self.scope.nested(prepared.request.limits) as scope:
             engines = _RequestEngines(self._runtime, prepared, scope)
             try:

@@ -383,6 +383,34 @@ async def test_policy_sees_what_it_may_still_use() -> None:
     assert below.deadline < first.deadline
 
 
+async def test_what_a_request_reports_is_not_mixed_with_that_of_its_sub_requests() -> None:
+    class Reporter(PolicyOptions):
+        """Tells how deep it may still ask, and asks itself."""
+
+        engines = ("target",)
+
+        async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+            depth = engines.allowance.depth
+            if request.report:
+                request.report({"depth": depth})
+            if depth:
+                async with aclosing(engines.solve(request)) as events:
+                    assert [event async for event in events]
+            yield Stop(FinishReason.STOP)
+
+    told: list[Mapping[str, Any]] = []
+    request = Request.ask("?", "reporter", limits=Limits(max_depth=2), report=told.append)
+    register_policy("reporter", Reporter)
+    try:
+        await make_runtime().complete(request)
+    finally:
+        unregister_policy("reporter")
+
+    assert told == [{"depth": 2}]
+    assert request == replace(request, report=None)
+    assert "report" not in repr(request).replace("'reporter'", "")
+
+
 async def test_leaving_a_request_leaves_its_sub_requests(asker: str) -> None:
     runtime = make_runtime(seconds_per_token=0.001)
     async with aclosing(runtime.solve(Request.ask("?", asker))) as events:
