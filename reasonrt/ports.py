@@ -233,8 +233,32 @@ class Tool(Protocol):
         """Free everything. Idempotent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a request may still use, of its own limits and of those of each request that asked for it.
+
+    A policy that looks at it ends by itself, with the best that it has, before the runtime ends it.
+
+    Attributes:
+        deadline: in the time of `time.monotonic`, which is also that of the event loop; None is no deadline.
+        engine_calls: >= 0.
+        generated_tokens: of all engines together, >= 0; None is no limit.
+        depth: how deep sub-requests of this one may be nested, >= 0; at 0, `Engines.solve` refuses them.
+    """
+
+    deadline: float | None
+    engine_calls: int
+    generated_tokens: int | None
+    depth: int
+
+
 class Engines(Mapping[str, RequestEngine], ABC):
     """What a policy works with in one request: engines by role, tools by name, and other policies."""
+
+    @property
+    @abstractmethod
+    def allowance(self) -> Allowance:
+        """What the request may use from now on; what runs concurrently in it draws from the same."""
 
     @property
     @abstractmethod

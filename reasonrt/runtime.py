@@ -22,7 +22,7 @@ from reasonrt.pace import Pace
 from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.service import ServedCertificates
-from reasonrt.ports import Engine, Engines, Policy, RequestEngine, Tool
+from reasonrt.ports import Allowance, Engine, Engines, Policy, RequestEngine, Tool
 from reasonrt.scopes import LimitReached, Scope
 from reasonrt.tasks import Expired, before, run_bounded
 from reasonrt.thinking import opens_thinking
@@ -294,11 +294,15 @@ class _RequestEngines(Engines):
         return len(self._by_role)
 
     @property
+    def allowance(self) -> Allowance:
+        return self.scope.allowance
+
+    @property
     def tools(self) -> Mapping[str, Any]:
         return self._tools
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
-        prepared = self._runtime.prepare(replace(request, cache_salt=self._request.cache_salt))
+        prepared = self._runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))
         async with self.scope.nested(prepared.request.limits) as scope:
             engines = _RequestEngines(self._runtime, prepared, scope)
             try:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Self
 
 from reasonrt.errors import RequestError
+from reasonrt.ports import Allowance
 from reasonrt.types import FinishReason, Limits
 
 
@@ -76,6 +77,12 @@ class Scope:
     def tokens_left(self) -> int | None:
         """Tokens that engines may still generate; None is no limit. It may be negative: tokens come in batches."""
         return min([scope._tokens_left for scope in self._budgets], default=None)
+
+    @property
+    def allowance(self) -> Allowance:
+        tokens = self.tokens_left
+        tokens = None if tokens is None else max(0, tokens)
+        return Allowance(self.deadline, self.calls_left, tokens, self._depth_left)
 
     @asynccontextmanager
     async def nested(self, limits: Limits) -> AsyncGenerator["Scope", None]:

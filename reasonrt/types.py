@@ -1,6 +1,6 @@
 """The nouns that everything else is written in. Frozen values, standard library only."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -154,6 +154,8 @@ class Request:
         cache_salt: requests with different ones share nothing of the engines' prefix caches.
         context: documents beside the messages, for a policy that reads them; another one refuses the request.
         prompts: the conversation as token ids, shared with every request that was made from this one.
+        report: called by a policy that works long before it commits anything, with what it knows so far, by name. It
+            stays in this process, and is not handed to sub-requests; None where nobody listens.
     """
 
     messages: tuple[Message, ...]
@@ -167,6 +169,7 @@ class Request:
     cache_salt: str = ""
     context: tuple[Document, ...] = ()
     prompts: Prompts = field(default_factory=Prompts, repr=False, compare=False)
+    report: Callable[[Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.messages or not self.messages[-1].content.strip():

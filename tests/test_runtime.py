@@ -1,5 +1,6 @@
 """The runtime keeps every limit, accounts for each token and keeps requests apart."""
 
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,7 +16,7 @@ from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.registry import policy_names, register_policy, unregister_policy
-from reasonrt.ports import Engine, Engines
+from reasonrt.ports import Allowance, Engine, Engines
 from reasonrt.types import PolicyEvent, Sampling, Stop
 
 STEPS = ["<think>\nOne.\n\n", "Two.\n\n", "Three.\n\n", "</think>\n\n", r"\boxed{7}"]
@@ -342,6 +343,72 @@ async def test_sub_request_draws_from_the_limits_of_the_one_that_asks(asker: str
     assert few_tokens.finish_reason is FinishReason.BUDGET
     assert sum(engine.generated for engine in few_tokens.usage.values()) < 20 + 8
     assert all(engine.running == 0 for engine in scripted(runtime))
+
+
+async def test_policy_sees_what_it_may_still_use() -> None:
+    seen: list[Allowance] = []
+
+    class Frugal(PolicyOptions):
+        """Reads as often as it may, and then asks itself once more."""
+
+        engines = ("target",)
+
+        async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+            seen.append(engines.allowance)
+            while engines.allowance.engine_calls > 2:
+                await engines["target"].read([3, 4], [2])
+            seen.append(engines.allowance)
+            if engines.allowance.depth:
+                limits = Limits(max_engine_calls=9, max_generated_tokens=1, deadline_s=1.0, max_depth=9)
+                async with aclosing(engines.solve(replace(request, limits=limits))) as events:
+                    assert [event async for event in events]
+            yield Stop(FinishReason.STOP)
+
+    started = time.monotonic()
+    register_policy("frugal", Frugal)
+    try:
+        limits = Limits(max_engine_calls=5, max_generated_tokens=40, deadline_s=60.0)
+        completion = await make_runtime().complete(Request.ask("?", "frugal", limits=limits))
+    finally:
+        unregister_policy("frugal")
+
+    first, later, below = seen[:3]
+    assert completion.finish_reason is FinishReason.STOP
+    assert (first.engine_calls, first.generated_tokens, first.depth) == (5, 40, 1)
+    assert first.deadline is not None
+    assert 59.0 < first.deadline - started < 62.0
+    assert later == replace(first, engine_calls=2, generated_tokens=37)
+    assert (below.engine_calls, below.generated_tokens, below.depth) == (2, 1, 0)
+    assert below.deadline is not None
+    assert below.deadline < first.deadline
+
+
+async def test_what_a_request_reports_is_not_mixed_with_that_of_its_sub_requests() -> None:
+    class Reporter(PolicyOptions):
+        """Tells how deep it may still ask, and asks itself."""
+
+        engines = ("target",)
+
+        async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+            depth = engines.allowance.depth
+            if request.report:
+                request.report({"depth": depth})
+            if depth:
+                async with aclosing(engines.solve(request)) as events:
+                    assert [event async for event in events]
+            yield Stop(FinishReason.STOP)
+
+    told: list[Mapping[str, Any]] = []
+    request = Request.ask("?", "reporter", limits=Limits(max_depth=2), report=told.append)
+    register_policy("reporter", Reporter)
+    try:
+        await make_runtime().complete(request)
+    finally:
+        unregister_policy("reporter")
+
+    assert told == [{"depth": 2}]
+    assert request == replace(request, report=None)
+    assert "report" not in repr(request).replace("'reporter'", "")
 
 
 async def test_leaving_a_request_leaves_its_sub_requests(asker: str) -> None:

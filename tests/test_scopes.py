@@ -46,6 +46,9 @@ def test_every_scope_holds_for_all_below_it(calls: list[int], budgets: list[int 
     assert path[-1].calls_left == min(calls) - taken
     assert path[-1].tokens_left == (min(known) - used if known else None)
     assert path[0].calls_left == calls[0] - taken
+    left = path[-1].allowance
+    assert (left.engine_calls, left.deadline, left.depth) == (min(calls) - taken, None, 10 - len(path))
+    assert left.generated_tokens == (max(0, min(known) - used) if known else None)
 
 
 def test_deadline_is_the_earliest_above() -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
@@ -218,10 +218,11 @@ class RayBackend:
     async def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Event, None]:
         if self.replicas is None:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
+        request = replace(prepared.request, report=None)  # which belongs to this process
         for place in range(_PLACES):  # a replica that starts an engine again hands on what has not begun there
             name, is_last = f"{session}@{place}" if place else session, place == _PLACES - 1
             try:
-                async with aclosing(self.replicas.stream("solve", prepared.request, is_last, session=name)) as events:
+                async with aclosing(self.replicas.stream("solve", request, is_last, session=name)) as events:
                     async for event in events:
                         yield event
                 return

@@ -88,6 +88,7 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
 
     class Replicas:
         async def stream(self, method: str, request: Request, is_patient: bool, session: str) -> AsyncIterator[Any]:
+            assert request.report is None  # it cannot travel
             asked.append((session, is_patient))
             if len(asked) <= num_cold:
                 raise ApiError(503, "cold", code=ABSENT)
@@ -102,7 +103,7 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
     monkeypatch.setattr(ray_app.RayBackend, "_deploy", lambda backend: Replicas())
     monkeypatch.setattr(ray_app.RayBackend, "_end", lambda backend: None)
     async with ray_app.RayBackend({}, {}, ServeConfig()) as entered:
-        prepared = Prepared(Request.ask("?"), Target(), {})
+        prepared = Prepared(Request.ask("?", report=print), Target(), {})
         events = [event async for event in entered.solve(prepared, "s")]
 
     assert events == [Accepted(1, False, frozenset())]
