@@ -13,7 +13,7 @@ from reasonrt.programs.host import Final, Host
 from reasonrt.programs.language import prepare
 from reasonrt.programs.model import Model
 from reasonrt.programs.sandbox.base import Cell, Ending, Session
-from reasonrt.programs.trials import Status, Trial
+from reasonrt.programs.trials import Evidence, Status, Trial
 from reasonrt.types import Message
 
 _ANSWER_CHARACTERS = 1 << 16
@@ -144,8 +144,7 @@ class Candidate:
         work.messages.append(Message("assistant", text or "(nothing)"))
         turn = Turn(text, written.num_tokens, "", logprob_tail=written.logprob_tail)
         if block.text is None or (not block.is_closed and not written.is_whole):
-            hint = protocol.TEXT_FINAL if protocol.names_a_final(text) else ""
-            turn = replace(turn, observation=" ".join(filter(None, (protocol.NO_BLOCK, hint))))
+            turn = replace(turn, observation=protocol.NO_BLOCK)
         else:
             turn = await self._run(turn, block.text)
         next_turn = len(work.turns) + 2
@@ -183,7 +182,8 @@ class Candidate:
             raise AssertionError("a final has an answer")
         if work.answer is None and status is Status.FORCED:
             status = Status.FAILED
-        evidence, num_refuted = (), 0
+        evidence: tuple[Evidence, ...] = ()
+        num_refuted = 0
         if work.answer is not None and work.final is not None:
             evidence, num_refuted = host.evidence_for(work.answer, work.final.evidence)
         tails = [turn.logprob_tail for turn in work.turns if turn.logprob_tail is not None]

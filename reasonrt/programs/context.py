@@ -17,7 +17,7 @@ get the same chunks, and the prefix cache of the engine holds them."""
 
 _LINE_CHARACTERS = 400  # of a hit's line that is shown
 _PIECE_CHARACTERS = 24  # long enough to be found again in the right place
-_PIECES = 8  # lines of a text that are looked for, each at the cost of a walk through the context
+_PIECES = 4  # lines at each end of a text that are looked for, each at the cost of a walk through the context
 _SEARCH_S = 2.0  # of one pattern; patterns come from models and may never end
 
 
@@ -194,10 +194,9 @@ class Coverage:
             self.add(span)
             return
         lines = [line for line in text.splitlines() if len(line) >= _PIECE_CHARACTERS]
-        if len(lines) < 2:
-            return
-        first, last = self.context.find(lines[0]), self.context.find(lines[-1])
-        for span in filter(None, map(self.context.find, lines[:_PIECES])):
+        first = next(filter(None, map(self.context.find, lines[:_PIECES])), None)
+        last = next(filter(None, map(self.context.find, lines[: -_PIECES - 1 : -1])), None)
+        for span in filter(None, (first, last)):
             self.add(span)
         if first and last and first.document == last.document and 0 <= last.end - first.start <= len(text):
             self.add(Span(first.document, first.start, last.end))

@@ -28,7 +28,9 @@ class Journal:
         seed: of the run; candidates derive theirs from it.
         nonce: of the frames of observations.
         replies: by the hash of what was asked.
-        order: indices of the candidates, in the order in which they ended.
+        order: indices of the candidates, in the order in which they ended; None before the run.
+        was_late: the deadline has ended the run.
+        weights: what `Weights.to_json` gives; empty without any.
         trace_hash: of the trace that the run came to.
     """
 
@@ -38,15 +40,14 @@ class Journal:
     seed: int
     nonce: str
     replies: dict[str, Any] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
+    order: list[int] | None = None
+    was_late: bool = False
+    weights: str = ""
     trace_hash: str = ""
 
-    def write(self, path: Path) -> None:
-        """Raises: RequestError: the file cannot be written."""
-        try:
-            path.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise RequestError(f"cannot write {path}: {error.strerror}; give another file") from None
+    def to_value(self) -> dict[str, Any]:
+        """Plain JSON data, which `read` takes from a file."""
+        return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -14,7 +14,6 @@ from reasonrt.programs.sandbox.base import Cell, Ending
 
 _FENCE = re.compile(r"^[ \t]*(`{3,})[ \t]*(\w*)[ \t]*$", re.MULTILINE)
 _LANGUAGES = frozenset({"repl", "python", "py", "python3", ""})
-_TEXT_FINAL = re.compile(r"^\s*FINAL(_VAR)?\(", re.MULTILINE)
 
 FUNCTIONS = {
     "grep": "grep(pattern: str, document: int | None = None, max_hits: int = 1000, ignore_case: bool = False)"
@@ -106,11 +105,6 @@ def has_block(message: str) -> bool:
     return "```" in message and find_code(message if message.endswith("\n") else message.rpartition("\n")[0]).is_closed
 
 
-def names_a_final(message: str) -> bool:
-    """Whether a message without code calls for its end in words, as models that were made for other protocols do."""
-    return bool(_TEXT_FINAL.search(message))
-
-
 def opening(question: str, described: str, names: list[str], glimpse: str, nonce: str, notes: str) -> str:
     """The first message: the question, and what the context is.
 
@@ -141,7 +135,7 @@ def observation(cell: Cell, notes: list[str], nonce: str, most_characters: int) 
         Ending.LOST: "The program was ended, and will not be run again; variables that programs have set are lost.",
     }[cell.ending]
     output = cut(cell.output, most_characters)
-    shown = "\n".join(part for part in (output, cut(cell.error, 2000)) if part.strip())
+    shown = "\n".join(part.rstrip() for part in (output, cut(cell.error, 2000)) if part.strip())
     return "\n".join([said, *notes, *([quoted(shown, nonce)] if shown else [])])
 
 
@@ -185,13 +179,14 @@ def confidence_of(probabilities: tuple[float, ...]) -> float:
     return sum(probability * (digit + 0.5) / 10 for digit, probability in enumerate(probabilities))
 
 
-NO_BLOCK = "Your message holds no whole ```repl block, so nothing was run. Write one."
-TEXT_FINAL = "An answer counts only when code gives it: call final(...) in a ```repl block."
-FIRST_LOOK = "Look at the context first; do not call final yet unless what you print would show the answer."
+NO_BLOCK = (
+    "Your message holds no whole ```repl block, so nothing was run. If you know the answer, it counts only when code "
+    'gives it:\n```repl\nfinal("the answer alone")\n```'
+)
 FORCED = "No more programs are run. Answer the question now, with the answer alone, from what you have seen."
 
 
 def turn_line(turn: int, max_turns: int) -> str:
     """Where the model is; the last turn is to give the answer."""
-    last = " It is the last one: give your answer with final(...)." if turn == max_turns else ""
-    return f"Program {turn} of at most {max_turns}.{last}"
+    last = " It is the last one." if turn == max_turns else ""
+    return f"Program {turn} of at most {max_turns}.{last} Once you know the answer, call final with the answer alone."

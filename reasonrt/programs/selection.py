@@ -130,6 +130,24 @@ def is_settled(
     return select(ended, strategy, kind, learned).share >= learned.settled_at
 
 
+def fewest_to_settle(
+    trials: Iterable[Trial], num_left: int, strategy: Strategy, kind: Kind = "auto", weights: Weights | None = None
+) -> int:
+    """How many more candidates must end before `is_settled` can hold: so many may run concurrently, none in vain.
+
+    Args:
+        trials, num_left: as for `is_settled`, which does not hold.
+    """
+    ended = list(trials)
+    if strategy == "rlm":
+        return 1
+    if strategy == "answer_mass" and weights is not None and weights.settled_at is not None:
+        return min(num_left, max(1, START - len(ended)))
+    votes = sorted((len(camp) for camp in _camps(ended, kind, Status.FINAL)), reverse=True)
+    lead = votes[0] - (votes[1] if len(votes) > 1 else 0) if votes else 0
+    return min(num_left, (num_left - lead) // 2 + 1)
+
+
 def literal_score(trial: Trial) -> float:
     """VC * Len of SRLM: never above 0, and near 0 for what is short and sure.
 
