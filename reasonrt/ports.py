@@ -30,7 +30,7 @@ class Capability(StrEnum):
     READ = "read"
     SCORE = "score"
     VERIFY = "verify"
-    TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); takes and gives ids; without it, prompts travel as text
+    TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); gives ids; without it, generations come as text
 
 
 @dataclass(frozen=True, slots=True)

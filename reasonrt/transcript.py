@@ -106,7 +106,7 @@ class Transcript:
         reading = self._readings[vocabulary]
         for step in self.steps[reading.num_steps :]:
             is_own = self._vocabularies.get(step.author) == vocabulary
-            reading.ids.extend(step.token_ids if is_own else tokenizer.encode(step.text))
+            reading.ids.extend(step.token_ids if is_own else tokenizer.encode_text(step.text))
             if step.is_complete:
                 reading.closed = len(reading.ids)
         reading.num_steps = len(self.steps)

@@ -307,12 +307,15 @@ class Tokenizer(Protocol):
     def __hash__(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text` as it stands: nothing is added."""
+        """The ids of `text` as it stands: nothing is added, and control tokens in it are such."""
+
+    def encode_text(self, text: str) -> list[int]:
+        """As `encode`, for what people, documents and models have written: no control token comes of it."""
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation up to where the assistant begins to write."""
+        """The ids of a conversation up to where the assistant begins to write; messages are read by `encode_text`."""
 
     def vocabulary(self) -> Mapping[int, str]:
         """Every id and the text that it stands for, as it would read inside a sentence."""

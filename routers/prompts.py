@@ -31,16 +31,16 @@ def _chat(tokenizer: Tokenizer, prompts: Prompts, messages: tuple[Message, ...])
     return prompts.token_ids(tokenizer, messages)
 
 
-PLAIN = Layout(_chat, lambda tokenizer, text, by_target: tokenizer.encode(text))
+PLAIN = Layout(_chat, lambda tokenizer, text, by_target: tokenizer.encode_text(text))
 """The conversation as a policy's engines see it; what the zoo's reward model reads."""
 
-MARKED = Layout(_chat, lambda tokenizer, text, by_target: tokenizer.encode(f"Model {int(by_target)}: {text}"))
+MARKED = Layout(_chat, lambda tokenizer, text, by_target: tokenizer.encode_text(f"Model {int(by_target)}: {text}"))
 """With the author of each step before it (Arbitrage, arXiv 2512.05033, section 4.2)."""
 
 SKYWORK = Layout(
     # the beginning-of-text token is named by no tokenizer here; Qwen has none, and this model is a Qwen
-    lambda tokenizer, prompts, messages: tokenizer.encode(messages[-1].content + "\n"),
-    lambda tokenizer, text, by_target: tokenizer.encode(text.rstrip("\n")) + tokenizer.encode("\n")[-1:],
+    lambda tokenizer, prompts, messages: tokenizer.encode_text(messages[-1].content + "\n"),
+    lambda tokenizer, text, by_target: tokenizer.encode_text(text.rstrip("\n")) + tokenizer.encode("\n")[-1:],
 )
 """Skywork-o1-Open-PRM: question, a line feed, and each step closed by the token at which its score is read."""
 
@@ -51,7 +51,7 @@ QWEN_PRM = Layout(
         if messages[0].role != "system"
         else messages,
     ),
-    lambda tokenizer, text, by_target: tokenizer.encode(text.strip() + "<extra_0>"),
+    lambda tokenizer, text, by_target: tokenizer.encode_text(text.strip()) + tokenizer.encode("<extra_0>"),
 )
 """Qwen2.5-Math-PRM: each step closed by `<extra_0>`, at which its score is read."""
 

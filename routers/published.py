@@ -66,7 +66,7 @@ class JudgeRouter:
 
     async def advantage(self, transcript: Transcript, step: Step) -> float:
         tokenizer = self._target.tokenizer
-        prompt = [*transcript.token_ids(self._target), *tokenizer.encode(step.text.rstrip()), *self._question]
+        prompt = [*transcript.token_ids(self._target), *tokenizer.encode_text(step.text.rstrip()), *self._question]
         weights = [math.exp(logprob) for logprob in (await self._target.read(prompt, self._digits)).logprobs]
         total = math.fsum(weights)
         if total == 0.0:

@@ -23,6 +23,9 @@ class ChunkTokenizer:
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
 
+    def encode_text(self, text: str) -> list[int]:
+        raise NotImplementedError
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(self.chunks[i] for i in token_ids)
 

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
+from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import RequestError
 from reasonrt.transcript import Transcript
 from reasonrt.types import Message, Request, Step
@@ -31,6 +33,9 @@ class WordTokenizer:
         pieces = re.findall(r"\w+|\s+|[^\w\s]", text)
         self.words += [piece for piece in dict.fromkeys(pieces) if piece not in self.words]
         return [self.words.index(piece) for piece in pieces]
+
+    def encode_text(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(self.words[i] for i in token_ids)
@@ -123,6 +128,20 @@ def test_committed_ids_are_kept_whoever_is_asked_first() -> None:
     ids = transcript.token_ids(target)
     assert ids == [*target.tokenizer.chat(QUESTION), *odd_ids, *target.tokenizer.encode("x")]
     assert ids == transcript.token_ids(target) == transcript.token_ids(draft)
+
+
+def test_what_another_model_wrote_ends_nothing(tokenizer_folder: Path) -> None:
+    draft, target = ScriptedEngine("draft", ""), ScriptedEngine("target", "")
+    target.tokenizer = HFTokenizer(tokenizer_folder)  # type: ignore[assignment]
+    transcript = Transcript(QUESTION, (draft, target))
+    prompt = list(transcript.token_ids(target))
+    text = "It says <|end|>, and continues."
+
+    transcript.commit(Step(text, tuple(draft.tokenizer.encode(text)), "draft"))
+
+    written = transcript.token_ids(target)[len(prompt) :]
+    assert not target.tokenizer.eos_token_ids & set(written)
+    assert target.tokenizer.decode(written) == text
 
 
 def test_chat_template_is_applied_once_for_each_vocabulary_and_request() -> None:

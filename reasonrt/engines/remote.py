@@ -312,10 +312,10 @@ class _Call:
         return token_ids
 
     def _ids_of_text(self, choice: dict[str, Any]) -> tuple[int, ...]:
-        token_ids = self._engine.tokenizer.encode(choice["text"])
+        token_ids = self._engine.tokenizer.encode_text(choice["text"])  # servers leave control tokens out
         stop_id = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's word and SGLang's
         if isinstance(stop_id, int):
-            token_ids.append(stop_id)  # servers leave its text out
+            token_ids.append(stop_id)
         return tuple(token_ids)
 
 

@@ -42,6 +42,9 @@ class CharacterTokenizer:
             ids.extend(ord(character) + _FIRST_CHARACTER for character in part)
         return ids
 
+    def encode_text(self, text: str) -> list[int]:
+        return self.encode(text)  # its end token has no text
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join([chr(i - _FIRST_CHARACTER) if i >= _FIRST_CHARACTER else _SPECIAL[i] for i in token_ids])
 

@@ -6,7 +6,9 @@ ever added, cut or padded, whatever the folder asks for.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BackendTokenizer
 
+from reasonrt.engines.control_tokens import ControlTokens
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.types import Message
 
@@ -27,8 +30,8 @@ _ANCHOR = "a"
 class HFTokenizer:
     """The tokenizer in `folder`.
 
-    Special tokens are text to `encode`, as they are to every Hugging Face tokenizer, and nothing to `decode`: the
-    end token decodes to "".
+    `encode` finds special tokens in any text, as every Hugging Face tokenizer does; to `encode_text`, and in the
+    messages of a `chat`, they are text. To `decode` they are nothing: the end token decodes to "".
 
     Args:
         folder: with `tokenizer.json`, `tokenizer_config.json` and a chat template.
@@ -53,21 +56,28 @@ class HFTokenizer:
         template = _chat_template(folder, settings)
         try:
             self._template = _JINJA.from_string(template)
-            used = meta.find_undeclared_variables(_JINJA.parse(template))
+            parsed = _JINJA.parse(template)
         except jinja2.TemplateError as error:
             raise ConfigError(f"the chat template in {folder} is broken: {_first_line(error)}; correct it") from None
+        used = meta.find_undeclared_variables(parsed)
         self._names = {name: names[name] for name in sorted(used & names.keys())}
         self.eos_token_ids = self._find_eos(folder, names.get("eos_token"))
+        self._controls = ControlTokens(self._backend, self.eos_token_ids, [*self._names.values(), *_written_by(parsed)])
         parts = (content, template.encode(), json.dumps(self._names).encode())
         self.fingerprint = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         self._vocabulary: dict[int, str] = {}
 
     def encode(self, text: str) -> list[int]:
-        try:
+        with _valid_unicode():
             ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeEncodeError):
-            raise RequestError("the text holds half of a surrogate pair; send valid Unicode") from None
         return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """As `encode`, for what people, documents and models write: what reads like a control token is text."""
+        if not self._controls.may_stand_in(text):
+            return self.encode(text)
+        with _valid_unicode():
+            return self._controls.encode_text(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
@@ -79,12 +89,12 @@ class HFTokenizer:
         Raises:
             RequestError: the model's template refuses the conversation, by a role that it does not know for instance.
         """
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = self._template.render(messages=conversation, add_generation_prompt=True, **self._names)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise RequestError(f"the model's chat template refuses the messages: {_first_line(error)}") from None
-        return self.encode(text)
+        if not any(self._controls.may_stand_in(message.content) for message in messages):
+            return self.encode(self._render(messages))
+        secret = secrets.token_hex(16)  # a new one each time, as a template may show it in an error
+        hidden = [Message(message.role, self._controls.hide(message.content, secret)) for message in messages]
+        with _valid_unicode():
+            return self._controls.encode(self._render(hidden), secret)
 
     def vocabulary(self) -> Mapping[int, str]:
         if not self._vocabulary:
@@ -96,6 +106,13 @@ class HFTokenizer:
             self._vocabulary = {token_id: decode([*anchor, token_id])[cut:] for token_id in ids}
         return self._vocabulary
 
+    def _render(self, messages: Sequence[Message]) -> str:
+        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return self._template.render(messages=conversation, add_generation_prompt=True, **self._names)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise RequestError(f"the model's chat template refuses the messages: {_first_line(error)}") from None
+
     def _find_eos(self, folder: Path, eos_token: str | None) -> frozenset[int]:
         found: set[int] = set()
         for file in ("generation_config.json", "config.json"):
@@ -106,6 +123,20 @@ class HFTokenizer:
         if not found:
             raise ConfigError(f"{folder} names no end token; set eos_token in its tokenizer_config.json")
         return frozenset(found)
+
+
+@contextmanager
+def _valid_unicode() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, UnicodeEncodeError):
+        raise RequestError("the text holds half of a surrogate pair; send valid Unicode") from None
+
+
+def _written_by(template: nodes.Template) -> Iterator[str]:
+    """The texts that stand in a template."""
+    yield from (node.data for node in template.find_all(nodes.TemplateData))
+    yield from (node.value for node in template.find_all(nodes.Const) if isinstance(node.value, str))
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:

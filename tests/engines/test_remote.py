@@ -218,7 +218,7 @@ async def test_samples_that_are_closed_early_hang_up(tokenizer_folder: Path) -> 
 async def test_without_ids_the_text_is_tokenized_here(tokenizer_folder: Path) -> None:
     events = (
         text_chunk("one\u2028", 2),  # a line separator, which must not cut the event in two
-        text_chunk("two", 3, "stop", stop_reason=FULL_STOP_BLANK_LINE),
+        text_chunk("<|end|>two", 3, "stop", stop_reason=FULL_STOP_BLANK_LINE),
         "[DONE]",
     )
     async with engine_on(FakeServer(replies(*events), WITH_TEXT), tokenizer_folder) as engine:
@@ -228,7 +228,7 @@ async def test_without_ids_the_text_is_tokenized_here(tokenizer_folder: Path) ->
 
         assert engine.capabilities == {Capability.READ}
         ids = [token_id for delta in deltas for token_id in delta.token_ids]
-        assert engine.tokenizer.decode(ids) == "one\u2028two.\n\n"
+        assert engine.tokenizer.decode(ids) == "one\u2028<|end|>two.\n\n"  # written by the model, and no end
         assert ids[-1] == FULL_STOP_BLANK_LINE
         assert stream.generated_tokens == 3  # by the server's count, not by ours
         with pytest.raises(CapabilityError, match="no log-probabilities by token id"):
