@@ -29,7 +29,7 @@ from reasonrt.programs.candidate import Rules
 from reasonrt.programs.context import Context
 from reasonrt.programs.journal import Journal, JournaledModel, ReplayedModel
 from reasonrt.programs.model import EngineModel, Model
-from reasonrt.programs.sandbox.base import Sandbox
+from reasonrt.programs.sandbox.base import CellLimits, Sandbox
 from reasonrt.programs.search import Found, Plan, Search
 from reasonrt.programs.selection import Strategy
 from reasonrt.programs.trials import Evidence, Status
@@ -61,6 +61,8 @@ class ProgramSearch(PolicyOptions):
         turn_tokens: of one message with a program.
         max_sub_calls: sub-questions of one candidate.
         sub_tokens: of an answer in words to a sub-question.
+        cell_s: seconds of execution of one program, without its waiting for sub-questions.
+        observation_characters: of what one program prints that the model is shown.
         concurrency: generations that run concurrently, candidates and sub-questions together.
         temperature: of the candidates; the first one is greedy.
         engine: the role of the engine that writes programs.
@@ -81,6 +83,7 @@ class ProgramSearch(PolicyOptions):
     turn_tokens: Annotated[int, Field(ge=16, le=8192)] = 768
     max_sub_calls: Annotated[int, Field(ge=0, le=10_000)] = 256
     sub_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
+    cell_s: Annotated[float, Field(gt=0, le=60)] = 10.0
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
     observation_characters: Annotated[int, Field(ge=200, le=100_000)] = 6000
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
@@ -224,6 +227,7 @@ def plan_of(options: ProgramSearch, journal: Journal, has_weights: bool, deadlin
         rules=rules,
         max_sub_calls=options.max_sub_calls,
         sub_tokens=options.sub_tokens,
+        limits=CellLimits(cell_s=options.cell_s),
         kind=kind_of(journal.question) if options.answer == "auto" else options.answer,
         seed=journal.seed,
         # the paper draws all of its candidates

@@ -87,7 +87,8 @@ class Host:
         """The host of a candidate that continues from where this one is."""
         forked = Host(self._context, self._sub_calls, self._max_sub_calls, self._ask_below)
         forked.coverage = deepcopy(self.coverage, {id(self._context): self._context})
-        forked.num_sub_calls, forked.variables = self.num_sub_calls, list(self.variables)
+        forked.num_sub_calls, forked._refusals = self.num_sub_calls, self._refusals
+        forked.variables = list(self.variables)
         forked._probabilities = list(self._probabilities)
         return forked
 

@@ -43,6 +43,7 @@ class Plan:
         rules: for each of them.
         max_sub_calls: of each.
         sub_tokens: of an answer in words to a sub-question.
+        limits: of one program.
         kind: of the answer.
         seed: candidates derive theirs from it.
         stops_early: once the choice is settled; else all candidates run to their end.
@@ -56,6 +57,7 @@ class Plan:
     rules: Rules
     max_sub_calls: int
     sub_tokens: int
+    limits: CellLimits
     kind: Kind
     seed: int
     stops_early: bool = True
@@ -119,7 +121,7 @@ class Search:
         self._model, self._sandbox, self._weights, self._report = model, sandbox, weights, report
         self._sub_calls = SubCalls(sub_model, plan.sub_tokens)
         self._host = Host(context, self._sub_calls, plan.max_sub_calls, ask_below)
-        self._limits = CellLimits()
+        self._limits = plan.limits
         self._candidates: dict[int, Candidate] = {}
         self._ended: dict[int, Trial] = {}
         self._order: list[int] = []

@@ -2,15 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from reasonrt.programs.sandbox.base import Cell, CellLimits, Host, Sandbox, Session
-
-
-class _SandboxTool(Sandbox, Protocol):
-    async def start(self) -> Self: ...
-
-    async def aclose(self) -> None: ...
+from reasonrt.programs.sandbox.build import SandboxTool
 
 
 class OnDemandSandbox:
@@ -19,9 +14,9 @@ class OnDemandSandbox:
     What its start raises, the first session raises, and each one after it tries again.
     """
 
-    def __init__(self, make: Callable[[], _SandboxTool]) -> None:
+    def __init__(self, make: Callable[[], SandboxTool]) -> None:
         self._make = make
-        self._made: _SandboxTool | None = None
+        self._made: SandboxTool | None = None
         self._starting = asyncio.Lock()
 
     async def start(self) -> Self:

@@ -1,0 +1,555 @@
+"""A run from the first look to the answer: who is started, who is cancelled, what counts as an answer."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonrt import Completion, FinishReason, Limits, Request, Runtime
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.errors import EngineError, RequestError
+from reasonrt.policies.program_search import replay
+from reasonrt.programs.journal import Journal
+from reasonrt.programs.sandbox.base import Cell, CellLimits, Host, HostCall, Session
+from reasonrt.programs.sandbox.build import SandboxTool
+from reasonrt.types import Document, Sampling
+
+Ask = Callable[..., Awaitable[Completion]]
+
+
+def block(code: str) -> str:
+    """A message of one program."""
+    return f"Look.\n```repl\n{code}\n```\n"
+
+
+def trials(completion: Completion) -> list[dict[str, Any]]:
+    return list(completion.details["trace"]["trials"])
+
+
+def observations(completion: Completion, candidate: int = 0) -> list[str]:
+    """What a candidate was shown, turn by turn."""
+    return [turn["observation"] for turn in trials(completion)[candidate]["turns"]]
+
+
+def looks_then_answers(prompt: str, turn: int, sampling: Sampling) -> str:
+    return block("hits = grep('needle')\nprint(hits[0]['text'])" if turn == 0 else "final('blue', evidence=hits[:1])")
+
+
+async def test_answer_comes_with_evidence_that_says_where_it_stands(ask: Ask) -> None:
+    completion = await ask(looks_then_answers, ["nothing here\n", "first\nthe needle is blue\nlast\n"])
+
+    assert completion.content == "blue"
+    assert completion.finish_reason is FinishReason.STOP
+    (evidence,) = completion.details["evidence"]
+    assert (evidence["name"], evidence["line"], evidence["text"]) == ("document 1", 2, "the needle is blue")
+    assert (evidence["before"], evidence["after"]) == ("first\n", "\nlast\n")
+
+
+async def test_candidates_share_the_first_look_and_its_variables(ask: Ask) -> None:
+    prompts: list[str] = []
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        prompts.append(prompt)
+        return block("seen = 41\nprint('the first look')" if turn == 0 else "final(seen + 1)")
+
+    completion = await ask(say, k=4)
+
+    assert [trial["answer"] for trial in trials(completion)] == ["42"] * 3  # the fourth could not change it
+    assert sum("the first look" not in prompt for prompt in prompts) == 1  # it was written once
+    assert len({prompt for prompt in prompts if "the first look" in prompt}) == 1  # byte by byte
+
+
+async def test_first_look_that_answers_is_the_first_candidate_and_no_other_begins_with_it(ask: Ask) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return block("final('red')" if sampling.temperature == 0 else "final('blue')")
+
+    completion = await ask(say, k=3)
+
+    assert [trial["answer"] for trial in trials(completion)] == ["red", "blue", "blue"]
+    assert completion.content == "blue"
+
+
+@pytest.mark.parametrize(("k", "started"), [(1, 1), (2, 2), (3, 2), (8, 5)])
+async def test_no_candidate_is_started_that_could_not_change_the_choice(ask: Ask, k: int, started: int) -> None:
+    completion = await ask(looks_then_answers, k=k)
+
+    assert len(trials(completion)) == started
+    assert completion.content == "blue"
+
+
+async def test_all_candidates_run_where_the_choice_needs_all(ask: Ask) -> None:
+    completion = await ask(looks_then_answers, k=5, strategy="srlm")
+
+    assert completion.details["candidates"] == {"final": 5}
+    assert completion.details["strategy"] == "srlm"
+
+
+async def test_two_candidates_that_print_concurrently_never_see_the_others_output(ask: Ask) -> None:
+    """Acceptance test (a)."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if turn == 0:
+            return block("pass")
+        if turn == 1:
+            # each waits for the other between its lines
+            return block(f"for i in range(20):\n    print('mine {sampling.seed}')\n    peek(chunk()[0])")
+        return block("final('x')")
+
+    completion = await ask(say, k=4, strategy="srlm")
+
+    for candidate in range(4):
+        printed = {line for line in observations(completion, candidate)[1].splitlines() if line.startswith("mine")}
+        assert len(printed) == 1
+        assert observations(completion, candidate)[1].count("mine") == 20
+
+
+async def test_variables_assigned_before_an_exception_survive_it(ask: Ask) -> None:
+    """Acceptance test (b)."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return block("found = 'blue'\nraise ValueError('later')" if turn == 0 else "final(found)")
+
+    completion = await ask(say, k=1)
+
+    assert completion.content == "blue"
+    assert "what it had assigned before is kept" in observations(completion)[0]
+
+
+async def test_a_million_sub_calls_are_refused_and_the_best_so_far_is_returned(ask: Ask) -> None:
+    """Acceptance test (e)."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if turn == 0:
+            return block("pass")
+        if sampling.temperature == 0:
+            return block("final('blue')")
+        return block(
+            "n = 0\n"
+            "while n < 1000000:\n"
+            "    try:\n"
+            "        llm_query(f'question {n}')\n"
+            "    except RuntimeError:\n"
+            "        pass\n"
+            "    n = n + 1\n"
+        )
+
+    began = time.perf_counter()
+    completion = await ask(say, k=2, max_sub_calls=20)
+
+    assert time.perf_counter() - began < 5
+    assert completion.content == "blue"
+    assert completion.details["candidates"] == {"final": 1, "budget": 1}
+    assert trials(completion)[1]["num_sub_calls"] == 20
+
+
+async def test_a_run_whose_every_candidate_is_out_of_budget_says_so(ask: Ask) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return block("llm_query_batched([str(i) for i in range(100_000)])")
+
+    began = time.perf_counter()
+    completion = await ask(say, k=2, max_sub_calls=20, max_turns=2, limits=Limits(max_generated_tokens=400))
+
+    assert time.perf_counter() - began < 10
+    assert completion.details["status"] == "budget"
+    assert completion.finish_reason is FinishReason.BUDGET
+    assert completion.content == "No program gave an answer."
+
+
+@pytest.mark.parametrize("limits", [Limits(max_generated_tokens=700), Limits(max_engine_calls=9)])
+async def test_limits_of_the_request_hold_for_all_candidates_together(ask: Ask, limits: Limits) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return block(f"print('{'x' * 100}')")
+
+    completion = await ask(say, k=8, max_turns=50, confidence=False, limits=limits)
+
+    usage = completion.usage["target"]
+    assert usage.generated <= (limits.max_generated_tokens or 10**6)
+    assert usage.calls <= limits.max_engine_calls
+    assert completion.details["status"] == "budget"
+
+
+@pytest.mark.parametrize("deadline_s", [0.6, 2.0])
+async def test_a_deadline_returns_what_is_there_and_leaves_nothing_running(ask: Ask, deadline_s: float) -> None:
+    """Acceptance test (g); that no generation is left running is checked by `ask`."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if sampling.temperature == 0:
+            return block("pass" if turn == 0 else "final('blue')")
+        return block(f"print('{'x' * 100_000}')")  # minutes
+
+    began = time.perf_counter()
+    completion = await ask(
+        say, k=8, limits=Limits(deadline_s=deadline_s), engine={"seconds_per_token": 0.0005}, confidence=False
+    )
+
+    assert time.perf_counter() - began < deadline_s + 0.5
+    assert completion.content == "blue"
+    assert completion.finish_reason is FinishReason.STOP
+    assert {trial["status"] for trial in trials(completion)[1:]} == {"deadline"}
+
+
+async def test_a_deadline_before_any_answer_is_told(ask: Ask) -> None:
+    completion = await ask(
+        looks_then_answers, k=2, limits=Limits(deadline_s=0.3), engine={"seconds_per_token": 0.05}, confidence=False
+    )
+
+    assert completion.content == "No program gave an answer."
+    assert completion.finish_reason is FinishReason.DEADLINE
+    assert completion.details["status"] == "deadline"
+
+
+class KillingSandbox:
+    """The sandbox, but the worker of one session is killed in the middle of a cell."""
+
+    def __init__(self, sandbox: SandboxTool, victim: int) -> None:
+        self._sandbox, self._victim = sandbox, victim
+        self.num_loaded = 0
+        self.killed: list[str] = []
+
+    async def open(self, values: Mapping[str, Any], functions: Sequence[str] = (), limits: Any = None) -> Session:
+        return await self._sandbox.open(values, functions, limits)
+
+    async def load(self, state: bytes, functions: Sequence[str] = (), limits: CellLimits | None = None) -> Session:
+        session = await self._sandbox.load(state, functions, limits)
+        self.num_loaded += 1
+        return _Dying(session, self) if self.num_loaded == self._victim else session
+
+    async def start(self) -> "KillingSandbox":
+        return self
+
+    async def aclose(self) -> None:
+        pass
+
+
+class _Dying:
+    def __init__(self, session: Any, sandbox: KillingSandbox) -> None:
+        self._session, self._sandbox = session, sandbox
+
+    async def run(self, code: str, host: Host) -> Cell:
+        pid = self._session.worker_pid
+
+        async def kill(call: HostCall) -> Any:
+            os.kill(pid, signal.SIGKILL)
+            self._sandbox.killed.append(code)
+            return await host(call)
+
+        return await self._session.run(code, kill)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+async def test_a_worker_that_is_killed_costs_the_others_nothing_and_its_cell_is_never_run_again(
+    ask: Ask, sandbox: SandboxTool
+) -> None:
+    """Acceptance test (h); field note C8."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if turn == 0:
+            return block("pass")
+        if turn == 1:
+            return block("x = peek(chunk()[0])")
+        return block("final('blue')")
+
+    killing = KillingSandbox(sandbox, victim=2)
+    completion = await ask(say, k=3, strategy="srlm", tool=killing)
+
+    assert completion.details["candidates"] == {"final": 3}
+    assert len(killing.killed) == 1
+    lost = [turn for trial in trials(completion) for turn in trial["turns"] if turn["ending"] == "lost"]
+    assert len(lost) == 1
+    assert lost[0]["observation"].startswith("The program was ended, and will not be run again; variables that")
+
+
+async def test_notice_of_a_loss_survives_when_the_conversation_is_cut(ask: Ask) -> None:
+    """Field note C8."""
+    prompts: list[str] = []
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        prompts.append(prompt)
+        if turn == 0:
+            return block("print('y' * 500)\nwhile True:\n    pass")
+        return block("print('x' * 2500)" if turn < 4 else "final('blue')")
+
+    completion = await ask(say, k=1, engine={"max_model_len": 10_000}, turn_tokens=200, confidence=False, cell_s=0.3)
+
+    assert completion.content == "blue"
+    assert "What it printed is left out" in prompts[-1]
+    assert "y" * 500 in prompts[1]
+    assert "y" * 500 not in prompts[-1]
+    assert "variables that programs have set are lost" in prompts[-1]
+
+
+async def test_same_seed_and_replies_give_the_same_trace_and_a_journal_gives_it_without_a_model(
+    ask: Ask, sandbox: SandboxTool, tmp_path: Path
+) -> None:
+    """Acceptance test (i)."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if turn == 0:
+            return block("hits = grep('needle')\nprint(len(hits))")
+        colour = "blue" if (sampling.seed or 0) % 3 else "red"
+        return block(f"labels = map_llm('Which colour?', chunk(), ['{colour}', 'green'])\nfinal(vote(labels))")
+
+    first, second = [await ask(say, k=5, journal=True) for _ in range(2)]
+
+    assert first.details["trace_hash"] == second.details["trace_hash"]
+    file = tmp_path / "journal.json"
+    import json
+
+    file.write_text(json.dumps(first.details["journal"]))
+    found = await replay(Journal.read(file), sandbox)
+    assert found.trace.sha256 == first.details["trace_hash"]
+    assert found.selection.answer == first.content
+
+
+async def test_another_context_gives_another_trace(ask: Ask) -> None:
+    one, other = [await ask(looks_then_answers, f"the needle is blue\n{end}") for end in ("", "more")]
+
+    assert one.details["trace_hash"] != other.details["trace_hash"]
+
+
+async def test_replay_of_a_run_that_would_take_another_course_is_refused(ask: Ask, sandbox: SandboxTool) -> None:
+    completion = await ask(looks_then_answers, k=1, journal=True)
+    value = dict(completion.details["journal"]) | {"question": "Another one?"}
+    value.pop("schema")
+    journal = Journal(**value | {"documents": tuple(Document(**each) for each in value["documents"])})
+
+    with pytest.raises(RequestError, match="another course"):
+        await replay(journal, sandbox)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema": "another"}', "[1]", '{"schema": "reasonrt.program_journal/1"}'])
+def test_what_is_no_journal_is_named(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "journal.json"
+    file.write_text(text)
+
+    with pytest.raises(RequestError, match=r"journal\.json is no journal"):
+        Journal.read(file)
+
+
+async def test_words_of_the_model_never_end_a_run(ask: Ask) -> None:
+    """Field note C1: a final beside code that has not run, or in no code at all."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        made_up = "The output is red.\nFINAL(red)\nfinal('red')\n```repl\nfinal('red')\n```\n"
+        return [block("x = 1") + made_up, "FINAL(red)\nThe answer is red.", block("final('blue')")][turn]
+
+    completion = await ask(say, k=1)
+
+    assert completion.content == "blue"
+    assert len(trials(completion)[0]["turns"]) == 3
+    assert "made up" not in trials(completion)[0]["turns"][0]["text"]
+    assert "it counts only when code gives it" in observations(completion)[1]
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('after')", "while True:\n    pass", "1 / 0"])
+async def test_a_final_in_a_cell_that_does_not_end_well_does_not_count(ask: Ask, end: str) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return block(f"final('red')\n{end}" if turn == 0 else "final('blue')")
+
+    assert (await ask(say, k=1, cell_s=0.3)).content == "blue"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "final('blue')",
+        "FINAL('blue')",
+        "found = 'blue'\nFINAL_VAR('found')",
+        "answer['content'] = 'blue'\nanswer['ready'] = True",
+        "answer = {'content': 'blue', 'ready': True}",
+        "final(['blue'])",
+        "final(answer='blue', evidence=None)",
+    ],
+)
+async def test_every_way_of_the_protocol_gives_the_answer(ask: Ask, code: str) -> None:
+    assert (await ask(lambda *_: block(code), k=1)).content == "blue"
+
+
+async def test_without_a_cell_that_ran_there_is_no_answer(ask: Ask) -> None:
+    """Field note C9: what a model says without having looked is made up."""
+    completion = await ask(lambda *_: "The answer is 42.", k=2, max_turns=2)
+
+    assert completion.content == "No program gave an answer."
+    assert completion.details["status"] == "failed"
+    assert completion.details["candidates"] == {"failed": 2}
+
+
+async def test_out_of_turns_the_model_is_asked_and_its_words_are_no_agreement(ask: Ask) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return "blue" if "No more programs are run" in prompt else block("x = 1")
+
+    completion = await ask(say, k=3, max_turns=2)
+
+    assert completion.content == "blue"
+    assert completion.details["status"] == "forced"
+    assert completion.details["is_forced"]
+    assert completion.details["shares"] == {}
+
+
+async def test_one_failed_item_costs_its_neighbours_nothing_and_is_told(ask: Ask) -> None:
+    """Field note C4."""
+    long = "w" * 3000
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if turn == 0:
+            return block(f"print(llm_query_batched(['short one', '{'w' * 10}' * 400, 'short two']))")
+        return block("final('blue')")
+
+    completion = await ask(say, k=1, engine={"max_model_len": 3500}, turn_tokens=100, confidence=False)
+
+    assert "['blue', None, 'blue']" in observations(completion)[0]
+    assert "1 of 3 sub-questions failed and are None: the prompt has 4," in observations(completion)[0]
+    assert long not in completion.content
+
+
+async def test_a_sub_prompt_that_does_not_fit_is_an_exception_of_the_program(ask: Ask) -> None:
+    """Field note C3: it never reaches the engine, and does not end the run."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        code = "try:\n    llm_query('w' * 1000000)\nexcept RuntimeError as error:\n    print(error)"
+        return block(code if turn == 0 else "final('blue')")
+
+    completion = await ask(say, k=1)
+
+    assert completion.content == "blue"
+    assert "send less in one call" in observations(completion)[0]
+
+
+async def test_equal_sub_questions_of_all_candidates_are_asked_once(ask: Ask) -> None:
+    asked: list[str] = []
+
+    def sub(prompt: str) -> str:
+        asked.append(prompt)
+        return "blue"
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return block("pass" if turn == 0 else "final(llm_query('What colour is the sky?'))")
+
+    completion = await ask(say, sub=sub, k=4, strategy="srlm")
+
+    assert len(asked) == 1
+    assert completion.details["sub_calls"] == 1
+    assert completion.details["shared_sub_calls"] == 3
+
+
+async def test_program_cannot_raise_its_own_limits(ask: Ask) -> None:
+    """Field note C6: they are held outside of the sandbox."""
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if turn == 0:
+            return block(
+                "import os\n"
+                "max_sub_calls = 10 ** 9\n"
+                "try:\n"
+                "    os.environ['max_sub_calls'] = '1000000'\n"
+                "except Exception as error:\n"
+                "    print('no environment')\n"
+                "print([llm_query(str(i)) for i in range(3)])"
+            )
+        return block("print(llm_query_batched(['a', 'b', 'c']))")
+
+    completion = await ask(say, k=1, max_sub_calls=4, max_turns=2)
+
+    assert trials(completion)[0]["num_sub_calls"] <= 4
+
+
+async def test_typed_sub_answers_are_read_and_their_certainty_is_a_signal(ask: Ask) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if turn == 0:
+            return block(
+                "spans = chunk(1000)\n"
+                "print(map_llm('Which?', spans[:2], ['one', 'two']))\n"
+                "print(map_llm('How many?', ['a', 'b'], 'number'), len(filter_llm('Is it?', spans)))"
+            )
+        return block("final('blue')")
+
+    completion = await ask(say, "line of text\n" * 300, sub=lambda prompt: "There are 1,234.", k=1)
+
+    assert "[1234, 1234]" in observations(completion)[0]
+    assert 0.5 <= trials(completion)[0]["agreement"] <= 1
+    assert trials(completion)[0]["coverage"] == pytest.approx(1.0)
+
+
+async def test_progress_is_told_while_the_run_goes_on(ask: Ask) -> None:
+    told: list[Mapping[str, Any]] = []
+
+    await ask(looks_then_answers, k=3, report=told.append)
+
+    assert [each["ended"] for each in told] == sorted(each["ended"] for each in told)
+    assert told[-1]["answers"] == {"blue": 2}
+    assert told[-1]["tokens"] > 0
+
+
+async def test_a_context_that_fits_goes_to_one_direct_call(ask: Ask) -> None:
+    prompts: list[str] = []
+
+    def sub(prompt: str) -> str:
+        prompts.append(prompt)
+        return "It is blue."
+
+    completion = await ask(lambda *_: block("final('red')"), "the needle is blue", sub=sub, direct="auto")
+
+    assert completion.content == "It is blue."
+    assert completion.details == {"route": "direct"}
+    assert "the needle is blue\n\nWhat colour is the needle?" in prompts[0]
+
+
+async def test_a_context_that_does_not_fit_is_searched_and_asked_for_directly_it_is_refused(ask: Ask) -> None:
+    long = "the needle is blue\n" * 10_000
+
+    assert (await ask(looks_then_answers, long, direct="auto")).details["route"] == "programs"
+    with pytest.raises(RequestError, match="leave direct=always out"):
+        await ask(looks_then_answers, long, direct="always")
+
+
+async def test_a_request_without_context_is_refused(sandbox: SandboxTool) -> None:
+    runtime = Runtime({"target": ScriptedEngine("target", "x")}, tools={"sandbox": sandbox})
+
+    with pytest.raises(RequestError, match="needs a context"):
+        runtime.prepare(Request.ask("?", "program_search"))
+
+
+async def test_death_of_the_engine_is_an_error_of_the_run_and_not_an_answer(sandbox: SandboxTool) -> None:
+    engine = ScriptedEngine("target", block("x = 1"), seconds_per_token=0.001)
+    runtime = Runtime({"target": engine}, tools={"sandbox": sandbox})
+    request = Request.ask("?", "program_search", context="text", options={"direct": "never", "max_turns": 64})
+
+    async def kill() -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            engine.kill()
+
+    killing = asyncio.create_task(kill())
+    with pytest.raises(EngineError, match="died"):
+        await runtime.complete(request)
+    killing.cancel()
+
+
+async def test_leaving_the_run_leaves_nothing_behind(sandbox: SandboxTool) -> None:
+    engine = ScriptedEngine("target", block("while True:\n    pass"), seconds_per_token=0.001)
+    runtime = Runtime({"target": engine}, tools={"sandbox": sandbox})
+    request = Request.ask("?", "program_search", context="text", options={"direct": "never"})
+
+    for seconds in (0.01, 0.1, 0.5):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await runtime.complete(request)
+        assert engine.running == 0
+
+
+async def test_recursion_is_off_unless_asked_for(ask: Ask) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        if "Question: below" in prompt:
+            return block("final('blue')")
+        return block("final(rlm_query('below', 'a part'))" if turn == 0 else "final('red')")
+
+    assert (await ask(say, k=1)).content == "red"
+    assert (await ask(say, k=1, recursion=True)).content == "blue"
+    assert (await ask(say, k=1, recursion=True, limits=Limits(max_depth=0))).content == "red"
