@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.plugins import FAILURES, Plugin, PluginGroup, reason_of
 from reasonrt.policies.options import option_names, read_options, refuse_operator_only
+from reasonrt.policies.program_search import ProgramSearch
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target
 from reasonrt.policies.speculation.oracle import Oracle
@@ -38,6 +39,7 @@ _OWN: Mapping[str, PolicyKind] = {
     "target": Target,
     "draft": Draft,
     "self_consistency": SelfConsistency,
+    "program_search": ProgramSearch,
     "oracle": Oracle,
     **{name: SpeculationKind(name, kind) for name, kind in ROUTERS.items()},
 }

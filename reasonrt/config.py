@@ -83,7 +83,7 @@ class LimitsConfig(_Strict):
 
 
 class ToolConfig(_Strict):
-    """A tool of another package, by its entry point in `reasonrt.tools`."""
+    """A tool: `sandbox`, which is ours, or one of another package, by its entry point in `reasonrt.tools`."""
 
     name: str
     settings: dict[str, Any] = Field(default_factory=dict)

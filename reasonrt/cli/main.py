@@ -5,6 +5,7 @@ import sys
 import typer
 
 from reasonrt.cli import (
+    ask,
     bench,
     calibrate,
     config,
@@ -30,6 +31,10 @@ app.command("demo", epilog="Example: reasonrt demo --limit 20 --plot demo.png")(
 app.command("solve", epilog="Example: reasonrt solve 'What is 12 * 34?' --policy arbitrage@max_target_share=0.3")(
     solve.solve
 )
+app.command("ask", epilog="Example: reasonrt ask server.log 'Which user failed to log in most often?' --model MODEL")(
+    ask.ask
+)
+app.command("replay", epilog="Example: reasonrt replay run.json")(ask.replay)
 app.command("eval", epilog="Example: reasonrt eval --task zoo --policy target --policy draft --out runs/x")(
     evaluation.evaluate
 )

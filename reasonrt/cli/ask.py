@@ -1,0 +1,190 @@
+"""`reasonrt ask`: a question about files that no context window holds; what is known so far is shown as it comes."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from reasonrt.cli.common import (
+    ConfigOption,
+    JsonOption,
+    MaxTokensOption,
+    change_limits,
+    console,
+    read_policy,
+    run,
+    write_json,
+)
+from reasonrt.cli.documents import read_documents
+from reasonrt.errors import ConfigError
+from reasonrt.types import Completion, Request
+
+POLICY = "program_search"
+_SHOWN_ANSWERS = 3
+
+
+def ask(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE... QUESTION",
+            help="Read these files, folders or patterns, - for standard input; the last argument is the question.",
+        ),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Let this model write the programs: a Hugging Face folder; else the configuration's target."),
+    ] = None,
+    window: Annotated[
+        int, typer.Option(min=1024, help="Give the model of --model a window of so many tokens.")
+    ] = 16_384,
+    policy: Annotated[
+        str, typer.Option(help="Ask by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.")
+    ] = POLICY,
+    max_tokens: MaxTokensOption = None,
+    deadline_s: Annotated[
+        float | None, typer.Option("--deadline", help="Stop after this many seconds with the best answer by then.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw with this seed, so that the answer can be reproduced.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write programs, observations and votes to this file; the server's page /trace shows it."),
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Write what a replay needs to this file, the documents included.")
+    ] = None,
+    config: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Answer a question about files, by programs that a model writes, and show what the answer rests on."""
+    from reasonrt.config import load_config
+    from reasonrt.runtime import Runtime
+
+    *files, question = places
+    if not files:
+        raise ConfigError(f"name at least one file before the question; {question[:80]!r} is all that was given")
+    documents = read_documents(files)
+    changes = {"engines": {"target": _engine(model, window)}} if model else {}
+    settings = load_config(config, changes)
+    name, options = read_policy(policy)
+    if name == POLICY:
+        options |= {"trace": True} if trace else {}
+        options |= {"journal": True} if journal else {}
+    progress = _Progress()
+    request = Request.ask(
+        question,
+        name,
+        context=documents,
+        options=options,
+        limits=change_limits(settings.limits.to_limits(), max_tokens, deadline_s),
+        seed=seed,
+        report=progress.show,
+    )
+    runtime = Runtime.of(settings, policies=[(name, options)])
+
+    async def work() -> Completion:
+        with console.status(f"starting {', '.join(runtime.engines)} ..."):
+            await runtime.__aenter__()
+        try:
+            with progress:
+                async with aclosing(runtime.solve(request)) as events:
+                    async for event in events:
+                        if isinstance(event, Completion):
+                            return event
+        finally:
+            await runtime.__aexit__()
+        raise AssertionError("solve ends with a completion")
+
+    completion = run(work())
+    details = dict(completion.details)
+    write_json(trace, details.pop("trace", None))
+    write_json(journal, details.pop("journal", None))
+    _print_end(completion, details)
+    write_json(json_file, dataclasses.asdict(completion) | {"details": details})
+
+
+def _engine(model: Path, window: int) -> dict[str, Any]:
+    return {"kind": "vllm", "model": str(model), "max_model_len": window, "max_num_seqs": 32, "kv_cache_mib": 1024}
+
+
+class _Progress:
+    """One line that changes on a terminal; elsewhere a line for each candidate that has ended."""
+
+    def __init__(self) -> None:
+        self._status = console.status("reading ...") if console.is_terminal else None
+        self._num_ended = 0
+
+    def __enter__(self) -> None:
+        if self._status:
+            self._status.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._status:
+            self._status.stop()
+
+    def show(self, known: Mapping[str, Any]) -> None:
+        """Say what a run knows so far."""
+        answers = [f"{str(answer)[:40]} ×{votes}" for answer, votes in known["answers"].items()][:_SHOWN_ANSWERS]
+        line = (
+            f"{known['seconds']:.0f} s · {known['ended']} of {known['started']} candidates ended · "
+            f"{known['programs']} programs · {known['sub_calls']} sub-questions · {known['tokens']:,} tokens"
+            + (f" · so far: {', '.join(answers)}" if answers else "")
+        )
+        if self._status:
+            self._status.update(escape(line))
+        elif known["ended"] > self._num_ended:
+            self._num_ended = known["ended"]
+            sys.stderr.write(f"{line}\n")
+
+
+def _print_end(completion: Completion, details: Mapping[str, Any]) -> None:
+    console.print(f"[bold]{escape(completion.content or '(no answer)')}[/]", soft_wrap=True)
+    for span in details.get("evidence", []):
+        before, after = (" ".join(span[side].split()) for side in ("before", "after"))
+        text = " ".join(span["text"].split())
+        console.print(
+            f"[cyan]{escape(span['name'])}:{span['line']}[/] [dim]characters {span['start']}-{span['end']}[/]"
+        )
+        console.print(f"  [dim]{escape(before)}[/] [green]{escape(text)}[/] [dim]{escape(after)}[/]", soft_wrap=True)
+    generated = completion.generated_tokens
+    if details.get("route") == "programs":
+        shares = ", ".join(f"{answer[:40]} {share:.0%}" for answer, share in list(details["shares"].items())[:4])
+        candidates = ", ".join(f"{count} {status}" for status, count in details["candidates"].items())
+        console.print(
+            f"[dim]{details['strategy']}: {escape(shares or 'no votes')} · candidates: {candidates} · "
+            f"{details['programs']} programs · {details['sub_calls']} sub-questions[/]",
+            soft_wrap=True,
+        )
+    console.print(f"[dim]{completion.seconds:.1f} s · {generated:,} tokens generated · {completion.finish_reason}[/]")
+
+
+def replay(
+    journal: Annotated[Path, typer.Argument(help="Do the run again that this file tells of.")],
+    trace: Annotated[Path | None, typer.Option(help="Write the trace of the replay to this file.")] = None,
+) -> None:
+    """Do a journaled run again without any model, and compare the traces."""
+    from reasonrt.policies.program_search import replay as replay_run
+    from reasonrt.programs.journal import Journal
+    from reasonrt.programs.sandbox.build import build_sandbox
+
+    recorded = Journal.read(journal)
+
+    async def work() -> Any:
+        sandbox = build_sandbox()
+        await sandbox.start()
+        try:
+            return await replay_run(recorded, sandbox)
+        finally:
+            await sandbox.aclose()
+
+    found = run(work())
+    write_json(trace, dict(found.trace.value) if trace else None)
+    is_same = found.trace.sha256 == recorded.trace_hash
+    console.print(f"recorded {recorded.trace_hash}\nreplayed {found.trace.sha256}")
+    console.print("[green]the same trace[/]" if is_same else "[red]another trace[/]: this version works in another way")
+    raise typer.Exit(0 if is_same else 1)

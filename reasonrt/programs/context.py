@@ -1,0 +1,212 @@
+"""The documents that a question is about: looked into, cut into chunks and searched by the host, at its speed.
+
+A place in them is a `Span`: document, start, end, in characters, the end exclusive. Programs handle spans instead of
+copies of text; whoever reads one is noted, so that coverage is known, and a span given as evidence can be verified.
+"""
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from reasonrt.types import Document
+
+SIZES = tuple(1000 * 2**power for power in range(8))
+"""Chunks have one of these sizes, in characters, whatever size was asked for: candidates that ask for about the same
+get the same chunks, and the prefix cache of the engine holds them."""
+
+_LINE_CHARACTERS = 400  # of a hit's line that is shown
+_PIECE_CHARACTERS = 24  # long enough to be found again in the right place
+_PIECES = 4  # lines at each end of a text that are looked for, each at the cost of a walk through the context
+_SEARCH_S = 2.0  # of one pattern; patterns come from models and may never end
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a document, by its characters."""
+
+    document: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One match of a search: the line that it is in, cut to what can be shown, as a span with its text.
+
+    Attributes:
+        line: number of the line, from 1.
+        match: what the pattern matched.
+    """
+
+    span: Span
+    line: int
+    text: str
+    match: str
+
+
+class SearchError(Exception):
+    """A pattern that is no regular expression, or that took too long; the message is for who wrote it."""
+
+
+class Context:
+    """Documents, read only."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = tuple(documents)
+        self.num_characters = sum(len(document.text) for document in self.documents)
+
+    @property
+    def names(self) -> list[str]:
+        """Of each document; one that has none is named by its place."""
+        return [document.name or f"document {index}" for index, document in enumerate(self.documents)]
+
+    def as_value(self) -> str | list[str]:
+        """What a program sees as `context`: a text, or a list of the lines of one that is not ASCII, or of documents.
+
+        In the sandbox a place in a text that is not ASCII costs a walk to it; lines are short.
+        """
+        if len(self.documents) != 1:
+            return [document.text for document in self.documents]
+        text = self.documents[0].text
+        return text if text.isascii() else text.split("\n")
+
+    def describe(self) -> str:
+        """One line on what `context` is, for a prompt."""
+        if len(self.documents) != 1:
+            return f"a list of {len(self.documents)} documents (str), {self.num_characters:,} characters in all"
+        text = self.documents[0].text
+        num_lines = text.count("\n") + 1
+        kind = "a str" if text.isascii() else "a list of lines (str), since it is not ASCII"
+        return f"{kind}, {len(text):,} characters in {num_lines:,} lines"
+
+    def text(self, span: Span) -> str:
+        """The characters of a span; what lies outside of the document is left out."""
+        return self.documents[span.document].text[max(0, span.start) : max(0, span.end)]
+
+    def chunks(self, max_characters: int, document: int | None = None) -> list[Span]:
+        """The documents cut at multiples of a size of `SIZES`, each cut moved back to the end of a line.
+
+        Args:
+            max_characters: the size is the largest one up to it; below the smallest one it is that.
+            document: only this one; None is all.
+        """
+        size = max((size for size in SIZES if size <= max_characters), default=SIZES[0])
+        which = range(len(self.documents)) if document is None else [document]
+        return [span for index in which for span in self._grid(index, size)]
+
+    def _grid(self, index: int, size: int) -> Iterator[Span]:
+        text = self.documents[index].text
+        start = 0
+        for multiple in range(size, len(text), size):
+            newline = text.rfind("\n", start, multiple)
+            end = newline + 1 if newline >= 0 else multiple
+            if end > start:
+                yield Span(index, start, end)
+                start = end
+        if start < len(text):
+            yield Span(index, start, len(text))
+
+    async def grep(
+        self, pattern: str, *, document: int | None = None, max_hits: int = 1000, ignore_case: bool = False
+    ) -> list[Hit]:
+        """The first hits of a regular expression, in order, one for each match; outside of the event loop.
+
+        Raises:
+            SearchError: it is no regular expression, or searching takes longer than two seconds.
+        """
+        return await asyncio.to_thread(self._grep, pattern, document, max_hits, ignore_case)
+
+    def _grep(self, pattern: str, document: int | None, max_hits: int, ignore_case: bool) -> list[Hit]:
+        import regex
+
+        flags = regex.MULTILINE | (regex.IGNORECASE if ignore_case else 0)
+        try:
+            compiled = regex.compile(pattern, flags)
+        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+            raise SearchError(f"{pattern[:80]!r} is no regular expression: {str(error)[:80]}") from None
+        hits: list[Hit] = []
+        try:
+            for index in range(len(self.documents)) if document is None else [document]:
+                text, line, seen = self.documents[index].text, 1, 0
+                # concurrent: without the lock of the interpreter
+                for match in compiled.finditer(text, timeout=_SEARCH_S, concurrent=True):
+                    if len(hits) >= max_hits:
+                        return hits
+                    start, end = match.span()
+                    line += text.count("\n", seen, start)
+                    seen = start
+                    hits.append(Hit(self._line_around(index, start, end), line, "", match.group()[:_LINE_CHARACTERS]))
+        except TimeoutError:
+            raise SearchError(f"searching for {pattern[:80]!r} takes too long; use a simpler pattern") from None
+        return [Hit(hit.span, hit.line, self.text(hit.span), hit.match) for hit in hits]
+
+    def _line_around(self, index: int, start: int, end: int) -> Span:
+        text = self.documents[index].text
+        first = text.rfind("\n", 0, start) + 1
+        last = text.find("\n", end)
+        last = len(text) if last < 0 else last
+        if last - first > _LINE_CHARACTERS:  # about the match
+            first = max(first, start - _LINE_CHARACTERS // 2)
+            last = min(last, max(first + _LINE_CHARACTERS, min(end, start + _LINE_CHARACTERS)))
+        return Span(index, first, last)
+
+    def find(self, quote: str) -> Span | None:
+        """The first place where `quote` stands, word for word; None where it stands nowhere."""
+        if not quote:
+            return None
+        for index, document in enumerate(self.documents):
+            if (start := document.text.find(quote)) >= 0:
+                return Span(index, start, start + len(quote))
+        return None
+
+    def line_of(self, span: Span) -> int:
+        """The number of the line in which a span begins, from 1."""
+        return self.documents[span.document].text.count("\n", 0, span.start) + 1
+
+
+@dataclass
+class Coverage:
+    """Which characters of a context were read: spans joined as they come."""
+
+    context: Context
+    _starts: dict[int, list[int]] = field(default_factory=dict)
+    _ends: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, span: Span) -> None:
+        """Note that `span` was read."""
+        length = len(self.context.documents[span.document].text)
+        start, end = max(0, min(span.start, length)), max(0, min(span.end, length))
+        if start >= end:
+            return
+        starts, ends = self._starts.setdefault(span.document, []), self._ends.setdefault(span.document, [])
+        first = bisect_right(ends, start - 1)  # the first that reaches up to `start`
+        last = bisect_right(starts, end)
+        if first < last:
+            start, end = min(start, starts[first]), max(end, ends[last - 1])
+        starts[first:last], ends[first:last] = [start], [end]
+
+    def add_text(self, text: str) -> None:
+        """Note that a text was read that may be, or hold, a piece of the context, cut out by a program."""
+        if len(text) < _PIECE_CHARACTERS:
+            return
+        if span := self.context.find(text):
+            self.add(span)
+            return
+        lines = [line for line in text.splitlines() if len(line) >= _PIECE_CHARACTERS]
+        first = next(filter(None, map(self.context.find, lines[:_PIECES])), None)
+        last = next(filter(None, map(self.context.find, lines[: -_PIECES - 1 : -1])), None)
+        for span in filter(None, (first, last)):
+            self.add(span)
+        if first and last and first.document == last.document and 0 <= last.end - first.start <= len(text):
+            self.add(Span(first.document, first.start, last.end))
+
+    @property
+    def share(self) -> float:
+        """Of all characters, in [0, 1]; 0 for a context without any."""
+        covered = sum(
+            end - start
+            for document, starts in self._starts.items()
+            for start, end in zip(starts, self._ends[document], strict=True)
+        )
+        return covered / self.context.num_characters if self.context.num_characters else 0.0

@@ -1,0 +1,143 @@
+"""How a worker is started through the wrapper `confine.py`, and whether this machine can confine at all."""
+
+import ctypes
+import os
+import platform
+import py_compile
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from reasonrt.errors import ConfigError
+from reasonrt.programs.sandbox import confine
+
+Kind = Literal["exec", "worker"]
+PROBE_S = 10.0
+UNCONFINED_HINT = "set `unconfined: true` to run programs without it, on a machine where nothing can be lost"
+
+
+def what_is_missing() -> str | None:
+    """What this machine lacks to confine a program, in one line; None where it lacks nothing."""
+    if sys.platform != "linux":
+        return f"programs are confined by Landlock and seccomp, which {sys.platform} does not have"
+    if (machine := platform.machine()) not in confine.MACHINES:
+        return f"the seccomp filter is written for {' and '.join(confine.MACHINES)}, not for {machine}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(ctypes.c_long(confine.CREATE_RULESET), None, ctypes.c_long(0), ctypes.c_long(1)) < 1:
+        return f"this kernel ({platform.release()}) has Landlock neither built in nor enabled"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What the wrapper lets a worker keep.
+
+    Attributes:
+        memory_bytes: address space, which counts what is mapped and not what is used.
+        read, execute: files and folders that it may open; programs that it may start.
+        max_files: descriptors.
+    """
+
+    memory_bytes: int
+    read: tuple[str, ...] = ()
+    execute: tuple[str, ...] = ()
+    max_files: int = 32
+
+    def flags(self) -> list[str]:
+        flags = ["--memory", str(self.memory_bytes), "--files", str(self.max_files)]
+        for name, paths in (("--read", self.read), ("--exec", self.execute)):
+            for path in paths:
+                flags += [name, path]
+        return flags
+
+
+class Launcher:
+    """The wrapper, compiled into a private folder, with what it is to keep.
+
+    Args:
+        confinement: None starts workers without any wrapper.
+    """
+
+    def __init__(self, confinement: Confinement | None) -> None:
+        self._confinement = confinement
+        self._folder = Path(tempfile.mkdtemp(prefix="reasonrt-sandbox-"))
+        self._wrapper = str(self._folder / "confine.pyc")
+        py_compile.compile(confine.__file__, self._wrapper, doraise=True)
+
+    @property
+    def is_confined(self) -> bool:
+        return self._confinement is not None
+
+    def command(self, mode: Literal["exec", "worker", "probe"], *arguments: str) -> list[str]:
+        """The command line that confines itself and then does what the mode says."""
+        if self._confinement is None:
+            raise ValueError("an unconfined worker has no wrapper")
+        return [*self._python(), *self._confinement.flags(), mode, *arguments]
+
+    def script(self, binary: str) -> str:
+        """An executable file that behaves as `binary`, confined."""
+        if self._confinement is None:
+            return binary
+        path = self._folder / "worker"
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(self.command("exec", binary))} "$@"\n')
+        path.chmod(0o700)
+        return str(path)
+
+    def probe(self, kind: Kind) -> list[str]:
+        """Try what must fail, in a process under the same wrapper; what did not fail, in words, or an empty list."""
+        if self._confinement is None:
+            return []
+        process = subprocess.run(
+            self.command("probe", kind, str(self._folder)),
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_S,
+            check=False,
+        )
+        lines = process.stdout.splitlines()
+        missing = len(confine.ATTEMPTS) - len(lines)
+        open_lines = [line for line in lines if not line.endswith(": held")]
+        return open_lines + ([f"the probe ended early: {_last_line(process.stderr)}"] if missing else [])
+
+    def close(self) -> None:
+        """Remove the folder. Idempotent."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _python(self) -> Sequence[str]:
+        return (os.path.realpath(sys.executable), "-I", "-S", self._wrapper)
+
+
+def libraries(binary: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The files that the dynamic loader opens for `binary`: those that are read, and those that are also executed."""
+    traced = subprocess.run(
+        [binary], env={"LD_TRACE_LOADED_OBJECTS": "1"}, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    read: list[str] = []
+    execute = [binary]
+    for line in traced.stdout.splitlines():
+        name, _, path = (part.strip() for part in line.partition("=>"))
+        file = (path or name).split(" (")[0]
+        if file.startswith("/"):
+            (read if path else execute).append(file)
+    return tuple(existing(["/etc/ld.so.cache", *read])), tuple(execute)
+
+
+def existing(paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that are there."""
+    return [path for path in paths if os.path.exists(path)]
+
+
+def refuse_unconfined(reason: str) -> ConfigError:
+    return ConfigError(f"programs cannot be confined here: {reason}; {UNCONFINED_HINT}")
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2][:200] or "no reason given"

@@ -1,0 +1,447 @@
+"""The default backend: pydantic-monty, a Python of its own in a worker of its own, started through the wrapper."""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
+
+from reasonrt.errors import ConfigError, EngineError, RequestError
+from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
+from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, refuse_unconfined, what_is_missing
+from reasonrt.programs.sandbox.output import Output
+from reasonrt.programs.sandbox.plain import NotPlain, check_plain
+from reasonrt.programs.sandbox.selftest import self_test
+from reasonrt.programs.sandbox.settings import SandboxSettings
+
+if TYPE_CHECKING:
+    from pydantic_monty import AsyncFunctionSnapshot, AsyncMonty, AsyncMontySession, AsyncSnapshot, ExternalResult
+
+BACKEND = "monty"
+STATE_VERSION = 1
+GRACE_S = 1.0  # the worker stops itself at its limit; the host kills it when it has not
+CALL_OVERHEAD_S = 0.001  # of the host's clock, which cannot tell a pipe from a program
+NO_LIMIT = (1 << 31) - 1
+HOST_FUNCTION = "<class 'function'>"
+LIMIT_MESSAGES = ("feed time limit exceeded", "turn time limit exceeded", "memory limit exceeded")
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class MontySandbox:
+    """Sessions in confined workers of pydantic-monty, each in a process that no other session has used."""
+
+    def __init__(self, settings: SandboxSettings | None = None) -> None:
+        self._settings = settings or SandboxSettings()
+        self._pool: AsyncMonty | None = None
+        self._launcher: Launcher | None = None
+        self._starting = asyncio.Lock()
+
+    async def start(self) -> Self:
+        await self._started()
+        return self
+
+    async def aclose(self) -> None:
+        pool, self._pool = self._pool, None
+        launcher, self._launcher = self._launcher, None
+        if pool:
+            await pool.__aexit__(None, None, None)
+        if launcher:
+            launcher.close()
+
+    async def open(
+        self, values: Mapping[str, Any], functions: Sequence[str] = (), limits: CellLimits | None = None
+    ) -> "MontySession":
+        from pydantic_monty import MontyError
+
+        session = await self._check_out(await self._started(), functions, limits or CellLimits())
+        try:
+            await session.bind(values)
+        except BaseException as error:
+            await session.aclose()
+            if isinstance(error, MontyError):
+                raise RequestError(f"the values of a session cannot be set: {_one_line(error)}") from error
+            raise
+        return session
+
+    async def load(
+        self, state: bytes, functions: Sequence[str] = (), limits: CellLimits | None = None
+    ) -> "MontySession":
+        """As the port says; memory and recursion stay as limited where the state was taken."""
+        _, payload = _unpack(state, "session")
+        session = await self._check_out(await self._started(), functions, limits or CellLimits())
+        await session.restore(payload)
+        return session
+
+    async def resume(
+        self, state: bytes, reply: Any, host: Host, functions: Sequence[str] = (), limits: CellLimits | None = None
+    ) -> tuple["MontySession", Cell]:
+        """As the port says; a `ProgramError` as the reply is raised in the program."""
+        header, payload = _unpack(state, "call")
+        session = await self._check_out(await self._started(), functions, limits or CellLimits())
+        return session, await session.resume(header, payload, reply, host)
+
+    async def _started(self) -> "AsyncMonty":
+        if self._pool:
+            return self._pool
+        async with self._starting:
+            return self._pool or await self._start()
+
+    async def _start(self) -> "AsyncMonty":
+        try:
+            from pydantic_monty import AsyncMonty
+            from pydantic_monty._binary import find_monty_binary
+        except ImportError:
+            raise ConfigError("the sandbox `monty` needs pydantic-monty; pip install 'reasonrt[programs]'") from None
+        settings = self._settings
+        if settings.unconfined:
+            _warn_once()
+        elif missing := what_is_missing():
+            raise refuse_unconfined(missing)
+        binary = os.path.realpath(find_monty_binary())  # noqa: ASYNC240 (once)
+        self._launcher = Launcher(
+            None if settings.unconfined else Confinement(settings.worker_bytes, *libraries(binary))
+        )
+        pool = AsyncMonty(
+            binary_path=self._launcher.script(binary),
+            min_processes=min(settings.min_workers, settings.max_workers),
+            max_processes=settings.max_workers,
+            checkout_timeout=settings.checkout_s,
+            max_checkouts_per_worker=1,
+        )
+        try:
+            await pool.__aenter__()
+            await self_test(BACKEND, "exec", lambda limits: self._check_out(pool, (), limits), self._launcher)
+        except BaseException:
+            await pool.__aexit__(None, None, None)
+            await self.aclose()
+            raise
+        self._pool = pool
+        return pool
+
+    async def _check_out(self, pool: "AsyncMonty", functions: Sequence[str], limits: CellLimits) -> "MontySession":
+        from pydantic_monty import MontyError
+
+        if limits.memory_bytes > self._settings.worker_bytes:
+            raise ConfigError(
+                f"memory_bytes {limits.memory_bytes} is more than a worker has; raise worker_bytes"
+                f" {self._settings.worker_bytes} of the sandbox"
+            )
+        checkout = pool.checkout(
+            script_name="cell.py",
+            limits={
+                "max_feed_duration_secs": limits.cell_s,
+                "max_memory": limits.memory_bytes,
+                "max_recursion_depth": limits.max_recursion,
+                "max_suspensions": NO_LIMIT,  # counted by the session, which says what happened
+            },
+            os_policy={"sleep": "zero", "timezone": "utc"},
+        )
+        try:
+            session = await checkout.__aenter__()
+        except TimeoutError:
+            raise EngineError(
+                f"no sandbox was free within {self._settings.checkout_s:g} s: all {self._settings.max_workers}"
+                " are in use; close sessions or raise max_workers"
+            ) from None
+        except MontyError as error:
+            raise EngineError(f"a worker of the sandbox did not start: {_one_line(error)}") from error
+        return MontySession(session, frozenset(functions), limits)
+
+
+class _Settled(NamedTuple):
+    """A cell that needs nothing more of its worker."""
+
+    ending: Ending
+    error: str
+
+
+class MontySession:
+    """One interpreter; see `Session`."""
+
+    def __init__(self, session: "AsyncMontySession", functions: frozenset[str], limits: CellLimits) -> None:
+        self._session = session
+        self._functions = functions
+        self._limits = limits
+        self._lost = ""
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process; None while it runs a cell."""
+        return self._session.worker_pid
+
+    async def run(self, code: str, host: Host) -> Cell:
+        if self._lost:
+            return Cell(Ending.LOST, error=f"this session is gone: {self._lost}")
+        turn = _Turn(self._limits)
+        try:
+            code.encode()
+        except UnicodeEncodeError:
+            return Cell(Ending.REFUSED, error="SyntaxError: half of a surrogate pair in the program")
+        return await self._drive(turn, host, lambda: self._session.feed_start(code, print_callback=turn.output.write))
+
+    async def value(self, name: str) -> Any:
+        if self._lost or not name.isidentifier():
+            return None
+        found: list[Any] = []
+        read = f"({name}, str(type({name})))"
+        await self._drive(_Turn(self._limits), _no_host, lambda: self._session.feed_start(read), found.append)
+        if not found:
+            return None
+        value, kind = found[0]
+        try:
+            check_plain(value)
+        except NotPlain:
+            return None
+        return None if kind == HOST_FUNCTION else value  # which arrives as its name
+
+    async def dump(self) -> bytes:
+        from pydantic_monty import MontyError
+
+        if self._lost:
+            raise EngineError(f"this session is gone: {self._lost}")
+        try:
+            return _pack({"kind": "session"}, await self._session.dump())
+        except MontyError as error:
+            await self._lose(_one_line(error))
+            raise EngineError(f"this session is gone: {self._lost}") from error
+
+    async def aclose(self) -> None:
+        await self._lose("it was closed")
+
+    async def bind(self, values: Mapping[str, Any]) -> None:
+        """Set variables, before the first cell."""
+        if values:
+            await self._session.feed_start("None", inputs=dict(values))
+
+    async def restore(self, payload: bytes) -> None:
+        """Continue from `dump`, before the first cell."""
+        from pydantic_monty import MontyError
+
+        try:
+            await self._session.load_session(payload)
+        except (MontyError, RuntimeError, ValueError) as error:
+            await self._lose("its state could not be read")
+            raise EngineError(f"a session cannot be loaded: {_one_line(error)}") from error
+
+    async def resume(self, header: Mapping[str, Any], payload: bytes, reply: Any, host: Host) -> Cell:
+        """Continue from `HostCall.fork`, before the first cell."""
+        turn = _Turn(self._limits, Output(self._limits.output_characters, header["output"], header["num_cut"]))
+        turn.num_calls, turn.seconds = header["num_calls"], header["seconds"]
+
+        async def start() -> "AsyncSnapshot":
+            snapshot = await self._session.load_snapshot(payload, print_callback=turn.output.write)
+            call = cast("AsyncFunctionSnapshot", snapshot)
+            return await call.resume(_as_reply(reply))
+
+        return await self._drive(turn, host, start)
+
+    async def _drive(
+        self,
+        turn: "_Turn",
+        host: Host,
+        start: Callable[[], Awaitable["AsyncSnapshot"]],
+        keep: Callable[[Any], None] | None = None,
+    ) -> Cell:
+        """Run to the end of a cell: answer what the worker asks for, and judge how it ended."""
+        try:
+            settled = await self._answer(turn, host, start, keep)
+        except BaseException:  # cancelled, or the host failed: nobody will answer this worker any more
+            await self._lose("it was cancelled")
+            raise
+        if settled.ending is Ending.LOST:
+            await self._lose(settled.error)
+        return Cell(settled.ending, turn.output.text, settled.error, turn.seconds, turn.num_calls)
+
+    async def _answer(
+        self,
+        turn: "_Turn",
+        host: Host,
+        start: Callable[[], Awaitable["AsyncSnapshot"]],
+        keep: Callable[[Any], None] | None,
+    ) -> _Settled:
+        from pydantic_monty import MontyComplete, MontyCrashedError, MontyError, MontySyntaxError, MontyTypingError
+
+        try:
+            snapshot = await turn.clocked(start())
+            while not isinstance(snapshot, MontyComplete):
+                snapshot = await self._next(turn, host, snapshot)
+            if keep:
+                keep(snapshot.output)
+        except CellStopped as stopped:
+            return _Settled(Ending.LOST, str(stopped) or "the host stopped it")
+        except _TimeUp:
+            return _Settled(Ending.LOST, f"timed out: it ran longer than {self._limits.cell_s:g} s")
+        except MontyCrashedError as error:
+            return _Settled(Ending.LOST, f"the worker died: {_one_line(error)}")
+        except MontySyntaxError as error:
+            return _Settled(Ending.REFUSED, error.display())
+        except MontyTypingError as error:
+            return _Settled(Ending.REFUSED, error.display())
+        except MontyError as error:
+            return _judge(error, self._limits)
+        return _Settled(Ending.DONE, "")
+
+    async def _next(self, turn: "_Turn", host: Host, snapshot: "AsyncSnapshot") -> "AsyncSnapshot":
+        from pydantic_monty import AsyncFunctionSnapshot, AsyncNameLookupSnapshot
+
+        turn.count_question()
+        if isinstance(snapshot, AsyncNameLookupSnapshot):
+            name = snapshot.variable_name
+            if name in self._functions and snapshot.object_id is None:
+                return await turn.clocked(snapshot.resume(value=_named(name)))
+            return await turn.clocked(snapshot.resume())
+        if not isinstance(snapshot, AsyncFunctionSnapshot):
+            raise CellStopped("it waits for a future, and no host function gives one")
+        if snapshot.is_os_function:
+            return await turn.clocked(snapshot.resume_not_handled())
+        return await turn.clocked(snapshot.resume(await self._call(turn, host, snapshot)))
+
+    async def _call(self, turn: "_Turn", host: Host, snapshot: Any) -> Any:
+        name = snapshot.function_name
+        if name not in self._functions or snapshot.object_id is not None:
+            return {"exc_type": "NameError", "message": f"name {name!r} is not defined"}
+        turn.count_call()
+        with turn.clock():
+            args, kwargs = snapshot.args, snapshot.kwargs
+            try:
+                check_plain([*args, kwargs])
+            except NotPlain as error:
+                return {"exc_type": "TypeError", "message": f"{name}: {error}"}
+        try:
+            reply = await host(HostCall(name, args, kwargs, lambda: _fork(turn, snapshot)))
+        except ProgramError as error:
+            reply = error
+        return _as_reply(reply)
+
+    async def _lose(self, reason: str) -> None:
+        if not self._lost:
+            self._lost = reason
+            await asyncio.shield(self._session.__aexit__(None, None, None))
+
+
+class _TimeUp(Exception):  # noqa: N818
+    """The host's clock ran out."""
+
+
+class _Turn:
+    """What one cell has used so far."""
+
+    def __init__(self, limits: CellLimits, output: Output | None = None) -> None:
+        self.limits = limits
+        self.output = output or Output(limits.output_characters)
+        self.num_calls = 0
+        self.seconds = 0.0
+        self._num_questions = 0
+
+    def count_question(self) -> None:
+        """Names and modules are asked for too; they are cheap, and not free."""
+        self._num_questions += 1
+        if self._num_questions > 2 * self.limits.max_calls + 1000:
+            raise CellStopped(f"it asked the host for more than {self._num_questions - 1} names")
+
+    def count_call(self) -> None:
+        self.num_calls += 1
+        if self.num_calls > self.limits.max_calls:
+            raise CellStopped(f"it made more than {self.limits.max_calls} host calls")
+
+    def clock(self) -> "_Clock":
+        return _Clock(self)
+
+    async def clocked(self, work: Awaitable[T]) -> T:
+        """Wait for the worker, on the program's time."""
+        left = self.limits.cell_s + GRACE_S + CALL_OVERHEAD_S * self._num_questions - self.seconds
+        with self.clock():
+            try:
+                async with asyncio.timeout(left) as timeout:
+                    return await work
+            except TimeoutError:
+                if timeout.expired():
+                    raise _TimeUp from None
+                raise
+
+
+class _Clock:
+    def __init__(self, turn: _Turn) -> None:
+        self._turn = turn
+
+    def __enter__(self) -> None:
+        self._since = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._turn.seconds += perf_counter() - self._since
+
+
+def _judge(error: Any, limits: CellLimits) -> _Settled:
+    """What an exception at the top of a cell means: after a limit, the heap can be in any state."""
+    message = str(error)
+    kind = type(error.exception())
+    if kind in (TimeoutError, MemoryError) and any(text in message for text in LIMIT_MESSAGES):
+        if kind is TimeoutError:
+            return _Settled(Ending.LOST, f"timed out: it ran longer than {limits.cell_s:g} s")
+        return _Settled(Ending.LOST, f"out of memory: it needed more than {limits.memory_bytes} bytes")
+    display = getattr(error, "display", None)
+    return _Settled(Ending.RAISED, display() if display else message)
+
+
+def _as_reply(reply: Any) -> "ExternalResult":
+    if isinstance(reply, ProgramError):
+        return {"exc_type": cast(Any, reply.kind), "message": str(reply)}
+    return {"return_value": reply}
+
+
+def _named(name: str) -> Callable[[], None]:
+    """A function that stands for the host's one of this name; the worker asks for it by its name."""
+
+    def stand_in() -> None:
+        pass
+
+    stand_in.__name__ = name
+    return stand_in
+
+
+async def _fork(turn: _Turn, snapshot: Any) -> bytes:
+    header = {
+        "kind": "call",
+        "output": turn.output.kept,
+        "num_cut": turn.output.num_cut,
+        "num_calls": turn.num_calls,
+        "seconds": turn.seconds,
+    }
+    return _pack(header, await asyncio.to_thread(snapshot.dump))
+
+
+def _pack(header: Mapping[str, Any], payload: bytes) -> bytes:
+    return json.dumps({"backend": BACKEND, "version": STATE_VERSION, **header}).encode() + b"\n" + payload
+
+
+def _unpack(state: bytes, kind: str) -> tuple[dict[str, Any], bytes]:
+    line, _, payload = state.partition(b"\n")
+    try:
+        header = json.loads(line)
+        good = (header["backend"], header["version"], header["kind"]) == (BACKEND, STATE_VERSION, kind)
+    except (ValueError, TypeError, KeyError):
+        good = False
+    if not good:
+        raise RequestError(f"this is no state of a {BACKEND} {kind}, version {STATE_VERSION}: {line[:80]!r}")
+    return header, payload
+
+
+async def _no_host(call: HostCall) -> Any:
+    raise ProgramError(f"{call.name} cannot be called here")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+_warned: set[str] = set()
+
+
+def _warn_once() -> None:
+    if BACKEND not in _warned:
+        _warned.add(BACKEND)
+        logger.warning("programs run unconfined: nothing but the interpreter keeps them from this machine")

@@ -1,0 +1,192 @@
+"""What calibration has learned about a model's candidates: a JSON file that shows when it was edited by hand.
+
+`reasonrt calibrate programs` makes it, by `reasonrt.calibration.programs`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from reasonrt.errors import CalibrationError
+from reasonrt.programs.features import FEATURES
+
+SCHEMA: Final = "reasonrt.program-weights/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficient:
+    """How one feature counts.
+
+    Attributes:
+        mean, scale: of the feature on the trials of the calibration; scale > 0.
+        slope: evidence per `scale` above the mean, in natural logarithms.
+    """
+
+    mean: float
+    scale: float
+    slope: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Why the features count, or do not: right answers per question, on questions not learned from.
+
+    Attributes:
+        plurality, answer_mass: of the two votes.
+        noise: standard error of the difference.
+    """
+
+    plurality: float
+    answer_mass: float
+    noise: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramCertificate:
+    """With probability at least 1 - delta over the questions it was made from, P(wrong | answered) is below alpha.
+
+    That is for new questions drawn as those were, of which those are answered whose winning share is at least
+    `abstain_below`. The risk is `selective_error`.
+
+    Attributes:
+        abstain_below: a share, in (0, 1).
+        n: questions that were answered, of those to certify on.
+        k: wrong ones among them.
+        p_value: of "the risk is at least alpha".
+        coverage: share of the questions that were answered.
+        stops_early: whether candidates were drawn only until `is_settled`, as is then to be served.
+    """
+
+    abstain_below: float
+    alpha: float
+    delta: float
+    n: int
+    k: int
+    p_value: float
+    coverage: float
+    stops_early: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The evidence that a trial gives for its answer, in natural logarithms, and what was decided with it.
+
+    Attributes:
+        vote: of any trial for its answer, > 0.
+        none_right: log mass of "no trial has the right answer"; an answer without any evidence has 0.
+        coefficients: by the names in `features.FEATURES`; without one, features count for nothing.
+        gate: None where nothing was compared.
+        settled_at: candidates are no longer added once the winning share is at least this; None: only when no outcome
+            of the rest could change the answer.
+        certificate: None without abstention.
+        direct_below_tokens: a context of fewer tokens goes to one direct call; None: not known.
+        model: the engine's `model_fingerprint`.
+        k: candidates per question.
+        task: the kind of questions, in words.
+        n: questions learned from.
+    """
+
+    vote: float
+    none_right: float = 0.0
+    coefficients: Mapping[str, Coefficient] = field(default_factory=dict)
+    gate: Gate | None = None
+    settled_at: float | None = None
+    certificate: ProgramCertificate | None = None
+    direct_below_tokens: int | None = None
+    model: str = ""
+    k: int = 8
+    task: str = ""
+    n: int = 0
+    schema: Literal["reasonrt.program-weights/1"] = SCHEMA
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.coefficients if name not in FEATURES]
+        if unknown:
+            raise CalibrationError(f"unknown feature {unknown[0][:40]!r}; there are {', '.join(FEATURES)}")
+        if not (0 < self.vote < math.inf and math.isfinite(self.none_right)):
+            raise CalibrationError(f"a vote must count for its answer: vote > 0, got {self.vote}; calibrate anew")
+        if any(not (one.scale > 0 and math.isfinite(one.slope)) for one in self.coefficients.values()):
+            raise CalibrationError("a coefficient has a scale of 0 or a slope without bound; calibrate anew")
+
+    @property
+    def abstain_below(self) -> float | None:
+        """The certificate's."""
+        return self.certificate.abstain_below if self.certificate else None
+
+    def evidence(self, features: Sequence[float | None]) -> float:
+        """Of one trial for its answer; `features` is a row of `features_of`."""
+        evidence = self.vote
+        for name, value in zip(FEATURES, features, strict=True):
+            if value is not None and (found := self.coefficients.get(name)):
+                evidence += found.slope * (value - found.mean) / found.scale
+        return evidence
+
+    @property
+    def sha256(self) -> str:
+        return _sha256(asdict(self))
+
+    def to_json(self) -> str:
+        return _canonical(asdict(self) | {"sha256": self.sha256})
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the weights") -> "Weights":
+        """Raises: CalibrationError: these are no weights, or not as they were written."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CalibrationError(f"{where} is no JSON: {str(error)[:80]}; calibrate anew") from None
+        if not isinstance(value, dict) or "sha256" not in value:
+            raise CalibrationError(f"{where} has no sha256; only `reasonrt calibrate programs` makes weights")
+        if value.pop("sha256") != _sha256(value):
+            raise CalibrationError(f"{where} was changed after it was made: its sha256 does not fit; calibrate anew")
+        if (found := value.get("schema")) != SCHEMA:
+            raise CalibrationError(f"{where} has the schema {str(found)[:40]!r}, not {SCHEMA!r}; calibrate anew")
+        try:
+            return _WEIGHTS.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(map(str, first["loc"])) or "value"
+            raise CalibrationError(f"{where}: {path}: {first['msg']}; calibrate anew") from None
+
+    def write(self, path: Path) -> None:
+        try:
+            path.write_text(self.to_json() + "\n")
+        except OSError as error:
+            raise CalibrationError(f"cannot write {path}: {error.strerror}; name another file") from None
+
+    @classmethod
+    def read(cls, path: Path) -> "Weights":
+        try:
+            text = path.read_text()
+        except OSError as error:
+            raise CalibrationError(f"cannot read {path}: {error.strerror}; name another file") from None
+        except UnicodeDecodeError:
+            raise CalibrationError(f"cannot read {path}: it is no text; name another file") from None
+        return cls.from_json(text, str(path))
+
+
+def check_matches(weights: Weights, model: str, k: int) -> None:
+    """Raises: CalibrationError: what is to be served is not what was calibrated; the message names the difference."""
+    if weights.model != model:
+        raise CalibrationError(
+            f"the weights are for the model {weights.model[:40]!r}, this is {model[:40]!r}; calibrate on this one"
+        )
+    if weights.k != k:
+        raise CalibrationError(f"the weights are for {weights.k} candidates, this is {k}; take k={weights.k}")
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _sha256(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+_WEIGHTS: TypeAdapter[Weights] = TypeAdapter(Weights)
