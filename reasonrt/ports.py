@@ -308,6 +308,11 @@ class Policy(Protocol):
         return True
 
     @property
+    def reads_context(self) -> bool:
+        """Whether it reads `Request.context`; one that does not refuses a request that has some."""
+        return False
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What it was built with, defaults included; certificates and journals are bound to it."""
         return asdict(self) if is_dataclass(self) and not isinstance(self, type) else dict(vars(self))
@@ -339,7 +344,7 @@ class Policy(Protocol):
         Raises:
             RequestError: why, and what to do instead.
         """
-        if request.context:
+        if request.context and not self.reads_context:
             raise RequestError(f"policy {request.policy!r} reads no context beside the messages; put it into them")
 
     def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:

@@ -189,6 +189,14 @@ class Runtime:
         built = self._build(policy, options or {})
         return [*built.engines, *built.optional_engines]
 
+    def reads_context(self, policy: str, options: Mapping[str, Any] | None = None) -> bool:
+        """Whether a policy reads documents beside the messages.
+
+        Raises:
+            RequestError: as `prepare`.
+        """
+        return self._build(policy, options or {}).reads_context
+
     def solve(self, request: Request | Prepared) -> AsyncGenerator[Event, None]:
         """Yield each step as it is committed and, last, the `Completion`.
 

@@ -119,6 +119,10 @@ class Stopping(Policy):
         return self.inner.num_streams + 1
 
     @property
+    def reads_context(self) -> bool:
+        return self.inner.reads_context
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         return {**self.inner.settings, "stopping": asdict(self.options), "risk": self.risk}
 

@@ -99,8 +99,8 @@ def _add_solving(app: FastAPI, catalog: Catalog, config: ServeConfig) -> None:
         http: Request, kind: Literal["chat", "text"], model: type[ChatRequest] | type[CompletionRequest]
     ) -> Response:
         key = http.state.key
-        body = parse(model, await _read_body(http, config.bounds.body_bytes))
-        job = catalog.to_job(body, "" if key == ANONYMOUS else key)
+        content = await _read_body(http, catalog.most_body_bytes)
+        job = catalog.to_job(parse(model, content), "" if key == ANONYMOUS else key, len(content))
         layout = ReplyFormat(kind, job, config.reasoning_fields)
         return Reply(app.state.gateway, job, layout, key, http.state.note)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.requests import SEEDS, ChatRequest, CompletionRequest
-from reasonrt.types import Message, Request
+from reasonrt.types import Document, Message, Request
 
 _log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -59,6 +59,9 @@ class Catalog:
     def __init__(self, runtime: Runtime, config: ServeConfig) -> None:
         self._runtime, self._config = runtime, config
         self.policies = [name for name in policy_names() if self._is_shown(name)]
+        bounds = config.bounds
+        self.most_body_bytes = bounds.body_bytes + bounds.context_bytes * any(map(self._reads_context, self.policies))
+        """Of the body of a request, before it is known whether its policy reads context."""
 
     @property
     def model_ids(self) -> list[str]:
@@ -67,11 +70,12 @@ class Catalog:
     def has(self, model: str) -> bool:
         return model.partition("@")[0] in self.model_ids
 
-    def to_job(self, body: ChatRequest | CompletionRequest, cache_salt: str = "") -> Job:
+    def to_job(self, body: ChatRequest | CompletionRequest, cache_salt: str = "", num_bytes: int = 0) -> Job:
         """`body` in our words.
 
         Args:
             cache_salt: of whoever asks; their prefix cache is theirs alone.
+            num_bytes: of the body as it came.
 
         Raises:
             ApiError: a value over a bound of this server, or a model that it does not have.
@@ -79,6 +83,7 @@ class Catalog:
             ConfigError: an engine that the options name is not there.
         """
         policy, options = self._choose(body)
+        body, context = self._take_context(body, policy, options, num_bytes)
         bounds, own, usual = self._config.bounds, body.reasonrt, self._runtime.limits
         num_choices = _within(bounds.n, "n", body.n, 1)
         limits = replace(
@@ -91,7 +96,15 @@ class Catalog:
         )
         messages = body.to_messages()
         first = Request(
-            messages, policy, options, limits, body.temperature or 0.0, body.top_p, body.seed, cache_salt=cache_salt
+            messages,
+            policy,
+            options,
+            limits,
+            body.temperature or 0.0,
+            body.top_p,
+            body.seed,
+            cache_salt=cache_salt,
+            context=context,
         )
         choices = tuple(
             self._runtime.prepare(replace(first, seed=_nth_seed(body.seed, index))) for index in range(num_choices)
@@ -128,6 +141,39 @@ class Catalog:
         asked |= own.options | ({} if own.risk is None else {"risk": own.risk})
         refuse_operator_options(name, asked)
         return name, options | asked
+
+    def _take_context(
+        self, body: ChatRequest | CompletionRequest, policy: str, options: Mapping[str, Any], num_bytes: int
+    ) -> tuple[ChatRequest | CompletionRequest, tuple[Document, ...]]:
+        """What remains of the body, and the documents in it; each within its bounds.
+
+        Raises:
+            ApiError: names the bound.
+        """
+        bounds = self._config.bounds
+        is_read = self._runtime.reads_context(policy, options)
+        rest, context = body.without_context(bounds.context_part_characters if is_read else None)
+        if len(context) > bounds.context_documents:
+            message = f"the context must have at most {bounds.context_documents} documents here, got {len(context)}"
+            raise ApiError(400, message, "reasonrt.context")
+        if num_bytes <= min(bounds.body_bytes, bounds.context_bytes):  # texts are no longer than they came
+            return rest, context
+        context_bytes = sum(len(document.text.encode()) + len(document.name.encode()) for document in context)
+        if context_bytes > bounds.context_bytes:
+            message = f"the context must have at most {bounds.context_bytes} bytes here, got {context_bytes}"
+            raise ApiError(413, message, "reasonrt.context")
+        is_large = num_bytes > bounds.body_bytes
+        if is_large and context:
+            is_large = len(rest.model_dump_json(exclude_defaults=True).encode()) > bounds.body_bytes
+        if is_large:
+            raise ApiError(413, f"without a context the body must have at most {bounds.body_bytes} bytes here")
+        return rest, context
+
+    def _reads_context(self, policy: str) -> bool:
+        try:
+            return self._runtime.reads_context(policy)
+        except RequestError:  # it has an option without a default
+            return True
 
     def _is_shown(self, policy: str) -> bool:
         if policy in CONTROLS and policy not in self._runtime.options:

@@ -41,7 +41,12 @@ def _default_efforts() -> dict[Effort, Preset]:
 class BoundsConfig(_Strict):
     """The largest values that a request may ask for, and how much may be asked concurrently."""
 
-    body_bytes: int = Field(1 << 20, ge=1024, le=1 << 28)
+    body_bytes: int = Field(1 << 20, ge=1024, le=1 << 28, description="of a request, without its context; over it: 413")
+    context_bytes: int = Field(1 << 24, ge=0, le=1 << 30, description="that its context adds to that; over it: 413")
+    context_documents: int = Field(4096, ge=1, le=65_536)
+    context_part_characters: int = Field(
+        16_384, ge=0, description="a longer part of a user's message is a document, to a policy that reads context"
+    )
     max_tokens: int = Field(32_768, ge=1, le=1_000_000)
     n: int = Field(8, ge=1, le=64)
     deadline_s: float = Field(600.0, gt=0, description="of every request, waiting included; a request may ask for less")

@@ -129,11 +129,13 @@ async def is_built_from_its_options(case: PolicyCase) -> None:
         named = getattr(policy, words)
         is_tuple = isinstance(named, tuple) and all(isinstance(name, str) for name in named)
         require(is_tuple, f"`{words}` is {named!r:.60}, and not a tuple of names")
-    streams, goes = policy.num_streams, policy.commits_as_it_goes
+    streams = policy.num_streams
     require(
         isinstance(streams, int) and streams >= 1, f"`num_streams` is {streams!r:.60}, and not a number of 1 or more"
     )
-    require(isinstance(goes, bool), f"`commits_as_it_goes` is {goes!r:.60}, and not true or false")
+    for word in ("commits_as_it_goes", "reads_context"):
+        value = getattr(policy, word)
+        require(isinstance(value, bool), f"`{word}` is {value!r:.60}, and not true or false")
 
 
 async def refuses_unknown_options(case: PolicyCase) -> None:

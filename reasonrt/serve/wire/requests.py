@@ -1,15 +1,24 @@
 """Requests on the wire, and what they ask for in our words. HTTP's words end here."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from reasonrt.serve.config import Effort
 from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.fields import NO_EFFECT, REFUSED
-from reasonrt.types import Message
+from reasonrt.types import Document, Message
 
 SEEDS = 2**63
 
@@ -77,12 +86,37 @@ class ChatMessage(_Wire):
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Message("system" if self.role == "developer" else self.role, text)
 
+    def without_long_parts(self, most_characters: int) -> tuple[Self, list[str]]:
+        """What is left of a user's message, and its parts of more than `most_characters`."""
+        if self.role != "user" or isinstance(self.content, str):
+            return self, []
+        short = [part for part in self.content if len(part.text) <= most_characters]
+        long_texts = [part.text for part in self.content if len(part.text) > most_characters]
+        return self.model_copy(update={"content": short}), long_texts
+
+
+class ContextDocument(_Wire):
+    """A text that the request is about, of any length."""
+
+    name: Annotated[str, Field(max_length=1024)] = ""
+    text: Text
+
+
+Context = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[ContextDocument], Field(max_length=1 << 16), Tag("documents")],
+    Discriminator(lambda value: "text" if isinstance(value, str) else "documents"),  # or an error would name both
+]
+
 
 class OwnFields(_Wire):
-    """The object `reasonrt` of a request: what OpenAI has no words for. `risk` picks among our certificates."""
+    """The object `reasonrt` of a request: what OpenAI has no words for. `risk` picks among our certificates.
+
+    `context` is what the question is about: a text, or documents. The policy must be one that reads context.
+    """
 
     policy: Annotated[str, Field(max_length=128)] | None = None
     options: Annotated[dict[str, JsonValue], Field(max_length=64)] = Field(default_factory=dict)
+    context: Context = Field(default_factory=list)
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_engine_calls: Count | None = None
     risk: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -108,6 +142,17 @@ class _Generation(_Wire):
     def to_messages(self) -> tuple[Message, ...]:
         raise NotImplementedError
 
+    def without_context(self, part_characters: int | None) -> tuple[Self, tuple[Document, ...]]:
+        """What remains of the request, and the documents that it brings.
+
+        Args:
+            part_characters: longer parts of the user's messages are documents, too; None leaves them where they are.
+        """
+        given = self.reasonrt.context
+        texts = [ContextDocument(text=given)] if isinstance(given, str) and given else given or []
+        documents = tuple(Document(document.text, document.name) for document in texts)
+        return self.model_copy(update={"reasonrt": self.reasonrt.model_copy(update={"context": []})}), documents
+
     def token_limit(self) -> int | None:
         return self.max_tokens
 
@@ -120,6 +165,15 @@ class ChatRequest(_Generation):
 
     def to_messages(self) -> tuple[Message, ...]:
         return tuple(message.to_message() for message in self.messages)
+
+    def without_context(self, part_characters: int | None) -> tuple[Self, tuple[Document, ...]]:
+        rest, documents = super().without_context(part_characters)
+        if part_characters is None:
+            return rest, documents
+        split = [message.without_long_parts(part_characters) for message in self.messages]
+        texts = [text for _, long_texts in split for text in long_texts]
+        parts = (Document(text, f"part {number}") for number, text in enumerate(texts, 1))
+        return rest.model_copy(update={"messages": [message for message, _ in split]}), (*documents, *parts)
 
     def token_limit(self) -> int | None:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
