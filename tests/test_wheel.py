@@ -21,6 +21,7 @@ for name in names:
     importlib.import_module(name)
 root = pathlib.Path(reasonrt.__file__).parent
 assert (root / "py.typed").exists()
+assert (root / "serve" / "trace.html").exists()
 assert list(root.glob("zoo/models/*/model.safetensors")), "the models are missing"
 print(*names)
 """

@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from reasonrt.errors import ReasonRTError
 from reasonrt.serve.auth import ANONYMOUS, AuthMiddleware
@@ -25,6 +25,7 @@ from reasonrt.serve.exposure import warn_of_open_ports
 from reasonrt.serve.gateway import Gateway
 from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.reply import Reply
+from reasonrt.serve.trace_page import trace_page
 from reasonrt.serve.wire.errors import ApiError, to_api_error
 from reasonrt.serve.wire.rendering import ReplyFormat
 from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
@@ -146,6 +147,11 @@ def _add_state(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> PlainTextResponse:
         return PlainTextResponse(metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/trace", response_class=HTMLResponse)
+    async def trace() -> Response:
+        """A page that shows the trace of a program search from a file that the reader picks."""
+        return trace_page()
 
     @app.get("/version")
     async def show_version() -> Version:

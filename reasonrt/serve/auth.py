@@ -17,7 +17,9 @@ from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.wire.errors import ApiError, to_api_error
 
 ANONYMOUS = "anonymous"
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/trace"})
+"""What they answer is the same for everybody; a browser that opens a page sends no key."""
+
 _POLLED_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 _log = logging.getLogger(__name__)
