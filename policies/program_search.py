@@ -42,6 +42,9 @@ from reasonrt.writing import sampling_for, write_steps
 SANDBOX = "sandbox"
 """The name of the tool in which programs run."""
 
+AUTHOR = "program_search"
+"""Of an answer: no engine has generated its tokens, a program has computed it."""
+
 _DIRECT_SHARE = 0.5  # of the window, where calibration has not learned where direct calls end
 _FEWEST_CHARACTERS_PER_TOKEN = 8  # a text with fewer tokens than its characters / 8 is rare: no need to tokenize it
 _MARGIN_S, _MARGIN_SHARE = 0.25, 0.05  # a run ends so long before its deadline, to return what it has
@@ -163,7 +166,7 @@ class ProgramSearch(PolicyOptions):
         )
         found = await search.run()
         text, reason = _said(found)
-        yield Step(text, tuple(engine.tokenizer.encode(text)), engine.name)
+        yield Step(text, tuple(engine.tokenizer.encode_text(text)), AUTHOR)
         details = _details(found, context)
         if self.trace:
             details["trace"] = dict(found.trace.value)

@@ -6,6 +6,7 @@ run to its end. Words of the model never end a run, and neither does anything th
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from reasonrt.programs import protocol
@@ -137,9 +138,9 @@ class Candidate:
             max_tokens=rules.turn_tokens,
             temperature=self._temperature,
             seed=(self._seed + len(work.turns)) % 2**63,
-            until=protocol.has_block,
+            until=partial(protocol.has_block, nonce=rules.nonce),
         )
-        block = protocol.find_code(written.text)
+        block = protocol.find_code(written.text, rules.nonce)
         text = written.text[: block.end].rstrip() if block.text is not None else written.text.strip()
         work.messages.append(Message("assistant", text or "(nothing)"))
         turn = Turn(text, written.num_tokens, "", logprob_tail=written.logprob_tail)

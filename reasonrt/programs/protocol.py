@@ -79,9 +79,13 @@ class Code:
     end: int = 0
 
 
-def find_code(message: str) -> Code:
-    """The first block that is marked `repl` or `python`, or not at all; blocks of other languages are passed over."""
-    fences = list(_FENCE.finditer(message))
+def find_code(message: str, nonce: str = "") -> Code:
+    """The first block that is marked `repl` or `python`, or not at all; blocks of other languages are passed over.
+
+    Args:
+        nonce: what the message quotes between two lines with it is data, and holds no code.
+    """
+    fences = list(_FENCE.finditer(_without_quotes(message, nonce)))
     at = 0
     while at < len(fences):
         opening = fences[at]
@@ -99,10 +103,20 @@ def find_code(message: str) -> Code:
     return Code()
 
 
-def has_block(message: str) -> bool:
+def has_block(message: str, nonce: str = "") -> bool:
     """Whether a message that is being written holds a whole block of code: what follows could only be made up."""
     # a closing fence is known as such once its line has ended
-    return "```" in message and find_code(message if message.endswith("\n") else message.rpartition("\n")[0]).is_closed
+    lines = message if message.endswith("\n") else message.rpartition("\n")[0]
+    return "```" in lines and find_code(lines, nonce).is_closed
+
+
+def _without_quotes(message: str, nonce: str) -> str:
+    """`message` as long as it was, with blanks for what stands between two lines of the nonce, or after the last one."""
+    if not nonce or nonce not in message:
+        return message
+    parts = re.split(rf"(^{re.escape(nonce)}$)", message, flags=re.MULTILINE)
+    # text, nonce, quoted, nonce, text, ...
+    return "".join(" " * len(part) if place % 4 == 2 else part for place, part in enumerate(parts))
 
 
 def opening(question: str, described: str, names: list[str], glimpse: str, nonce: str, notes: str) -> str:
