@@ -126,10 +126,10 @@ class ProgramSearch(PolicyOptions):
             raise ConfigError(f"policies.program_search.weights: {error}") from None
 
     def accept(self, request: Request, engines: Mapping[str, Engine]) -> None:
-        if not request.context:
-            raise RequestError("policy 'program_search' needs a context: give documents, or ask another policy")
-        if request.committed:
-            raise RequestError("policy 'program_search' continues nothing; ask anew")
+        if not request.context and self.direct == "never":
+            raise RequestError("policy 'program_search' has nothing to search: give a context, or leave direct out")
+        if request.context and request.committed:
+            raise RequestError("policy 'program_search' cannot continue an answer; ask anew")
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
@@ -191,6 +191,8 @@ class ProgramSearch(PolicyOptions):
 
     def _direct_request(self, request: Request, engine: Engine, weights: Weights | None) -> Request | None:
         """The request of one direct call; None where programs are to be searched."""
+        if not request.context:
+            return request
         if self.direct == "never":
             return None
         window = engine.max_model_len

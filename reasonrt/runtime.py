@@ -26,6 +26,7 @@ from reasonrt.ports import Allowance, Engine, Engines, Policy, RequestEngine, To
 from reasonrt.scopes import LimitReached, Scope
 from reasonrt.tasks import Expired, before, run_bounded
 from reasonrt.thinking import opens_thinking
+from reasonrt.tools import default_tools
 from reasonrt.types import (
     THE_RUNTIMES,
     Completion,
@@ -81,7 +82,7 @@ class Runtime:
     Args:
         engines: role to engine.
         options: policy to options that hold where a request says nothing else.
-        tools: name to tool.
+        tools: name to tool, over those of `tools.default_tools`.
         limits: of a request that brings none of its own.
 
     Raises:
@@ -96,7 +97,7 @@ class Runtime:
         tools: Mapping[str, Tool] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.engines, self.tools = dict(engines), dict(tools or {})
+        self.engines, self.tools = dict(engines), default_tools() | dict(tools or {})
         self.options, self.limits = dict(options or {}), limits or Limits()
         self.paces = {engine.name: Pace() for engine in self.engines.values()}
         self.certificates = ServedCertificates()  # that requests are stopped under

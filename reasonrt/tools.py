@@ -15,15 +15,18 @@ SANDBOX = "sandbox"
 _OWN: Mapping[str, Callable[..., Tool]] = {SANDBOX: build_sandbox}
 
 
+def default_tools() -> dict[str, Tool]:
+    """What every runtime has that is given no other tool of the name: a sandbox, which starts when it is used."""
+    return {SANDBOX: OnDemandSandbox(build_sandbox)}
+
+
 def build_tools(config: Config) -> dict[str, Tool]:
-    """The tools of `config` by name, not started; and a sandbox, which starts when it is used, where it names none.
+    """The tools of `config` by name, not started.
 
     Raises:
         ConfigError: no installed package offers one by the entry point `reasonrt.tools`, or it cannot be made.
     """
-    return {SANDBOX: OnDemandSandbox(build_sandbox)} | {
-        name: build_tool(name, tool) for name, tool in config.tools.items()
-    }
+    return {name: build_tool(name, tool) for name, tool in config.tools.items()}
 
 
 def build_tool(name: str, config: ToolConfig) -> Tool:

@@ -25,6 +25,11 @@ from reasonrt.errors import ConfigError
 from reasonrt.types import Completion, Request
 
 POLICY = "program_search"
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(help="Let this model write the programs: a Hugging Face folder; else the configuration's target."),
+]
+WindowOption = Annotated[int, typer.Option(min=1024, help="Give the model of --model a window of so many tokens.")]
 _SHOWN_ANSWERS = 3
 
 
@@ -36,13 +41,8 @@ def ask(
             help="Read these files, folders or patterns, - for standard input; the last argument is the question.",
         ),
     ],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Let this model write the programs: a Hugging Face folder; else the configuration's target."),
-    ] = None,
-    window: Annotated[
-        int, typer.Option(min=1024, help="Give the model of --model a window of so many tokens.")
-    ] = 16_384,
+    model: ModelOption = None,
+    window: WindowOption = 16_384,
     policy: Annotated[
         str, typer.Option(help="Ask by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.")
     ] = POLICY,
@@ -69,8 +69,7 @@ def ask(
     if not files:
         raise ConfigError(f"name at least one file before the question; {question[:80]!r} is all that was given")
     documents = read_documents(files)
-    changes = {"engines": {"target": _engine(model, window)}} if model else {}
-    settings = load_config(config, changes)
+    settings = load_config(config, engines_of(model, window))
     name, options = read_policy(policy)
     if name == POLICY:
         options |= {"trace": True} if trace else {}
@@ -108,8 +107,23 @@ def ask(
     write_json(json_file, dataclasses.asdict(completion) | {"details": details})
 
 
-def _engine(model: Path, window: int) -> dict[str, Any]:
-    return {"kind": "vllm", "model": str(model), "max_model_len": window, "max_num_seqs": 32, "kv_cache_mib": 1024}
+def engines_of(model: Path | None, window: int) -> dict[str, Any]:
+    """The configuration's `engines` where a model is named, as the one that writes and answers everything."""
+    if model is None:
+        return {}
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"there is no model in {model}; name a Hugging Face folder, with config.json and weights")
+    return {
+        "engines": {
+            "target": {
+                "kind": "vllm",
+                "model": str(model),
+                "max_model_len": window,
+                "max_num_seqs": 64,
+                "kv_cache_mib": 2048,
+            }
+        }
+    }
 
 
 class _Progress:

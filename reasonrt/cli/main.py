@@ -12,6 +12,7 @@ from reasonrt.cli import (
     demo,
     doctor,
     evaluation,
+    programs,
     serve,
     solve,
     speculation,
@@ -49,6 +50,9 @@ bench.app.command(
 bench.app.command("stopping", epilog="Example: reasonrt bench stopping --part validity --draws 500")(
     stopping_bench.bench
 )
+bench.app.command("programs", epilog="Example: reasonrt bench programs --simulated --json programs.json")(
+    programs.bench
+)
 app.add_typer(bench.app, name="bench")
 calibrate.app.command("traces", epilog="Example: reasonrt calibrate traces --problems 800 --out runs/traces")(
     stopping.traces
@@ -57,6 +61,9 @@ calibrate.app.command(
     "stopping",
     epilog="Example: reasonrt calibrate stopping --traces runs/traces/traces.jsonl --alpha .05 -o certificate.json",
 )(stopping.stopping)
+calibrate.app.command(
+    "programs", epilog="Example: reasonrt calibrate programs --model MODEL --out runs/programs -o weights.json"
+)(programs.calibrate)
 calibrate.app.command("plan", epilog="Example: reasonrt calibrate plan --alpha .05 --delta .1")(stopping.plan)
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(stopping.certificate_app, name="certificate")

@@ -201,6 +201,7 @@ class Candidate:
             num_errors=sum(turn.ending != Ending.DONE for turn in work.turns),
             num_turns=len(work.turns),
             num_sub_calls=host.num_sub_calls,
+            num_sub_tokens=host.num_sub_tokens,
         )
 
     @property

@@ -60,7 +60,7 @@ class Host:
         self._refusals = 0
         self._probabilities: list[float] = []
         self.coverage = Coverage(context)
-        self.num_sub_calls = 0
+        self.num_sub_calls = self.num_sub_tokens = 0
         self.final: Final | None = None
         self.notes: list[str] = []
         self.calls: list[dict[str, str]] = []
@@ -88,6 +88,7 @@ class Host:
         forked = Host(self._context, self._sub_calls, self._max_sub_calls, self._ask_below)
         forked.coverage = deepcopy(self.coverage, {id(self._context): self._context})
         forked.num_sub_calls, forked._refusals = self.num_sub_calls, self._refusals
+        forked.num_sub_tokens = self.num_sub_tokens
         forked.variables = list(self.variables)
         forked._probabilities = list(self._probabilities)
         return forked
@@ -243,6 +244,7 @@ class Host:
     async def _ask(self, questions: Sequence[Question]) -> list[Reply]:
         self._reserve(len(questions))
         replies = await self._sub_calls.ask(questions)
+        self.num_sub_tokens += sum(reply.num_tokens for reply in replies)
         self._probabilities += [reply.probability for reply in replies if reply.probability is not None]
         return replies
 

@@ -8,7 +8,7 @@ requests, and so nothing between tenants.
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -20,7 +20,7 @@ from reasonrt.tasks import cancel
 from reasonrt.types import Message
 
 YES, NO = "yes", "no"
-_NUMBER_TOKENS = 24
+_SHORT_TOKENS = 24  # of a number, or of a label that cannot be read
 
 Kind = Literal["text", "number", "bool", "choice"]
 
@@ -57,11 +57,13 @@ class Reply:
         value: of the question's kind; None where it failed.
         error: why it failed; empty where it did not.
         probability: of a choice, among the choices.
+        num_tokens: that the model wrote; a choice that is read counts as one.
     """
 
     value: str | int | float | bool | None
     error: str = ""
     probability: float | None = None
+    num_tokens: int = 0
 
 
 @dataclass
@@ -114,25 +116,20 @@ class SubCalls:
     async def _answer(self, question: Question) -> Reply:
         try:
             return await self._answer_as(question.kind, question)
-        except PromptTooLong as error:
-            return Reply(None, str(error))
-        except Spent as error:
+        except (PromptTooLong, Spent) as error:
             return Reply(None, str(error))
         except (EngineError, RequestError) as error:
             return Reply(None, f"the model could not answer: {error}"[:200])
 
     async def _answer_as(self, kind: Kind, question: Question) -> Reply:
         messages = question.messages()
-        if kind in ("bool", "choice"):
-            labels = (YES, NO) if kind == "bool" else question.labels
-            if probabilities := await self._model.choose(messages, labels):
-                best = max(range(len(labels)), key=probabilities.__getitem__)
-                return Reply(labels[best] == YES if kind == "bool" else labels[best], "", probabilities[best])
-            return _as_label((await self._model.write(messages, max_tokens=_NUMBER_TOKENS)).text, kind, labels)
-        if kind == "number":
-            return _as_number((await self._model.write(messages, max_tokens=_NUMBER_TOKENS)).text)
-        written = await self._model.write(messages, max_tokens=self._max_tokens)
-        return Reply(written.text.strip()) if written.text.strip() else Reply(None, "the model wrote nothing")
+        labels = (YES, NO) if kind == "bool" else question.labels
+        if labels and (probabilities := await self._model.choose(messages, labels)):
+            best = max(range(len(labels)), key=probabilities.__getitem__)
+            return Reply(labels[best] == YES if kind == "bool" else labels[best], "", probabilities[best], 1)
+        max_tokens = self._max_tokens if kind == "text" else _SHORT_TOKENS
+        written = await self._model.write(messages, max_tokens=max_tokens)
+        return replace(_read(written.text.strip(), kind, labels), num_tokens=written.num_tokens)
 
 
 def _is_worth_nothing(task: "asyncio.Task[Reply]") -> bool:
@@ -140,17 +137,18 @@ def _is_worth_nothing(task: "asyncio.Task[Reply]") -> bool:
     return not task.done() or task.cancelled() or bool(task.result().error)
 
 
-def _as_label(text: str, kind: Kind, labels: Sequence[str]) -> Reply:
-    said = text.strip().strip("\"'.*`").casefold()
+def _read(text: str, kind: Kind, labels: Sequence[str]) -> Reply:
+    """What a model said, as a value of the kind."""
+    if kind == "text":
+        return Reply(text) if text else Reply(None, "the model wrote nothing")
+    if kind == "number":
+        found = find_answer(text)
+        value = normal_form(re.sub(r"[^\d./+-]", "", found)) if found else None
+        if isinstance(value, Fraction):
+            return Reply(int(value) if value.denominator == 1 else float(value))
+        return Reply(None, f"the model answered {text[:40]!r}, and no number")
+    said = text.strip("\"'.*`").casefold()
     for label in labels:
         if said == label.casefold():
             return Reply(label == YES if kind == "bool" else label)
-    return Reply(None, f"the model answered {text.strip()[:40]!r}, and none of {', '.join(labels)[:80]}")
-
-
-def _as_number(text: str) -> Reply:
-    found = find_answer(text)
-    value = normal_form(re.sub(r"[^\d./+-]", "", found)) if found else None
-    if not isinstance(value, Fraction):
-        return Reply(None, f"the model answered {text.strip()[:40]!r}, and no number")
-    return Reply(int(value) if value.denominator == 1 else float(value))
+    return Reply(None, f"the model answered {text[:40]!r}, and none of {', '.join(labels)[:80]}")

@@ -46,6 +46,7 @@ class Trial:
         num_refuted: spans that it claimed and that do not say what it claimed.
         num_errors: cells that did not end well.
         num_turns, num_sub_calls: what it took.
+        num_sub_tokens: of the answers to its sub-questions, those included that another candidate had asked for.
     """
 
     index: int
@@ -61,3 +62,4 @@ class Trial:
     num_errors: int = 0
     num_turns: int = 0
     num_sub_calls: int = 0
+    num_sub_tokens: int = 0

@@ -152,12 +152,13 @@ def _number(text: str) -> Value | None:
     found = _NUMBER.fullmatch(text) if len(text) <= _LONGEST_NUMBER else None
     if found is None:
         return None
-    exponent, below = int(found["exponent"] or 0), int(found["below"] or 1)
+    exponent, below = found["exponent"] or "0", int(found["below"] or 1)
     units = [unit for unit in (found["before"], found["currency"], found["unit"]) if unit]
-    if abs(exponent) > _LARGEST_EXPONENT or not below or len(units) > 1:
+    if abs(int(exponent)) > _LARGEST_EXPONENT or not below or len(units) > 1:
         return None
-    value = Fraction(found["digits"].replace(",", "")) * Fraction(10) ** exponent / below
-    return ("number", -value if found["sign"] in ("-", "−") else value, _unit(units[0]) if units else "")
+    sign = "-" if found["sign"] in ("-", "−") else ""
+    value = Fraction(f"{sign}{found['digits'].replace(',', '')}e{exponent}")
+    return ("number", value / below if below > 1 else value, _unit(units[0]) if units else "")
 
 
 def _unit(unit: str) -> str:

@@ -509,11 +509,12 @@ async def test_a_context_that_does_not_fit_is_searched_and_asked_for_directly_it
         await ask(looks_then_answers, long, direct="always")
 
 
-async def test_a_request_without_context_is_refused(sandbox: SandboxTool) -> None:
-    runtime = Runtime({"target": ScriptedEngine("target", "x")}, tools={"sandbox": sandbox})
+async def test_without_a_context_there_is_nothing_to_search() -> None:
+    runtime = Runtime({"target": ScriptedEngine("target", "It is blue.")})
 
-    with pytest.raises(RequestError, match="needs a context"):
-        runtime.prepare(Request.ask("?", "program_search"))
+    assert (await runtime.complete(Request.ask("?", "program_search"))).content == "It is blue."
+    with pytest.raises(RequestError, match="nothing to search"):
+        runtime.prepare(Request.ask("?", "program_search", options={"direct": "never"}))
 
 
 async def test_death_of_the_engine_is_an_error_of_the_run_and_not_an_answer(sandbox: SandboxTool) -> None:

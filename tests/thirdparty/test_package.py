@@ -70,7 +70,7 @@ async def test_options_come_from_the_configuration_and_are_checked(config: Path)
 async def test_policy_whose_tool_is_not_configured_is_told(config: Path) -> None:
     runtime = Runtime.from_config(config, tools={})
 
-    with pytest.raises(ConfigError, match="policy checked uses a tool 'abacus'; there are none: configure it"):
+    with pytest.raises(ConfigError, match="policy checked uses a tool 'abacus'; there are sandbox: configure it"):
         runtime.prepare(Request.ask(QUESTION, "checked"))
 
 

@@ -1,18 +1,21 @@
 """A sandbox by the name of its backend."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from reasonrt.errors import ConfigError
 from reasonrt.ports import Tool
 from reasonrt.programs.sandbox.base import Sandbox
+from reasonrt.programs.sandbox.cpython import CPythonSandbox
 from reasonrt.programs.sandbox.monty import MontySandbox
-from reasonrt.programs.sandbox.settings import read_settings
-
-BACKENDS = {"monty": MontySandbox}
+from reasonrt.programs.sandbox.settings import SandboxSettings, read_settings
 
 
 class SandboxTool(Sandbox, Tool, Protocol):
     """A sandbox, as a runtime holds it."""
+
+
+BACKENDS: dict[str, Callable[[SandboxSettings], SandboxTool]] = {"monty": MontySandbox, "cpython": CPythonSandbox}
 
 
 def build_sandbox(backend: str = "monty", **settings: Any) -> SandboxTool:

@@ -1,12 +1,12 @@
 """The wrapper that a worker is started through: it gives up every right that running a program does not need.
 
-Run as `python -I -S confine.py [--memory N] [--files N] [--read PATH ...] [--exec PATH ...] MODE ARGUMENT ...`, by
-no other process than `launch.py`'s. Modes: `exec BINARY ARGUMENT ...` becomes that program, `worker FILE` runs that
-Python file in this process, `probe KIND` tries what must fail and reports. It imports nothing but the fast half of the
-standard library, and needs no privilege. After it:
+Run as `python -s -S -P confine.pyc [--memory N] [--files N] [--read PATH] [--list PATH] [--exec PATH] MODE ARGUMENT`,
+as `launch.py` puts it together. Modes: `exec BINARY ARGUMENT ...` becomes that program, `worker FOLDER MODULE` runs
+that module in this process, `probe KIND FOLDER` tries what must fail and reports. It imports the fast half of the
+standard library and no more, and needs no privilege. After it:
 
-* Landlock: `--read` and `--exec` paths can be opened, nothing else, and nothing for writing; no TCP; no abstract
-  sockets and no signals out of the domain, where the kernel's version has these.
+* Landlock: what `--read`, `--list` and `--exec` name can be opened, listed and run, nothing else, and nothing for
+  writing; no TCP; no abstract sockets and no signals out of the domain, where the kernel's version has these.
 * seccomp: a list of calls that are allowed. No socket, no process, no ptrace, no signal to another process, no file
   opened for writing; a worker starts no thread and no program.
 * limits: address space, descriptors, no core, no files written; no capabilities; no new privileges; no environment;
@@ -23,6 +23,7 @@ import struct
 import sys
 
 READ_FILE, READ_DIR, EXECUTE = 1 << 2, 1 << 3, 1 << 0
+RIGHTS_BY_FLAG = {"--read": READ_FILE, "--list": READ_DIR, "--exec": READ_FILE | EXECUTE}
 FILE_RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 BIND_AND_CONNECT_TCP = 0b11
 ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
@@ -38,7 +39,7 @@ CLONE3 = 435
 
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 # name: number on x86_64, number on aarch64; None where the machine has no such call
-CALLS: "dict[str, tuple[int | None, int | None]]" = {
+CALLS: dict[str, tuple[int | None, int | None]] = {
     "access": (21, None),
     "arch_prctl": (158, None),
     "brk": (12, 214),
@@ -107,10 +108,10 @@ CALLS: "dict[str, tuple[int | None, int | None]]" = {
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(arguments: "list[str]") -> None:
+def main(arguments: list[str]) -> None:
     """Confine this process, then do what the mode says; never returns."""
     limits = {"--memory": 1 << 30, "--files": 32}
-    paths: dict[str, list[str]] = {"--read": [], "--exec": []}
+    paths: dict[str, list[str]] = {flag: [] for flag in RIGHTS_BY_FLAG}
     while arguments[0].startswith("--"):
         name, value, *arguments = arguments
         if name in limits:
@@ -118,18 +119,17 @@ def main(arguments: "list[str]") -> None:
         else:
             paths[name].append(value)
     mode, target, *rest = arguments
-    kind = target if mode == "probe" else mode
-    source = _read(target) if mode == "worker" else b""
-    confine(kind, limits["--memory"], limits["--files"], paths["--read"], paths["--exec"])
+    confine(target if mode == "probe" else mode, limits["--memory"], limits["--files"], paths)
     if mode == "probe":
         probe(rest[0])
     elif mode == "worker":
-        exec(compile(source, target, "exec"), {"__name__": "__main__"})  # noqa: S102 (it is what this process is for)
+        sys.path.insert(0, target)
+        __import__(rest[0], fromlist=["serve"]).serve()
     else:
         os.execve(target, [target, *rest], {})  # noqa: S606
 
 
-def confine(kind: str, memory_bytes: int, max_files: int, read: "list[str]", execute: "list[str]") -> None:
+def confine(kind: str, memory_bytes: int, max_files: int, paths: dict[str, list[str]]) -> None:
     """Give up the rights; `kind` is `exec` or `worker`. Raises OSError where the kernel refuses one of the steps."""
     os.environ.clear()
     os.chdir("/")
@@ -147,7 +147,7 @@ def confine(kind: str, memory_bytes: int, max_files: int, read: "list[str]", exe
         _limit(resource.RLIMIT_NPROC, 0)
     _drop_capabilities()
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
-    _landlock(read, execute)
+    _landlock(paths)
     _seccomp(kind)
 
 
@@ -172,17 +172,17 @@ def _drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "cannot drop capabilities")
 
 
-def _landlock(read: "list[str]", execute: "list[str]") -> None:
+def _landlock(paths: dict[str, list[str]]) -> None:
     abi = _syscall(CREATE_RULESET, None, 0, 1)
     rights = FILE_RIGHTS_BY_ABI[min(abi, 5)]
     handled = [rights] + [BIND_AND_CONNECT_TCP] * (abi >= 4) + [ABSTRACT_SOCKETS_AND_SIGNALS] * (abi >= 6)
     attributes = struct.pack(f"={len(handled)}Q", *handled)
     rules = _syscall(CREATE_RULESET, attributes, len(attributes), 0)
-    for path in (*read, *execute):
-        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        allowed = READ_FILE | (READ_DIR if os.path.isdir(path) else 0) | (EXECUTE if path in execute else 0)
-        _syscall(ADD_RULE, rules, 1, struct.pack("=Qi", allowed, file), 0)
-        os.close(file)
+    for flag, allowed in RIGHTS_BY_FLAG.items():
+        for path in paths[flag]:
+            file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            _syscall(ADD_RULE, rules, 1, struct.pack("=Qi", allowed, file), 0)
+            os.close(file)
     _syscall(RESTRICT_SELF, rules, 0)
     os.close(rules)
 
@@ -205,7 +205,7 @@ def _filter(kind: str) -> bytes:
     def argument(index: int) -> int:
         return 16 + 8 * index  # its low half: both machines are little-endian
 
-    def only(number: "int | None", index: int, values: "tuple[int, ...]", mask: int = 0xFFFFFFFF) -> bytes:
+    def only(number: int | None, index: int, values: tuple[int, ...], mask: int = 0xFFFFFFFF) -> bytes:
         """Allow a call where an argument, masked, is one of `values`."""
         if number is None:
             return b""

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 from reasonrt.errors import ConfigError
@@ -40,18 +41,21 @@ class Confinement:
 
     Attributes:
         memory_bytes: address space, which counts what is mapped and not what is used.
-        read, execute: files and folders that it may open; programs that it may start.
+        read: files that it may open, and folders of such files.
+        execute: programs that it may start.
+        names: folders whose names it may list.
         max_files: descriptors.
     """
 
     memory_bytes: int
     read: tuple[str, ...] = ()
     execute: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     max_files: int = 32
 
-    def flags(self) -> list[str]:
-        flags = ["--memory", str(self.memory_bytes), "--files", str(self.max_files)]
-        for name, paths in (("--read", self.read), ("--exec", self.execute)):
+    def flags(self, memory_bytes: int | None = None) -> list[str]:
+        flags = ["--memory", str(memory_bytes or self.memory_bytes), "--files", str(self.max_files)]
+        for name, paths in (("--read", self.read), ("--exec", self.execute), ("--list", self.names)):
             for path in paths:
                 flags += [name, path]
         return flags
@@ -67,18 +71,30 @@ class Launcher:
     def __init__(self, confinement: Confinement | None) -> None:
         self._confinement = confinement
         self._folder = Path(tempfile.mkdtemp(prefix="reasonrt-sandbox-"))
-        self._wrapper = str(self._folder / "confine.pyc")
-        py_compile.compile(confine.__file__, self._wrapper, doraise=True)
+        self._wrapper = self._compile(confine.__file__, "confine.pyc")
 
     @property
     def is_confined(self) -> bool:
         return self._confinement is not None
 
-    def command(self, mode: Literal["exec", "worker", "probe"], *arguments: str) -> list[str]:
-        """The command line that confines itself and then does what the mode says."""
+    def command(
+        self, mode: Literal["exec", "worker", "probe"], *arguments: str, memory_bytes: int | None = None
+    ) -> list[str]:
+        """The command line that confines itself, to less memory if given, and then does what the mode says."""
         if self._confinement is None:
             raise ValueError("an unconfined worker has no wrapper")
-        return [*self._python(), *self._confinement.flags(), mode, *arguments]
+        own = ["--read", self.library, "--list", self.library] if os.path.exists(self.library) else []
+        return [*self._python(), *self._confinement.flags(memory_bytes), *own, mode, *arguments]
+
+    @property
+    def library(self) -> str:
+        """The folder from which a worker imports the modules that `add_to_library` put there."""
+        return str(self._folder / "library")
+
+    def add_to_library(self, *modules: ModuleType) -> None:
+        """Compile modules for a worker, which imports them by their own names and no others of ours."""
+        for module in modules:
+            self._compile(str(module.__file__), f"library/{module.__name__.replace('.', '/')}.pyc")
 
     def script(self, binary: str) -> str:
         """An executable file that behaves as `binary`, confined."""
@@ -111,8 +127,13 @@ class Launcher:
         """Remove the folder. Idempotent."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _compile(self, source: str, name: str) -> str:
+        path = str(self._folder / name)
+        py_compile.compile(source, path, doraise=True)
+        return path
+
     def _python(self) -> Sequence[str]:
-        return (os.path.realpath(sys.executable), "-I", "-S", self._wrapper)
+        return (os.path.realpath(sys.executable), "-s", "-S", "-P", self._wrapper)
 
 
 def libraries(binary: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,12 +1,10 @@
 """The default backend: pydantic-monty, a Python of its own in a worker of its own, started through the wrapper."""
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
@@ -15,19 +13,18 @@ from reasonrt.programs.sandbox.output import Output
 from reasonrt.programs.sandbox.plain import NotPlain, check_plain
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
+from reasonrt.programs.sandbox.state import pack, unpack
+from reasonrt.programs.sandbox.turn import TimeUp, Turn
 
 if TYPE_CHECKING:
     from pydantic_monty import AsyncFunctionSnapshot, AsyncMonty, AsyncMontySession, AsyncSnapshot, ExternalResult
 
 BACKEND = "monty"
-STATE_VERSION = 1
 GRACE_S = 1.0  # the worker stops itself at its limit; the host kills it when it has not
-CALL_OVERHEAD_S = 0.001  # of the host's clock, which cannot tell a pipe from a program
 NO_LIMIT = (1 << 31) - 1
 HOST_FUNCTION = "<class 'function'>"
 LIMIT_MESSAGES = ("feed time limit exceeded", "turn time limit exceeded", "memory limit exceeded")
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +68,7 @@ class MontySandbox:
         self, state: bytes, functions: Sequence[str] = (), limits: CellLimits | None = None
     ) -> "MontySession":
         """As the port says; memory and recursion stay as limited where the state was taken."""
-        _, payload = _unpack(state, "session")
+        _, payload = unpack(BACKEND, "session", state)
         session = await self._check_out(await self._started(), functions, limits or CellLimits())
         await session.restore(payload)
         return session
@@ -80,7 +77,7 @@ class MontySandbox:
         self, state: bytes, reply: Any, host: Host, functions: Sequence[str] = (), limits: CellLimits | None = None
     ) -> tuple["MontySession", Cell]:
         """As the port says; a `ProgramError` as the reply is raised in the program."""
-        header, payload = _unpack(state, "call")
+        header, payload = unpack(BACKEND, "call", state)
         session = await self._check_out(await self._started(), functions, limits or CellLimits())
         return session, await session.resume(header, payload, reply, host)
 
@@ -138,7 +135,7 @@ class MontySandbox:
                 "max_recursion_depth": limits.max_recursion,
                 "max_suspensions": NO_LIMIT,  # counted by the session, which says what happened
             },
-            os_policy={"sleep": "zero", "timezone": "utc"},
+            os_policy={"sleep": "zero", "timezone": "utc", "random_start": {"seed": 0}},  # a fork repeats
         )
         try:
             session = await checkout.__aenter__()
@@ -176,7 +173,7 @@ class MontySession:
     async def run(self, code: str, host: Host) -> Cell:
         if self._lost:
             return Cell(Ending.LOST, error=f"this session is gone: {self._lost}")
-        turn = _Turn(self._limits)
+        turn = Turn(self._limits, grace_s=GRACE_S)
         try:
             code.encode()
         except UnicodeEncodeError:
@@ -188,7 +185,8 @@ class MontySession:
             return None
         found: list[Any] = []
         read = f"({name}, str(type({name})))"
-        await self._drive(_Turn(self._limits), _no_host, lambda: self._session.feed_start(read), found.append)
+        turn = Turn(self._limits, grace_s=GRACE_S)
+        await self._drive(turn, _no_host, lambda: self._session.feed_start(read), found.append)
         if not found:
             return None
         value, kind = found[0]
@@ -204,7 +202,7 @@ class MontySession:
         if self._lost:
             raise EngineError(f"this session is gone: {self._lost}")
         try:
-            return _pack({"kind": "session"}, await self._session.dump())
+            return pack(BACKEND, "session", await self._session.dump())
         except MontyError as error:
             await self._lose(_one_line(error))
             raise EngineError(f"this session is gone: {self._lost}") from error
@@ -229,7 +227,8 @@ class MontySession:
 
     async def resume(self, header: Mapping[str, Any], payload: bytes, reply: Any, host: Host) -> Cell:
         """Continue from `HostCall.fork`, before the first cell."""
-        turn = _Turn(self._limits, Output(self._limits.output_characters, header["output"], header["num_cut"]))
+        output = Output(self._limits.output_characters, header["output"], header["num_cut"])
+        turn = Turn(self._limits, output, GRACE_S)
         turn.num_calls, turn.seconds = header["num_calls"], header["seconds"]
 
         async def start() -> "AsyncSnapshot":
@@ -241,7 +240,7 @@ class MontySession:
 
     async def _drive(
         self,
-        turn: "_Turn",
+        turn: Turn,
         host: Host,
         start: Callable[[], Awaitable["AsyncSnapshot"]],
         keep: Callable[[Any], None] | None = None,
@@ -258,7 +257,7 @@ class MontySession:
 
     async def _answer(
         self,
-        turn: "_Turn",
+        turn: Turn,
         host: Host,
         start: Callable[[], Awaitable["AsyncSnapshot"]],
         keep: Callable[[Any], None] | None,
@@ -273,8 +272,8 @@ class MontySession:
                 keep(snapshot.output)
         except CellStopped as stopped:
             return _Settled(Ending.LOST, str(stopped) or "the host stopped it")
-        except _TimeUp:
-            return _Settled(Ending.LOST, f"timed out: it ran longer than {self._limits.cell_s:g} s")
+        except TimeUp:
+            return _Settled(Ending.LOST, turn.time_up)
         except MontyCrashedError as error:
             return _Settled(Ending.LOST, f"the worker died: {_one_line(error)}")
         except MontySyntaxError as error:
@@ -282,10 +281,10 @@ class MontySession:
         except MontyTypingError as error:
             return _Settled(Ending.REFUSED, error.display())
         except MontyError as error:
-            return _judge(error, self._limits)
+            return _judge(error, turn)
         return _Settled(Ending.DONE, "")
 
-    async def _next(self, turn: "_Turn", host: Host, snapshot: "AsyncSnapshot") -> "AsyncSnapshot":
+    async def _next(self, turn: Turn, host: Host, snapshot: "AsyncSnapshot") -> "AsyncSnapshot":
         from pydantic_monty import AsyncFunctionSnapshot, AsyncNameLookupSnapshot
 
         turn.count_question()
@@ -300,7 +299,7 @@ class MontySession:
             return await turn.clocked(snapshot.resume_not_handled())
         return await turn.clocked(snapshot.resume(await self._call(turn, host, snapshot)))
 
-    async def _call(self, turn: "_Turn", host: Host, snapshot: Any) -> Any:
+    async def _call(self, turn: Turn, host: Host, snapshot: Any) -> Any:
         name = snapshot.function_name
         if name not in self._functions or snapshot.object_id is not None:
             return {"exc_type": "NameError", "message": f"name {name!r} is not defined"}
@@ -323,66 +322,12 @@ class MontySession:
             await asyncio.shield(self._session.__aexit__(None, None, None))
 
 
-class _TimeUp(Exception):  # noqa: N818
-    """The host's clock ran out."""
-
-
-class _Turn:
-    """What one cell has used so far."""
-
-    def __init__(self, limits: CellLimits, output: Output | None = None) -> None:
-        self.limits = limits
-        self.output = output or Output(limits.output_characters)
-        self.num_calls = 0
-        self.seconds = 0.0
-        self._num_questions = 0
-
-    def count_question(self) -> None:
-        """Names and modules are asked for too; they are cheap, and not free."""
-        self._num_questions += 1
-        if self._num_questions > 2 * self.limits.max_calls + 1000:
-            raise CellStopped(f"it asked the host for more than {self._num_questions - 1} names")
-
-    def count_call(self) -> None:
-        self.num_calls += 1
-        if self.num_calls > self.limits.max_calls:
-            raise CellStopped(f"it made more than {self.limits.max_calls} host calls")
-
-    def clock(self) -> "_Clock":
-        return _Clock(self)
-
-    async def clocked(self, work: Awaitable[T]) -> T:
-        """Wait for the worker, on the program's time."""
-        left = self.limits.cell_s + GRACE_S + CALL_OVERHEAD_S * self._num_questions - self.seconds
-        with self.clock():
-            try:
-                async with asyncio.timeout(left) as timeout:
-                    return await work
-            except TimeoutError:
-                if timeout.expired():
-                    raise _TimeUp from None
-                raise
-
-
-class _Clock:
-    def __init__(self, turn: _Turn) -> None:
-        self._turn = turn
-
-    def __enter__(self) -> None:
-        self._since = perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._turn.seconds += perf_counter() - self._since
-
-
-def _judge(error: Any, limits: CellLimits) -> _Settled:
+def _judge(error: Any, turn: Turn) -> _Settled:
     """What an exception at the top of a cell means: after a limit, the heap can be in any state."""
     message = str(error)
     kind = type(error.exception())
     if kind in (TimeoutError, MemoryError) and any(text in message for text in LIMIT_MESSAGES):
-        if kind is TimeoutError:
-            return _Settled(Ending.LOST, f"timed out: it ran longer than {limits.cell_s:g} s")
-        return _Settled(Ending.LOST, f"out of memory: it needed more than {limits.memory_bytes} bytes")
+        return _Settled(Ending.LOST, turn.time_up if kind is TimeoutError else turn.out_of_memory)
     display = getattr(error, "display", None)
     return _Settled(Ending.RAISED, display() if display else message)
 
@@ -403,31 +348,14 @@ def _named(name: str) -> Callable[[], None]:
     return stand_in
 
 
-async def _fork(turn: _Turn, snapshot: Any) -> bytes:
+async def _fork(turn: Turn, snapshot: Any) -> bytes:
     header = {
-        "kind": "call",
         "output": turn.output.kept,
         "num_cut": turn.output.num_cut,
         "num_calls": turn.num_calls,
         "seconds": turn.seconds,
     }
-    return _pack(header, await asyncio.to_thread(snapshot.dump))
-
-
-def _pack(header: Mapping[str, Any], payload: bytes) -> bytes:
-    return json.dumps({"backend": BACKEND, "version": STATE_VERSION, **header}).encode() + b"\n" + payload
-
-
-def _unpack(state: bytes, kind: str) -> tuple[dict[str, Any], bytes]:
-    line, _, payload = state.partition(b"\n")
-    try:
-        header = json.loads(line)
-        good = (header["backend"], header["version"], header["kind"]) == (BACKEND, STATE_VERSION, kind)
-    except (ValueError, TypeError, KeyError):
-        good = False
-    if not good:
-        raise RequestError(f"this is no state of a {BACKEND} {kind}, version {STATE_VERSION}: {line[:80]!r}")
-    return header, payload
+    return pack(BACKEND, "call", await asyncio.to_thread(snapshot.dump), header)
 
 
 async def _no_host(call: HostCall) -> Any:
