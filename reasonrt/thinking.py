@@ -54,10 +54,14 @@ def split(text: str, prompt_opens_thinking: bool = False, *, is_whole: bool = Tr
 def opens_thinking(decode: Callable[[Sequence[int]], str], prompt_token_ids: Sequence[int]) -> bool:
     """Whether a prompt ends with an open `<think>`, so that what is written after it begins inside the thinking.
 
+    The template must have written it: a question may end so, too, and then a control token follows.
+
     Args:
-        decode: of the tokenizer that the ids belong to.
+        decode: of the tokenizer that the ids belong to; control tokens decode to nothing.
     """
-    return decode(prompt_token_ids[-_OPENING_TOKENS:]).rstrip().endswith(THINK)
+    end = prompt_token_ids[-_OPENING_TOKENS:]
+    controls = [place for place, token_id in enumerate(end) if not decode([token_id])]
+    return decode(end[controls[-1] + 1 if controls else 0 :]).rstrip().endswith(THINK)
 
 
 def ends_thinking(text: str) -> bool:

@@ -1,11 +1,14 @@
 """Thinking and answer are told apart in one way, in a whole text and in one that grows."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt import Completion, FinishReason, Limits, Request, Runtime, Step
+from reasonrt import Completion, FinishReason, Limits, Message, Request, Runtime, Step
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
+from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.policies.stopping.probes import full_answer
 from reasonrt.thinking import END_THINK, THINK, Split, ends_thinking, opens_thinking, split, without_beginning
 
@@ -94,6 +97,17 @@ def test_prompt_that_ends_with_the_tag_opens_the_thinking(prompt: str, is_open: 
     tokenizer = CharacterTokenizer()
 
     assert opens_thinking(tokenizer.decode, tokenizer.encode(prompt)) is is_open
+
+
+def test_a_question_that_ends_with_the_tag_opens_nothing(nano_target: Path) -> None:
+    """The zoo's template writes a control token after it, and nothing that could be read."""
+    tokenizer = HFTokenizer(nano_target)
+
+    prompt = tokenizer.chat([Message("user", "Continue: <think>")])
+
+    assert tokenizer.decode(prompt).endswith("<think>")
+    assert not opens_thinking(tokenizer.decode, prompt)
+    assert opens_thinking(tokenizer.decode, [*prompt, *tokenizer.encode("<think>\n")])
 
 
 def opening_runtime(tokenizer: CharacterTokenizer, text: str) -> Runtime:

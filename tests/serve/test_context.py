@@ -8,11 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from reasonrt import FinishReason, Request, Step, register_policy
+from reasonrt import FinishReason, Request, Runtime, Step, register_policy
+from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.registry import unregister_policy
 from reasonrt.ports import Engines
+from reasonrt.serve.catalog import Catalog
+from reasonrt.serve.config import ServeConfig
 from reasonrt.types import Document, PolicyEvent, Stop
 
 BOUNDS = {"body_bytes": 2048, "context_bytes": 10_000, "context_documents": 3, "context_part_characters": 100}
@@ -159,17 +162,11 @@ def test_context_may_be_larger_than_a_body(reading: Any) -> None:
     assert read(ask(reading, [part("é" * 4997), part(QUESTION)]))["context"] == [["part 1", 4997]]
 
 
-def test_without_a_policy_that_reads_it_nothing_larger_is_taken_in(reading: Any, start: Any) -> None:
-    for name in POLICIES:
-        unregister_policy(name)
-    server = start(bounds=BOUNDS)
-    for name, kind in POLICIES.items():
-        register_policy(name, kind)
+@pytest.mark.parametrize(("role", "most_bytes"), [("draft", 2048), ("target", 12_048)])
+def test_without_a_policy_that_reads_it_nothing_larger_is_taken_in(reading: Any, role: str, most_bytes: int) -> None:
+    runtime = Runtime({role: ScriptedEngine(role, "")})
 
-    answer = ask(server, model="target", context="x" * 2048)
-
-    assert answer.status_code == 413
-    assert answer.json()["error"]["message"] == "the body must have at most 2048 bytes on this server"
+    assert Catalog(runtime, ServeConfig.model_validate({"bounds": BOUNDS})).most_body_bytes == most_bytes
 
 
 def test_context_outlives_an_engine(reading: Any) -> None:

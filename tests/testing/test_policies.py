@@ -212,6 +212,10 @@ class SaysThatItBuffers(Buffers):
     commits_as_it_goes = False
 
 
+class ReadsPerhaps(Bare):
+    reads_context: Any = "sometimes"
+
+
 class LeavesOpen(Bare):
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[Any, None]:
         engine, transcript = engines["target"], Transcript.of(request, engines)
@@ -327,6 +331,7 @@ FAULTS: list[tuple[type, str, str]] = [
     (ReturnsSteps, "yields steps", "no asynchronous generator"),
     (OtherTokens, "in the vocabulary of its author", "read .*, its text is"),
     (IgnoresCommitted, "continues after them", "with 1 of .* steps committed it writes .* again"),
+    (ReadsPerhaps, "`from_options` makes the policy", "`reads_context` is 'sometimes', and not true or false"),
     (Buffers, "`commits_as_it_goes`", "tokens are generated before the first step"),
     (LeavesOpen, "closes all that it has open", "a generation is still open on target"),
     (LeavesTheRest, "closes all that it has open", "a generation is still open on target"),
