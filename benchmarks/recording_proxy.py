@@ -42,7 +42,8 @@ class Spent:
     Attributes:
         running: calls that wait for the endpoint.
         refused: calls beyond the limits, or after the end of the question.
-        failed: calls that the endpoint did not answer, or whose answer did not say its tokens.
+        failed: calls that the endpoint refused, or did not answer in time.
+        is_lost: whether the endpoint could not be reached.
     """
 
     prompt_tokens: int = 0
@@ -52,6 +53,7 @@ class Spent:
     running: int = 0
     refused: int = 0
     failed: int = 0
+    is_lost: bool = False
     is_open: bool = True
 
     @property
@@ -70,11 +72,12 @@ class RecordingProxy:
     spent: dict[str, Spent] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def open(self, question: str) -> str:
-        """The address of a new question; add `/root/v1` or `/sub/v1`."""
+    def open(self) -> str:
+        """The name of a new question; its address is `url/NAME/root/v1` for turns, `url/NAME/sub/v1` for sub-calls."""
         with self.lock:
-            self.spent[question] = Spent()
-        return f"{self.url}/{question}"
+            name = f"q{len(self.spent)}"
+            self.spent[name] = Spent()
+        return name
 
     def close(self, question: str, wait_s: float) -> Spent:
         """Refuse further calls, wait for those that run, and tell what the question has cost."""
@@ -138,12 +141,20 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: RecordingProxy
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        _, question, role, *rest = self.path.split("/")
-        body = self._body(length)
-        if body is None or rest != ["v1", "chat", "completions"] or role not in ("root", "sub") or body.get("stream"):
-            self._reply(400, b'{"error": {"message": "only whole chat completions are passed on"}}')
-            return
+        body = self._body(int(self.headers.get("Content-Length") or 0))
+        match self.path.split("/"):
+            case ["", question, "root" | "sub" as role, "v1", "chat", "completions"] if body and not body.get("stream"):
+                self._pass_on(question, role, body)
+            case _:
+                self._reply(400, b'{"error": {"message": "only whole chat completions are passed on"}}')
+
+    def do_GET(self) -> None:
+        self._reply(404, b'{"error": {"message": "only chat completions are passed on"}}')
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the name of its base)
+        return  # one line for each call would bury the rows
+
+    def _pass_on(self, question: str, role: str, body: dict[str, Any]) -> None:
         spent = self.proxy.admit(question, role == "sub")
         if spent is None:
             self._reply(400, b'{"error": {"message": "the limits of this question are used up"}}')
@@ -152,17 +163,13 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             status, answer = self._ask(self._limited(body))
             usage = json.loads(answer).get("usage") if status == 200 else None
-        except (OSError, ValueError, AttributeError) as error:
-            self.log_error("%s", error)
+        except (ConnectionError, urllib.error.URLError):
+            spent.is_lost = True
+        except (OSError, ValueError, AttributeError):  # too late, or no JSON object
+            pass
         finally:
             self.proxy.settle(spent, usage)
         self._reply(status, answer)
-
-    def do_GET(self) -> None:
-        self._reply(404, b'{"error": {"message": "only chat completions are passed on"}}')
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the name of its base)
-        return  # one line for each call would bury the rows
 
     def _body(self, length: int) -> dict[str, Any] | None:
         if not 0 < length <= MAX_BODY_BYTES:
