@@ -128,7 +128,7 @@ def _pairs(rows: list[Seen], question: str) -> str:
 
 def _meets(seen: Counter[str], words: str) -> bool:
     labels = re.findall(_LABEL, words)
-    if least := re.search(r"at least (\d+)", words):
+    if least := re.search(r"(\d+) or more", words):
         return seen[labels[0]] >= int(least[1])
     if "most common" in words:
         return seen[labels[0]] == max(seen.values())

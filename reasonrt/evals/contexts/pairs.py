@@ -69,7 +69,7 @@ def _condition(rng: Random, window: Window) -> Condition | None:
         case _:
             least = rng.randint(1, max(1, len(window.rows) // len(counts) // 2))
             users = frozenset(user for user, labels in counts.items() if labels[label] >= least)
-            unclear, words = [], f"at least {least} messages with the label {label}"
+            unclear, words = [], f"{least} or more messages with the label {label}"
     return None if unclear else (words, users)
 
 

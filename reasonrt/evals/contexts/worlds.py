@@ -123,8 +123,10 @@ def _simulate(rng: Random, num_events: int) -> tuple[_World, list[str]]:
     objects = rng.sample(OBJECTS, _NUM_OBJECTS)
     world = _World()
     facts = [_go(rng, world, person, rng.choice(rooms)) for person in persons]
+    # each but one acts no more from some time on, so that what decides may stand anywhere and not only at the end
+    until = dict(zip(persons, [num_events, *(rng.randint(_NUM_PERSONS, num_events) for _ in persons[1:])], strict=True))
     while len(facts) < num_events:
-        person = rng.choice(persons)
+        person = rng.choice([person for person in persons if len(facts) < until[person]])
         here = [other for other in persons if other != person and world.rooms[other] == world.rooms[person]]
         carried = [item for item, holder in world.holders.items() if holder == person]
         within_reach = [  # where an object is before anybody takes it is not told

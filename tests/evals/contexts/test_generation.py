@@ -110,8 +110,16 @@ def test_understanding_every_message_gives_the_answer(task: str, characters: int
 def test_needles_are_anywhere(task: str) -> None:
     places = [place_of_answer(problem) for problem in generate(task, 120, 6000, 5)]
 
-    tenths = [int(place * 5) for place in places]
-    assert min(tenths.count(fifth) for fifth in range(5)) >= 10  # 24 are expected; fewer than 10 once in 2,000 runs
+    fifths = [int(place * 5) for place in places]
+    assert min(fifths.count(fifth) for fifth in range(5)) >= 10  # 24 are expected; fewer than 10 once in 2,000 runs
+
+
+@pytest.mark.parametrize("task", ["where_person", "who_has", "where_object"])
+def test_what_decides_in_a_world_is_anywhere(task: str) -> None:
+    places = [place_of_decision(problem) for problem in generate(task, 120, 40_000, 6)]
+
+    fifths = [int(place * 5) for place in places]
+    assert min(fifths.count(fifth) for fifth in range(5)) >= 5
 
 
 def test_needles_have_one_value_each() -> None:
@@ -174,6 +182,18 @@ def lines_of(problem: ContextProblem) -> list[str]:
 def place_of_answer(problem: ContextProblem) -> float:
     text = text_of(problem)
     return text.index(problem.answer[:5]) / len(text)  # of variables: the first name
+
+
+def place_of_decision(problem: ContextProblem) -> float:
+    """Of the first place from which on a reader who forgets all that is before still finds the answer."""
+    text = text_of(problem)
+    sentences = [match.start() for match in re.finditer(r"[^.]+\.", text)]
+    known, unknown = 0, len(sentences)
+    while unknown - known > 1:
+        middle = (known + unknown) // 2
+        rest = replace(problem, documents=(Document(text[sentences[middle] :]),))
+        known, unknown = (middle, unknown) if keyword_baseline(rest) == problem.answer else (known, middle)
+    return sentences[known] / len(text)
 
 
 def understand(document: Document) -> Document:
