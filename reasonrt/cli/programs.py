@@ -1,6 +1,5 @@
 """`reasonrt bench programs` and `reasonrt calibrate programs`: what program search is worth, and whom to believe."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,6 @@ from rich.table import Table
 
 from reasonrt.cli.ask import ModelOption, WindowOption, engines_of
 from reasonrt.cli.common import ConfigOption, JsonOption, console, progress, run, write_json
-from reasonrt.errors import ConfigError
 
 if TYPE_CHECKING:
     from reasonrt.evals.contexts import ContextProblem
@@ -74,11 +72,12 @@ def bench(
         write_json(json_file, value)
         return
     from reasonrt.benches.programs import arms_of
+    from reasonrt.evals.contexts import write_problems
     from reasonrt.programs.weights import Weights
 
     drawn = _problems(task or DEFAULT_TASKS, characters or DEFAULT_CHARACTERS, problems, seed, "test")
     if problems_file:
-        _write_problems(problems_file, drawn)
+        write_problems(problems_file, drawn)
     records, _ = _record(drawn, options, model, window, out, concurrency, seed, config)
     rows = arms_of(records, drawn, Weights.read(weights) if weights else None)
     rows.append(_keyword_row(drawn))
@@ -204,16 +203,6 @@ def _keyword_row(drawn: "list[ContextProblem]") -> dict[str, Any]:
     low, high = wilson_interval(right, len(drawn))
     accuracy = {"accuracy": right / len(drawn), "accuracy_low": low, "accuracy_high": high}
     return {"arm": "keywords, no model", "task": "all", "n": len(drawn), **accuracy}
-
-
-def _write_problems(file: Path, drawn: "list[ContextProblem]") -> None:
-    from dataclasses import asdict
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in drawn))
-    except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror}; name another file") from None
 
 
 def _print_rows(rows: Any) -> None:

@@ -132,7 +132,7 @@ class EngineModel:
         if opens_thinking(self._engine.tokenizer.decode, prompt):
             prompt = [*prompt, *self._engine.tokenizer.encode(f"\n{END_THINK}\n\n")]
         end = min(self._engine.tokenizer.eos_token_ids)
-        spelled = [(*self._engine.tokenizer.encode(choice), end) for choice in choices]
+        spelled = [(*self._engine.tokenizer.encode_text(choice), end) for choice in choices]
         async with self._places:
             logs = await self._spell(prompt, spelled, ())
         highest = max(logs)

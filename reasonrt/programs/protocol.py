@@ -111,7 +111,7 @@ def has_block(message: str, nonce: str = "") -> bool:
 
 
 def _without_quotes(message: str, nonce: str) -> str:
-    """`message` as long as it was, with blanks for what stands between two lines of the nonce, or after the last one."""
+    """`message` as long as it was, with blanks for what stands between two lines of the nonce."""
     if not nonce or nonce not in message:
         return message
     parts = re.split(rf"(^{re.escape(nonce)}$)", message, flags=re.MULTILINE)

@@ -38,6 +38,7 @@ def ask(sandbox: SandboxTool) -> Ask:
         seed: int = 7,
         tool: Any = None,
         engine: dict[str, Any] | None = None,
+        make: type[ScriptedEngine] = ScriptedEngine,
         report: Callable[[Any], None] | None = None,
         **options: Any,
     ) -> Completion:
@@ -46,7 +47,7 @@ def ask(sandbox: SandboxTool) -> Ask:
                 return sub(prompt)
             return say(prompt, prompt.count("\n[assistant] ") - 1, sampling)
 
-        model = ScriptedEngine("target", script, **(engine or {}))
+        model = make("target", script, **(engine or {}))
         asked = Request.ask(
             question,
             "program_search",
