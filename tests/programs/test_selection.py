@@ -296,9 +296,9 @@ def test_features_are_the_signals_of_a_trial_beside_the_others() -> None:
 
 
 def test_a_length_without_another_to_compare_with_is_missing() -> None:
-    assert features_of([trial(0, "a")])[0][1] is None
-    assert [row[1] for row in features_of([trial(0, "a"), trial(1, "a")])] == [0.0, 0.0]
-    assert [row[1] for row in features_of([trial(0, "a"), trial(1, "a", tokens=0)])] == [None, None]
+    assert features_of([trial(0, "a")])[0][-1] is None
+    assert [row[-1] for row in features_of([trial(0, "a"), trial(1, "a")])] == [0.0, 0.0]
+    assert [row[-1] for row in features_of([trial(0, "a"), trial(1, "a", tokens=0)])] == [None, None]
     assert features_of([]) == []
 
 

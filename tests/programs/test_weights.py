@@ -97,7 +97,7 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
         ({"vote": 0.0}, "vote > 0, got 0"),
         ({"vote": float("nan")}, "vote > 0, got nan"),
         ({"none_right": float("inf")}, "vote > 0"),
-        ({"coefficients": {"charm": Coefficient(0, 1, 1)}}, "unknown feature 'charm'; there are confidence, length"),
+        ({"coefficients": {"charm": Coefficient(0, 1, 1)}}, "unknown feature 'charm'; there are confidence, tail"),
         ({"coefficients": {"tail": Coefficient(0, 0, 1)}}, "a scale of 0 or a slope without bound"),
         ({"coefficients": {"tail": Coefficient(0, 1, float("inf"))}}, "a scale of 0 or a slope without bound"),
     ],
