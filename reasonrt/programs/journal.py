@@ -86,11 +86,17 @@ class JournaledModel:
         temperature: float = 0.0,
         seed: int | None = None,
         until: Callable[[str], bool] | None = None,
+        beginning: str = "",
     ) -> Written:
-        key = _key(self._role, "write", messages, max_tokens, temperature, seed)
+        key = _key(self._role, "write", messages, max_tokens, temperature, seed, beginning)
         try:
             written = await self._model.write(
-                messages, max_tokens=max_tokens, temperature=temperature, seed=seed, until=until
+                messages,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                until=until,
+                beginning=beginning,
             )
         except PromptTooLong as error:
             self._journal.replies[key] = {"too_long": str(error)}
@@ -128,8 +134,10 @@ class ReplayedModel:
         temperature: float = 0.0,
         seed: int | None = None,
         until: Callable[[str], bool] | None = None,
+        beginning: str = "",
     ) -> Written:
-        return self._reply(_key(self._role, "write", messages, max_tokens, temperature, seed), _WRITTEN)
+        key = _key(self._role, "write", messages, max_tokens, temperature, seed, beginning)
+        return self._reply(key, _WRITTEN)
 
     async def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[float, ...]:
         return self._reply(_key(self._role, "choose", messages, list(choices)), _CHOSEN)
