@@ -39,7 +39,7 @@ def ragged(num_questions: int, seed: int) -> list[Question]:
             num_tokens=0 if kinds[2] < 0.05 else trial.num_tokens,
             logprob_tail=None if kinds[3] < 0.5 else float(rng.normal()),
             evidence=(Evidence(0, 0, 1, "x"),) if kinds[4] < 0.5 else (),
-            num_errors=int(rng.integers(3)),
+            num_errors=int(rng.integers(3)) if kinds[5] < 0.99 else 10**9,
         )
 
     return [
