@@ -59,13 +59,15 @@ def test_a_looser_promise_answers_no_less() -> None:
 
 
 def test_the_questions_to_certify_on_decide_no_order() -> None:
-    """With the order fixed, adding wrong answers can only end the sequence sooner."""
-    spoilt = [
-        question._replace(gold="nobody said it") if index % 12 == 0 else question
-        for index, question in enumerate(CERTIFIED_ON)
+    """Where everything was right, the boldest threshold is the best to test; it fails, and no other is looked at."""
+    all_right = [
+        question._replace(trials=[replace(trial, answer=question.gold) for trial in question.trials])
+        for question in LEARNED_FROM
     ]
 
-    assert certified(questions=spoilt, alpha=0.2).coverage <= certified(alpha=0.2).coverage
+    assert certified().coverage > 0.5
+    with pytest.raises(Infeasible, match="the first threshold is wrong on"):
+        certified(order_on=all_right)
 
 
 def test_a_certificate_that_stood_before_changes_nothing() -> None:
