@@ -18,6 +18,7 @@ from reasonrt.errors import ConfigError, EngineError
 from reasonrt.programs.sandbox import plain, wire, worker
 from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, what_is_missing
+from reasonrt.programs.sandbox.places import Places
 from reasonrt.programs.sandbox.plain import NotPlain, check_plain
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
@@ -49,7 +50,7 @@ class CPythonSandbox:
 
     def __init__(self, settings: SandboxSettings | None = None) -> None:
         self._settings = settings or SandboxSettings()
-        self._places = asyncio.Semaphore(self._settings.max_workers)
+        self._places = Places(self._settings)
         self._launcher: Launcher | None = None
         self._starting = asyncio.Lock()
 
@@ -125,20 +126,13 @@ class CPythonSandbox:
             worker.__name__,
             memory_bytes=limits.memory_bytes + INTERPRETER_BYTES,
         )
-        try:
-            async with asyncio.timeout(settings.checkout_s):
-                await self._places.acquire()
-        except TimeoutError:
-            raise EngineError(
-                f"no sandbox was free within {settings.checkout_s:g} s: all {settings.max_workers}"
-                " are in use; close sessions or raise max_workers"
-            ) from None
+        await self._places.take()
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, env=ENVIRONMENT, cwd="/", stdin=PIPE, stdout=PIPE, stderr=DEVNULL
             )
         except BaseException:
-            self._places.release()
+            self._places.give_back()
             raise
         session = CPythonSession(process, self._places, values, frozenset(functions), limits)
         try:
@@ -162,7 +156,7 @@ class CPythonSession:
     def __init__(
         self,
         process: Process,
-        places: asyncio.Semaphore,
+        places: Places,
         values: Mapping[str, Any],
         functions: frozenset[str],
         limits: CellLimits,
@@ -340,7 +334,7 @@ class CPythonSession:
         if self._process.stdin:
             self._process.stdin.close()
         await self._process.communicate()
-        self._places.release()
+        self._places.give_back()
 
 
 def _end(turn: Turn, answer: Mapping[str, Any]) -> _Settled:

@@ -90,7 +90,7 @@ async def test_replies_keep_their_types(sandbox: SandboxTool, host_of: HostOf) -
 async def test_a_function_that_was_not_handed_in_is_no_name(sandbox: SandboxTool, code: str) -> None:
     cell = await run(sandbox, code, no_host, "ask")
 
-    assert cell.ending is Ending.RAISED
+    assert cell.ending in (Ending.RAISED, Ending.REFUSED)
     assert "NameError: name 'secret' is not defined" in cell.error
 
 
@@ -241,7 +241,7 @@ async def test_sessions_share_no_process_and_no_variable(sandbox: SandboxTool) -
     second = await sandbox.open({})
 
     assert second.worker_pid != pid  # type: ignore[attr-defined]
-    assert (await second.run("secret", no_host)).ending is Ending.RAISED
+    assert "NameError" in (await second.run("print(secret)", no_host)).error
     await second.aclose()
 
 
