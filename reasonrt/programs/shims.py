@@ -72,8 +72,7 @@ def _sift_down(heap, position):
 _STATISTICS = """
 def mean(data):
     values = _values(data)
-    total = sum(values) / len(values)
-    return int(total) if total == int(total) and all([isinstance(v, int) for v in values]) else total
+    return _whole(sum(values) / len(values), values)
 def fmean(data):
     values = _values(data)
     return sum([float(v) for v in values]) / len(values)
@@ -98,14 +97,17 @@ def multimode(data):
 def pvariance(data):
     values = _values(data)
     middle = sum(values) / len(values)
-    return sum([(v - middle) ** 2 for v in values]) / len(values)
+    return _whole(sum([(v - middle) ** 2 for v in values]) / len(values), values)
 def variance(data):
     values = _values(data, 2)
-    return pvariance(values) * len(values) / (len(values) - 1)
+    middle = sum(values) / len(values)
+    return _whole(sum([(v - middle) ** 2 for v in values]) / (len(values) - 1), values)
 def pstdev(data):
     return pvariance(data) ** 0.5
 def stdev(data):
     return variance(data) ** 0.5
+def _whole(result, values):
+    return int(result) if all([isinstance(v, int) for v in values]) and result == int(result) else result
 def _values(data, least=1):
     values = list(data)
     if len(values) < least:

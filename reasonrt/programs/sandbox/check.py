@@ -7,6 +7,7 @@ value that may be None, or a variable of two types, is the program's business.
 
 import ast
 import asyncio
+import builtins
 import json
 import re
 import textwrap
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 CHECK_S = 2.0
 NEVER_DEFINED = "_checked_and_never_run"
 STUBS = stubs(SIGNATURES) + "context: str | list[str]\nanswer: dict[str, Any]\n"
+ALWAYS_DEFINED = {*dir(builtins), NEVER_DEFINED}  # its own list is shorter than what the interpreter has
+DECLARED = {name for name in SIGNATURES if not name.startswith("_")}  # a stub keeps the others to itself
 WRONG_CALL = ("invalid-argument-type", "missing-argument", "too-many-positional-arguments", "unknown-argument")
 NUMBERS = {"bool": {"bool", "int", "float"}, "int": {"int", "float"}}
 
@@ -48,11 +51,12 @@ class Checker:
         """
         if len(code) > MAX_CHARACTERS:
             return ""
-        names = {name for name in {*known, *functions, *_globals(code)} if name not in SIGNATURES}
+        names = {name for name in {*known, *functions, *_globals(code)} if name not in DECLARED}
         text = f"def _cell({', '.join(sorted(names))}):\n{textwrap.indent(code, ' ')}\n {NEVER_DEFINED}\n"
         async with self._turn:
             found = await self._read(text)
-        problems = [_problem(item, {*names, *functions}) for item in found]
+        lines = text.split("\n")
+        problems = [_problem(item, {*names, *functions}) for item in found if not _is_spread(item, lines)]
         return "\n".join(problem for problem in problems if problem)
 
     async def aclose(self) -> None:
@@ -89,12 +93,18 @@ def _problem(item: dict[str, Any], names: Collection[str]) -> str:
     message: str = item["message"]
     line = f"line {item['location']['row'] - 1}"
     quoted = re.findall(r"`([^`]*)`", message)
-    if item["code"] == "unresolved-reference" and quoted[0] != NEVER_DEFINED:
+    if item["code"] == "unresolved-reference" and quoted[0] not in ALWAYS_DEFINED:
         return f"{line}: NameError: name {quoted[0]!r} is not defined{similar(quoted[0], names)}"
     function = re.search(r"function `(\w+)`", message)
     if item["code"] in WRONG_CALL and function and function[1] in SIGNATURES and _never_fits(message):
         return f"{line}: TypeError: {message.replace('`', '')}"
     return ""
+
+
+def _is_spread(item: dict[str, Any], lines: list[str]) -> bool:
+    """Whether it is about `*items` or `**options`, of which the parts cannot be told apart."""
+    row, column = int(item["location"]["row"]), int(item["location"]["column"])
+    return lines[row - 1].startswith("*", column - 1)
 
 
 def _never_fits(message: str) -> bool:
