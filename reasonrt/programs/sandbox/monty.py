@@ -27,7 +27,12 @@ START_S = 30.0
 GRACE_S = 1.0  # the worker stops itself at its limit; the host kills it when it has not
 NO_LIMIT = (1 << 31) - 1
 HOST_FUNCTION = "<class 'function'>"
-LIMIT_MESSAGES = ("feed time limit exceeded", "turn time limit exceeded", "memory limit exceeded")
+LIMIT_MESSAGES = (
+    "feed time limit exceeded",
+    "turn time limit exceeded",
+    "memory limit exceeded",
+    "exceeded its memory limit",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +313,10 @@ class MontySession:
         except MontyTypingError as error:
             return _Settled(Ending.REFUSED, error.display())
         except MontyError as error:
-            return _judge(error, turn)
+            settled = _judge(error, turn)
+            if settled.ending is not Ending.LOST and self._session.worker_pid is None:
+                return _Settled(Ending.LOST, f"the worker died: {_one_line(error)}")
+            return settled
         return _Settled(Ending.DONE, "")
 
     async def _next(self, turn: Turn, host: Host, snapshot: "AsyncSnapshot") -> "AsyncSnapshot":
