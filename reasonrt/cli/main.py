@@ -11,6 +11,7 @@ from reasonrt.cli import (
     demo,
     doctor,
     evaluation,
+    sandbox_bench,
     serve,
     solve,
     speculation,
@@ -43,6 +44,9 @@ bench.app.command(
 )(speculation.bench)
 bench.app.command("stopping", epilog="Example: reasonrt bench stopping --part validity --draws 500")(
     stopping_bench.bench
+)
+bench.app.command("sandbox", epilog="Example: reasonrt bench sandbox --sandboxes 50 --json sandbox.json")(
+    sandbox_bench.bench
 )
 app.add_typer(bench.app, name="bench")
 calibrate.app.command("traces", epilog="Example: reasonrt calibrate traces --problems 800 --out runs/traces")(

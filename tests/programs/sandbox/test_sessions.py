@@ -354,6 +354,17 @@ async def test_waiting_too_long_for_a_place_is_one_line() -> None:
     await sandbox.aclose()
 
 
+async def test_closed_sessions_leave_no_descriptor(sandbox: SandboxTool) -> None:
+    counts = []
+    for _ in range(3):
+        for _ in range(4):
+            assert (await run(sandbox, "print(1)")).output == "1\n"
+        await asyncio.sleep(0.05)
+        counts.append(len(os.listdir("/proc/self/fd")))
+
+    assert counts[2] <= counts[0]
+
+
 async def test_a_session_may_not_need_more_memory_than_its_worker(sandbox: SandboxTool) -> None:
     with pytest.raises(ConfigError, match="worker_bytes"):
         await sandbox.open({}, limits=CellLimits(memory_bytes=1 << 40))
