@@ -15,26 +15,6 @@ from reasonrt.programs.sandbox.base import Cell, Ending
 _FENCE = re.compile(r"^[ \t]*(`{3,})[ \t]*(\w*)[ \t]*$", re.MULTILINE)
 _LANGUAGES = frozenset({"repl", "python", "py", "python3", ""})
 
-FUNCTIONS = {
-    "grep": "grep(pattern: str, document: int | None = None, max_hits: int = 1000, ignore_case: bool = False)"
-    " -> list[dict]",
-    "chunk": "chunk(max_characters: int = 8000, document: int | None = None) -> list[dict]",
-    "peek": "peek(span: dict, before: int = 0, after: int = 0) -> str",
-    "llm_query": "llm_query(prompt: str) -> str",
-    "llm_query_batched": "llm_query_batched(prompts: list[str]) -> list[str | None]",
-    "map_llm": "map_llm(instruction: str, items: list, schema: object = None) -> list",
-    "filter_llm": "filter_llm(instruction: str, items: list) -> list",
-    "vote": "vote(values: list) -> object",
-    "final": "final(answer: object, evidence: object = None) -> None",
-    "FINAL": "FINAL(answer: object) -> None",
-    "FINAL_VAR": "FINAL_VAR(name: str) -> None",
-    "SHOW_VARS": "SHOW_VARS() -> str",
-}
-"""The host functions that a program may call, by name, and how they are declared to a type checker."""
-
-RECURSION = {"rlm_query": "rlm_query(question: str, text: str) -> str"}
-"""What there is besides where a run may search programs for a part of its context."""
-
 SYSTEM = """\
 You answer a question about a context that is too long to be shown to you. It stands in a Python session, in the \
 variable `context`. Each of your messages is one short thought and one block of code:

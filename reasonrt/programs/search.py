@@ -233,7 +233,7 @@ class Search:
         texts = [document.text for document in context.documents]
         glimpse = texts[0][:_GLIMPSE_CHARACTERS] if texts else ""
         first = protocol.opening(
-            self._question, context.describe(), context.names, glimpse, rules.nonce, PROMPT if rules.subset else ""
+            self._question, context.describe(), context.names, glimpse, rules.nonce, PROMPT[rules.backend]
         )
         counted = protocol.turn_line(1, rules.max_turns)
         return Work([Message("system", protocol.SYSTEM), Message("user", f"{first}\n\n{counted}")])

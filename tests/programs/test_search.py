@@ -209,6 +209,7 @@ class KillingSandbox:
     def __init__(self, sandbox: SandboxTool, victim: int) -> None:
         self._sandbox, self._victim = sandbox, victim
         self.num_loaded = 0
+        self.backend = sandbox.backend
         self.killed: list[str] = []
 
     async def open(self, values: Mapping[str, Any], functions: Sequence[str] = (), limits: Any = None) -> Session:
