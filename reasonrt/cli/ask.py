@@ -22,6 +22,7 @@ from reasonrt.cli.common import (
 )
 from reasonrt.cli.documents import read_documents
 from reasonrt.errors import ConfigError
+from reasonrt.programs.protocol import plain
 from reasonrt.types import Completion, Request
 
 POLICY = "program_search"
@@ -68,6 +69,8 @@ def ask(
     *files, question = places
     if not files:
         raise ConfigError(f"name at least one file before the question; {question[:80]!r} is all that was given")
+    if any(0xD800 <= ord(character) < 0xE000 for character in question):
+        raise ConfigError("the question is not UTF-8 text; set the terminal to UTF-8")
     documents = read_documents(files)
     settings = load_config(config, engines_of(model, window))
     name, options = read_policy(policy)
@@ -101,9 +104,13 @@ def ask(
 
     completion = run(work())
     details = dict(completion.details)
-    write_json(trace, details.pop("trace", None))
-    write_json(journal, details.pop("journal", None))
+    records = [(trace, details.pop("trace", None)), (journal, details.pop("journal", None))]
     _print_end(completion, details)
+    for file, record in records:
+        if record is not None:
+            write_json(file, record)
+        elif file is not None:
+            console.print(f"[yellow]no programs were run, so that there is nothing to write to {escape(str(file))}[/]")
     write_json(json_file, dataclasses.asdict(completion) | {"details": details})
 
 
@@ -143,7 +150,9 @@ class _Progress:
 
     def show(self, known: Mapping[str, Any]) -> None:
         """Say what a run knows so far."""
-        answers = [f"{str(answer)[:40]} ×{votes}" for answer, votes in known["answers"].items()][:_SHOWN_ANSWERS]
+        answers = [f"{_on_one_line(answer)[:40]} ×{votes}" for answer, votes in known["answers"].items()][
+            :_SHOWN_ANSWERS
+        ]
         line = (
             f"{known['seconds']:.0f} s · {known['ended']} of {known['started']} candidates ended · "
             f"{known['programs']} programs · {known['sub_calls']} sub-questions · {known['tokens']:,} tokens"
@@ -157,17 +166,17 @@ class _Progress:
 
 
 def _print_end(completion: Completion, details: Mapping[str, Any]) -> None:
-    console.print(f"[bold]{escape(completion.content or '(no answer)')}[/]", soft_wrap=True)
+    # nothing that models and documents say may act on the terminal
+    console.print(f"[bold]{escape(plain(completion.content) or '(no answer)')}[/]", soft_wrap=True)
     for span in details.get("evidence", []):
-        before, after = (" ".join(span[side].split()) for side in ("before", "after"))
-        text = " ".join(span["text"].split())
-        console.print(
-            f"[cyan]{escape(span['name'])}:{span['line']}[/] [dim]characters {span['start']}-{span['end']}[/]"
-        )
-        console.print(f"  [dim]{escape(before)}[/] [green]{escape(text)}[/] [dim]{escape(after)}[/]", soft_wrap=True)
+        name, before, text, after = (escape(_on_one_line(span[part])) for part in ("name", "before", "text", "after"))
+        console.print(f"[cyan]{name}:{span['line']}[/] [dim]characters {span['start']}-{span['end']}[/]")
+        console.print(f"  [dim]{before}[/] [green]{text}[/] [dim]{after}[/]", soft_wrap=True)
     generated = completion.generated_tokens
     if details.get("route") == "programs":
-        shares = ", ".join(f"{answer[:40]} {share:.0%}" for answer, share in list(details["shares"].items())[:4])
+        shares = ", ".join(
+            f"{_on_one_line(answer)[:40]} {share:.0%}" for answer, share in list(details["shares"].items())[:4]
+        )
         candidates = ", ".join(f"{count} {status}" for status, count in details["candidates"].items())
         console.print(
             f"[dim]{details['strategy']}: {escape(shares or 'no votes')} · candidates: {candidates} · "
@@ -175,6 +184,10 @@ def _print_end(completion: Completion, details: Mapping[str, Any]) -> None:
             soft_wrap=True,
         )
     console.print(f"[dim]{completion.seconds:.1f} s · {generated:,} tokens generated · {completion.finish_reason}[/]")
+
+
+def _on_one_line(text: str) -> str:
+    return plain(" ".join(text.split()))
 
 
 def replay(

@@ -12,7 +12,8 @@ from reasonrt.cli.common import ConfigOption, JsonOption, console, progress, run
 
 if TYPE_CHECKING:
     from reasonrt.evals.contexts import ContextProblem
-    from reasonrt.evals.program_recording import RecordedQuestion
+    from reasonrt.evals.program_recording import ProgramSettings, RecordedQuestion
+    from reasonrt.runtime import Runtime
 
 DEFAULT_TASKS = ("needle_words", "needle_uuids", "variables", "where_object", "label_counts", "label_users")
 DEFAULT_CHARACTERS = (32_000, 256_000)
@@ -75,11 +76,13 @@ def bench(
     from reasonrt.evals.contexts import write_problems
     from reasonrt.programs.weights import Weights
 
+    runtime, settings = _prepare(options, model, window, concurrency, seed, config)
+    learned = Weights.read(weights) if weights else None
     drawn = _problems(task or DEFAULT_TASKS, characters or DEFAULT_CHARACTERS, problems, seed, "test")
     if problems_file:
         write_problems(problems_file, drawn)
-    records, _ = _record(drawn, options, model, window, out, concurrency, seed, config)
-    rows = arms_of(records, drawn, Weights.read(weights) if weights else None)
+    records, _ = _record(runtime, drawn, settings, out)
+    rows = arms_of(records, drawn, learned)
     rows.append(_keyword_row(drawn))
     _print_rows(row for row in rows if row["task"] == "all")
     write_json(json_file, {"options": options, "model": str(model or ""), "rows": rows})
@@ -119,8 +122,9 @@ def calibrate(
     from reasonrt.evals.contexts import score
 
     tasks = task or DEFAULT_TASKS
+    runtime, settings = _prepare(options, model, window, concurrency, seed, config)
     drawn = _problems(tasks, characters or DEFAULT_CHARACTERS, problems, seed, "train")
-    records, fingerprint = _record(drawn, options, model, window, out, concurrency, seed, config)
+    records, fingerprint = _record(runtime, drawn, settings, out)
     asked = [Question(record.candidates(), record.answer, record.kind) for record in records]  # type: ignore[arg-type]
     learned_from, certified_on = (asked[::2], asked[1::2]) if alpha is not None else (asked, [])
     learned = fit_weights(learned_from, model=fingerprint, task=", ".join(tasks))
@@ -153,26 +157,26 @@ def _problems(tasks: Sequence[str], sizes: Sequence[int], num: int, seed: int, s
     return [problem for task in tasks for size in sizes for problem in generate(task, num, size, seed, split=split)]
 
 
-def _record(
-    drawn: "list[ContextProblem]",
-    options: str,
-    model: Path | None,
-    window: int,
-    out: Path,
-    concurrency: int,
-    seed: int,
-    config: Path | None,
-) -> "tuple[list[RecordedQuestion], str]":
-    """The recording, and the `model_fingerprint` of what wrote it."""
+def _prepare(
+    options: str, model: Path | None, window: int, concurrency: int, seed: int, config: Path | None
+) -> "tuple[Runtime, ProgramSettings]":
+    """What records, not started: whatever is wrong with it is told before questions are made up."""
     from reasonrt.config import load_config
-    from reasonrt.evals.program_recording import POLICY, ProgramSettings, record_programs
+    from reasonrt.evals.program_recording import POLICY, ProgramSettings
     from reasonrt.policies.options import parse_options
     from reasonrt.runtime import Runtime
 
     given = parse_options(options)
     settings = load_config(config, engines_of(model, window))
     recorded = ProgramSettings(given, settings.limits.to_limits(), seed=seed, concurrency=concurrency)
-    runtime = Runtime.of(settings, policies=[(POLICY, given)])
+    return Runtime.of(settings, policies=[(POLICY, given)]), recorded
+
+
+def _record(
+    runtime: "Runtime", drawn: "list[ContextProblem]", settings: "ProgramSettings", out: Path
+) -> "tuple[list[RecordedQuestion], str]":
+    """The recording, and the `model_fingerprint` of what wrote it."""
+    from reasonrt.evals.program_recording import record_programs
 
     async def work() -> "tuple[list[RecordedQuestion], str]":
         with console.status(f"starting {', '.join(runtime.engines)} ..."):
@@ -181,9 +185,9 @@ def _record(
             with progress() as bar:
                 line = bar.add_task("asking questions", total=len(drawn))
                 records = await record_programs(
-                    runtime, drawn, recorded, out, lambda done, total: bar.update(line, completed=done)
+                    runtime, drawn, settings, out, lambda done, total: bar.update(line, completed=done)
                 )
-            return records, runtime.engines[str(given.get("engine", "target"))].model_fingerprint
+            return records, runtime.engines[str(settings.options.get("engine", "target"))].model_fingerprint
         finally:
             await runtime.__aexit__()
 

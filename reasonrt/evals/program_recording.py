@@ -102,6 +102,8 @@ async def record_programs(
         for attempt in (1, 2):
             known = {record.problem for record in journal.records}
             left = [problem for problem in problems if problem.id not in known]
+            num_left = len(left)
+            on_progress(len(problems) - num_left, len(problems))
             requests = [_request(problem, options, settings) for problem in left]
             async with aclosing(runtime.solve_all(requests, settings.concurrency)) as results:
                 async for index, result in results:
@@ -110,7 +112,8 @@ async def record_programs(
                         if settings.has_direct:
                             record = await _with_direct(runtime, left[index], record, settings, policy.engine)
                         journal.add(record)
-                        on_progress(len(journal.records), len(problems))
+                        num_left -= 1
+                        on_progress(len(problems) - num_left, len(problems))
                     elif attempt == 2:
                         raise EvalError(
                             f"question {left[index].id} failed twice: {result}; what is recorded is kept, run it again"
@@ -157,13 +160,17 @@ async def _with_direct(
 ) -> RecordedQuestion:
     window = runtime.engines[role].max_model_len - settings.direct_tokens - _DIRECT_MARGIN_TOKENS
     text = "\n\n".join(document.text for document in problem.documents)
-    most = (window - len(problem.question)) * _CHARACTERS_PER_TOKEN
+    most = max(0, window - len(problem.question)) * _CHARACTERS_PER_TOKEN
     asked = "Answer with the answer alone."
     while True:
         shown = text if len(text) <= most else f"{text[: most // 2]}\n...\n{text[len(text) - most // 2 :]}"
         question = f"{shown}\n\n{problem.question}\n{asked}"
         if len(runtime.engines[role].tokenizer.encode(question)) <= window:
             break
+        if not most:
+            raise EvalError(
+                f"question {problem.id} alone does not fit engine {role!r}; take a model with a longer window"
+            )
         most = most * 3 // 4
     limits = replace(settings.limits, max_tokens=settings.direct_tokens)
     completion = await runtime.complete(Request.ask(question, "target", options={"engine": role}, limits=limits))

@@ -151,10 +151,10 @@ class Candidate:
         text = written.text[: block.end].rstrip() if block.text is not None else written.text.strip()
         work.messages.append(Message("assistant", text or "(nothing)"))
         turn = Turn(text, written.num_tokens, "", logprob_tail=written.logprob_tail)
-        if block.text is None or (not block.is_closed and not written.is_whole):
+        if not (block.text or "").strip() or (not block.is_closed and not written.is_whole):
             turn = replace(turn, observation=protocol.NO_BLOCK)
         else:
-            turn = await self._run(turn, str(block.text))
+            turn = await self._run(turn, block.text or "")
         next_turn = len(work.turns) + 2
         counted = protocol.turn_line(min(next_turn, rules.max_turns), rules.max_turns)
         shown = f"{turn.observation}\n\n{counted}"

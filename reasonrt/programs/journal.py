@@ -10,13 +10,18 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from reasonrt.errors import RequestError
 from reasonrt.programs.model import Model, PromptTooLong, Written
 from reasonrt.types import Document, Message
 
 SCHEMA: Final = "reasonrt.program_journal/1"
+ANOTHER_COURSE: Final = "the run takes another course than the journal's; ask anew"
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -53,14 +58,13 @@ class Journal:
     def read(cls, path: Path) -> Self:
         """Raises: RequestError: the file cannot be read, or is no journal of this version."""
         try:
-            value = json.loads(path.read_text())
+            value = json.loads(path.read_text(encoding="utf-8"))
             if value.pop("schema") != SCHEMA:
                 raise ValueError
-            documents = tuple(Document(**document) for document in value.pop("documents"))
-            return cls(documents=documents, **value)
+            return TypeAdapter(cls).validate_python(value)
         except OSError as error:
             raise RequestError(f"cannot read {path}: {error.strerror}; name the file that --trace wrote") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise RequestError(f"{path} is no journal of a program search ({SCHEMA}); record it anew") from None
 
 
@@ -132,21 +136,25 @@ class ReplayedModel:
         until: Callable[[str], bool] | None = None,
         beginning: str = "",
     ) -> Written:
-        return Written(**self._reply(_key(self._role, "write", messages, max_tokens, temperature, seed, beginning)))
+        key = _key(self._role, "write", messages, max_tokens, temperature, seed, beginning)
+        return self._reply(key, _WRITTEN)
 
     async def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[float, ...]:
-        return tuple(self._reply(_key(self._role, "choose", messages, list(choices))))
+        return self._reply(_key(self._role, "choose", messages, list(choices)), _CHOSEN)
 
     async def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
-        return bool(self._reply(_key(self._role, "fits", messages, max_tokens)))
+        return self._reply(_key(self._role, "fits", messages, max_tokens), _FITS)
 
-    def _reply(self, key: str) -> Any:
+    def _reply(self, key: str, kind: TypeAdapter[T]) -> T:
         if key not in self._journal.replies:
-            raise RequestError("the journal has no reply to what is asked now: the run took another course; ask anew")
+            raise RequestError(ANOTHER_COURSE)
         reply = self._journal.replies[key]
         if isinstance(reply, dict) and "too_long" in reply:
             raise PromptTooLong(reply["too_long"])
-        return reply
+        try:
+            return kind.validate_python(reply)
+        except ValidationError:
+            raise RequestError(f"the journal's reply {key} is none that a model gives; ask anew") from None
 
 
 def digest(value: object) -> str:
@@ -156,3 +164,8 @@ def digest(value: object) -> str:
 
 def _key(role: str, verb: str, messages: Sequence[Message], *rest: object) -> str:
     return digest([role, verb, [[message.role, message.content] for message in messages], *rest])[:32]
+
+
+_WRITTEN: TypeAdapter[Written] = TypeAdapter(Written)
+_CHOSEN: TypeAdapter[tuple[float, ...]] = TypeAdapter(tuple[float, ...])
+_FITS: TypeAdapter[bool] = TypeAdapter(bool)

@@ -136,7 +136,7 @@ def observation(cell: Cell, notes: list[str], nonce: str, most_characters: int) 
 
 def quoted(text: str, nonce: str) -> str:
     """A text as data: between two lines that it cannot hold, without characters that could hide something."""
-    return f"{nonce}\n{_plain(text.replace(nonce, '?' * len(nonce)))}\n{nonce}"
+    return f"{nonce}\n{plain(text.replace(nonce, '?' * len(nonce)))}\n{nonce}"
 
 
 def cut(text: str, most_characters: int) -> str:
@@ -148,7 +148,7 @@ def cut(text: str, most_characters: int) -> str:
     return f"{text[:head]}\n... {len(text) - most_characters:,} characters left out ...\n{text[-tail:]}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """`text` with control, format and bidirectional characters spelled out."""
     if text.isascii() and text.isprintable():
         return text

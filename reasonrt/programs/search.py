@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reasonrt.errors import EngineError
+from reasonrt.errors import EngineError, RequestError
 from reasonrt.programs import protocol
 from reasonrt.programs.budget import Spent
 from reasonrt.programs.candidate import Candidate, Rules, Work
 from reasonrt.programs.context import Context
 from reasonrt.programs.host import AskBelow, Host
+from reasonrt.programs.journal import ANOTHER_COURSE
 from reasonrt.programs.language import PROMPT
 from reasonrt.programs.model import Model, PromptTooLong
 from reasonrt.programs.sandbox.base import CellLimits, Sandbox, Session
@@ -134,6 +135,7 @@ class Search:
 
         Raises:
             EngineError: an engine died, and no candidate has an answer.
+            RequestError: the run is replayed and takes another course.
         """
         tasks: dict[int, asyncio.Task[Trial]] = {}
         is_late = self._plan.was_late
@@ -184,6 +186,8 @@ class Search:
         order = self._plan.order
         if order is not None:
             index = order[len(self._ended)]
+            if index not in tasks or index in self._ended:
+                raise RequestError(ANOTHER_COURSE)
             self._note(await tasks[index])
             return
         running = [task for index, task in tasks.items() if index not in self._ended]

@@ -141,11 +141,15 @@ def fewest_to_settle(
     ended = list(trials)
     if strategy == "rlm":
         return 1
-    if strategy == "answer_mass" and weights is not None and weights.settled_at is not None:
-        return min(num_left, max(1, START - len(ended)))
-    votes = sorted((len(camp) for camp in _camps(ended, kind, Status.FINAL)), reverse=True)
-    lead = votes[0] - (votes[1] if len(votes) > 1 else 0) if votes else 0
-    return min(num_left, (num_left - lead) // 2 + 1)
+    learned = weights if strategy == "answer_mass" else None
+    fewest = num_left
+    if learned is None or not learned.coefficients:
+        votes = sorted((len(camp) for camp in _camps(ended, kind, Status.FINAL)), reverse=True)
+        lead = votes[0] - (votes[1] if len(votes) > 1 else 0) if votes else 0
+        fewest = min(fewest, (num_left - lead) // 2 + 1)
+    if learned is not None and learned.settled_at is not None:
+        fewest = min(fewest, max(1, START - len(ended)))
+    return fewest
 
 
 def literal_score(trial: Trial) -> float:

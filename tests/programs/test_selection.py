@@ -6,11 +6,11 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reasonrt.programs.features import FEATURES, features_of
-from reasonrt.programs.selection import START, STRATEGIES, Strategy, is_settled, literal_score, select
+from reasonrt.programs.selection import START, STRATEGIES, Strategy, fewest_to_settle, is_settled, literal_score, select
 from reasonrt.programs.trials import Evidence, Status, Trial
 from reasonrt.programs.weights import Coefficient, ProgramCertificate, Weights
 
@@ -29,22 +29,19 @@ def trials(answers: str) -> list[Trial]:
 
 
 ANSWERS = st.text("ab-c", max_size=8)
-RANDOM_TRIALS = st.lists(
-    st.builds(
-        Trial,
-        index=st.integers(0, 20),
-        status=st.sampled_from(Status),
-        answer=st.sampled_from(["x y", "X  y.", "z w", "not x y", "", None]),
-        confidences=st.lists(st.floats(0.01, 1), max_size=4).map(tuple),
-        num_tokens=st.integers(0, 5000),
-        logprob_tail=st.none() | st.floats(-9, 0),
-        agreement=st.none() | st.floats(0, 1),
-        num_refuted=st.integers(0, 3),
-        num_errors=st.integers(0, 3),
-    ),
-    max_size=8,
-    unique_by=lambda one: one.index,
+OUTCOMES = st.builds(
+    Trial,
+    index=st.integers(0, 20),
+    status=st.sampled_from([*[Status.FINAL] * 6, *Status]),
+    answer=st.sampled_from(["x y", "X  y.", "z w", "not x y", "", None]),
+    confidences=st.lists(st.floats(0.01, 1), max_size=4).map(tuple),
+    num_tokens=st.integers(0, 5000),
+    logprob_tail=st.none() | st.floats(-9, 0),
+    agreement=st.none() | st.floats(0, 1),
+    num_refuted=st.integers(0, 3),
+    num_errors=st.integers(0, 3),
 )
+RANDOM_TRIALS = st.lists(OUTCOMES, max_size=8, unique_by=lambda one: one.index)
 
 
 @pytest.mark.parametrize(
@@ -318,3 +315,43 @@ def test_shares_of_votes_are_the_counts(answers: str) -> None:
     shares = select(trials(answers), "plurality").shares
 
     assert shares == pytest.approx({answer * 3: count / counts.total() for answer, count in counts.items()})
+
+
+WEIGHED = [
+    None,
+    CONFIDENT,
+    CERTIFIED,
+    replace(CONFIDENT, settled_at=0.6),
+    Weights(1.0),
+    Weights(1.0, settled_at=0.7),
+]
+
+
+@settings(max_examples=400)
+@given(RANDOM_TRIALS, st.integers(1, 8), st.sampled_from(STRATEGIES), st.sampled_from(WEIGHED), st.data())
+def test_no_fewer_than_the_fewest_can_settle_it(
+    ended: list[Trial], num_left: int, strategy: Strategy, weights: Weights | None, data: st.DataObject
+) -> None:
+    assume(not is_settled(ended, num_left, strategy, "auto", weights))
+
+    fewest = fewest_to_settle(ended, num_left, strategy, "auto", weights)
+
+    assert 1 <= fewest <= num_left
+    num_more = data.draw(st.integers(0, fewest - 1))
+    more = data.draw(st.lists(OUTCOMES, min_size=num_more, max_size=num_more))
+    after = [*ended, *(replace(one, index=100 + place) for place, one in enumerate(more))]
+    assert not is_settled(after, num_left - num_more, strategy, "auto", weights)
+
+
+@given(st.text("ab", max_size=8), st.integers(1, 8), st.sampled_from([None, Weights(1.0)]))
+def test_as_many_as_the_fewest_settle_it_where_all_say_what_leads(
+    answers: str, num_left: int, weights: Weights | None
+) -> None:
+    ended = trials(answers)
+    assume(not is_settled(ended, num_left, "answer_mass", "auto", weights))
+    fewest = fewest_to_settle(ended, num_left, "answer_mass", "auto", weights)
+    leading = max("ab", key=answers.count) * 3
+
+    more = [trial(100 + place, leading) for place in range(fewest)]
+
+    assert is_settled([*ended, *more], num_left - fewest, "answer_mass", "auto", weights)

@@ -1,7 +1,10 @@
 """A package of somebody else's with an engine, for tests that run one in a process of its own."""
 
 import asyncio
+import hashlib
+import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -9,7 +12,7 @@ from typing import Any
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
-from reasonrt.ports import Score
+from reasonrt.ports import Reading, Score
 from reasonrt.types import Sampling
 
 
@@ -63,6 +66,35 @@ class Scripted(ScriptedEngine):
             case "print":
                 print(argument, flush=True)  # noqa: T201
         return None
+
+
+class Needles(ScriptedEngine):
+    """Writes programs for the task `needle_words`, half of them wrong in the same way, and knows which ones.
+
+    Asked directly, it finds what stands in the first half of what it is shown.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(name, self._say, **settings)
+
+    @staticmethod
+    def _say(prompt: str, sampling: Sampling) -> str:
+        key = re.findall(r"the access number of (\S+)\?", prompt)[-1]
+        if "[system] You answer a question about a context" not in prompt:
+            found = re.search(rf"of {key} is (\d+)", prompt[: len(prompt) // 2])
+            return found[1] if found else "unknown"
+        is_wrong = hashlib.sha256(f"{key} {sampling.seed} {sampling.temperature}".encode()).digest()[0] % 2
+        code = f"hits = grep(r'(?<=of {key} is )[0-9]+')\nnumber = int(hits[0]['match'])"
+        return f"```repl\n{code}\nfinal(number{' + 1' * is_wrong}, evidence=hits)\n```\n"
+
+    async def read(
+        self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
+    ) -> Reading:
+        reading = await super().read(prompt_token_ids, candidate_ids, cache_salt)
+        sure = self.tokenizer.encode("1" if "+ 1" in self.tokenizer.decode(prompt_token_ids) else "8")
+        return Reading(
+            tuple(math.log(0.91 if [each] == sure else 0.01) for each in candidate_ids), reading.cached_tokens
+        )
 
 
 class _OwnError(RequestError):
