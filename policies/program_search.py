@@ -73,6 +73,7 @@ class ProgramSearch(PolicyOptions):
         answer: of what kind it is, which decides when two answers are the same.
         direct: whether a context that fits the engine goes to one direct call.
         confidence: ask the model after each step how sure it is, and read one digit.
+        code_first: let each message begin with a block of code, without a thought before it: for small models.
         stop_early: leave out the candidates that could not change the choice.
         recursion: programs may search programs for a part of the context, as deep as the request's limits allow.
         weights: the file that `reasonrt calibrate programs` has written.
@@ -95,6 +96,7 @@ class ProgramSearch(PolicyOptions):
     answer: Kind = "auto"
     direct: Literal["auto", "always", "never"] = "auto"
     confidence: bool = True
+    code_first: bool = False
     stop_early: bool = True
     recursion: bool = False
     weights: Annotated[str, OPERATOR_ONLY] | None = None
@@ -224,6 +226,7 @@ def plan_of(options: ProgramSearch, journal: Journal, has_weights: bool, deadlin
         observation_characters=options.observation_characters,
         temperature=options.temperature,
         asks_confidence=options.confidence,
+        code_first=options.code_first,
         subset=True,
     )
     return Plan(

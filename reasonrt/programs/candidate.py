@@ -32,6 +32,7 @@ class Rules:
         observation_characters: of what programs print that the model is shown, for each program.
         temperature: of all candidates but a greedy one.
         asks_confidence: after each step.
+        code_first: each message begins with a block of code; without it, only one after a message that held none.
         subset: the sandbox's language is a subset of Python.
     """
 
@@ -41,6 +42,7 @@ class Rules:
     observation_characters: int
     temperature: float
     asks_confidence: bool
+    code_first: bool
     subset: bool
 
 
@@ -139,6 +141,8 @@ class Candidate:
             temperature=self._temperature,
             seed=(self._seed + len(work.turns)) % 2**63,
             until=partial(protocol.has_block, nonce=rules.nonce),
+            # a model that has not written a block is led into one
+            beginning=protocol.BLOCK if rules.code_first or (work.turns and work.turns[-1].code is None) else "",
         )
         block = protocol.find_code(written.text, rules.nonce)
         text = written.text[: block.end].rstrip() if block.text is not None else written.text.strip()

@@ -82,11 +82,17 @@ class JournaledModel:
         temperature: float = 0.0,
         seed: int | None = None,
         until: Callable[[str], bool] | None = None,
+        beginning: str = "",
     ) -> Written:
-        key = _key(self._role, "write", messages, max_tokens, temperature, seed)
+        key = _key(self._role, "write", messages, max_tokens, temperature, seed, beginning)
         try:
             written = await self._model.write(
-                messages, max_tokens=max_tokens, temperature=temperature, seed=seed, until=until
+                messages,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                until=until,
+                beginning=beginning,
             )
         except PromptTooLong as error:
             self._journal.replies[key] = {"too_long": str(error)}
@@ -124,8 +130,9 @@ class ReplayedModel:
         temperature: float = 0.0,
         seed: int | None = None,
         until: Callable[[str], bool] | None = None,
+        beginning: str = "",
     ) -> Written:
-        return Written(**self._reply(_key(self._role, "write", messages, max_tokens, temperature, seed)))
+        return Written(**self._reply(_key(self._role, "write", messages, max_tokens, temperature, seed, beginning)))
 
     async def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[float, ...]:
         return tuple(self._reply(_key(self._role, "choose", messages, list(choices))))

@@ -17,6 +17,7 @@ from reasonrt.thinking import END_THINK, opens_thinking, split
 from reasonrt.types import FinishReason, Message, Sampling
 
 _TAIL = 10  # the least certain tenth of the tokens
+_BEGINNING_TOKENS = 8  # of a message, at most
 _LONG_CHARACTERS = 32_768  # from here on, tokenizing would keep the event loop waiting
 _MOST_CHARACTERS_PER_TOKEN = 32  # of a text; longer tokens are white space
 
@@ -53,10 +54,12 @@ class Model(Protocol):
         temperature: float = 0.0,
         seed: int | None = None,
         until: Callable[[str], bool] | None = None,
+        beginning: str = "",
     ) -> Written:
         """Write the next message.
 
         Args:
+            beginning: of the message, given; it is part of the text. Left out where the model begins with thinking.
             until: of the text so far; the model is stopped once it holds.
 
         Raises:
@@ -103,20 +106,24 @@ class EngineModel:
         temperature: float = 0.0,
         seed: int | None = None,
         until: Callable[[str], bool] | None = None,
+        beginning: str = "",
     ) -> Written:
         prompt = await self._prompt(messages, max_tokens)
+        tokenizer = self._engine.tokenizer
+        if is_open := opens_thinking(tokenizer.decode, prompt):
+            beginning = ""
+        prompt += tokenizer.encode_text(beginning)
         async with self._places:
             with self._budget.reserve(max_tokens) as reserved, _limits():
                 sampling = Sampling(reserved.tokens, temperature, self._top_p, seed, logprobs=self._has_logprobs)
-                tokenizer, ids, logprobs = self._engine.tokenizer, list[int](), list[float]()
-                is_open, is_whole, text = opens_thinking(tokenizer.decode, prompt), False, ""
+                ids, logprobs, is_whole, text = list[int](), list[float](), False, beginning
                 async with aclosing(self._engine.generate(prompt, sampling)) as stream:
                     async for delta in stream:
                         ids += delta.token_ids
                         logprobs += delta.logprobs
                         reserved.used = len(ids)
                         is_last = delta.finish_reason is not None
-                        text = split(tokenizer.decode(ids), is_open, is_whole=is_last).content
+                        text = beginning + split(tokenizer.decode(ids), is_open, is_whole=is_last).content
                         if until is not None and until(text):
                             is_whole = True
                             break
@@ -174,7 +181,7 @@ class EngineModel:
             chat = self._engine.tokenizer.chat
             is_long = num_characters >= _LONG_CHARACTERS
             ids = await asyncio.to_thread(chat, messages) if is_long else chat(messages)
-            if len(ids) <= most:
+            if len(ids) + _BEGINNING_TOKENS <= most:
                 return ids
             size = f"{len(ids):,} tokens"
         else:

@@ -193,6 +193,9 @@ def confidence_of(probabilities: tuple[float, ...]) -> float:
     return sum(probability * (digit + 0.5) / 10 for digit, probability in enumerate(probabilities))
 
 
+BLOCK = "```repl\n"
+"""How a message begins that is nothing but a block of code."""
+
 NO_BLOCK = (
     "Your message holds no whole ```repl block, so nothing was run. If you know the answer, it counts only when code "
     'gives it:\n```repl\nfinal("the answer alone")\n```'
@@ -201,6 +204,11 @@ FORCED = "No more programs are run. Answer the question now, with the answer alo
 
 
 def turn_line(turn: int, max_turns: int) -> str:
-    """Where the model is; the last turn is to give the answer."""
-    last = " It is the last one." if turn == max_turns else ""
-    return f"Program {turn} of at most {max_turns}.{last} Once you know the answer, call final with the answer alone."
+    """Where the model is, and what it is to do now; said last, since questions end with words on their answers."""
+    if turn == 1:
+        return f"Do not answer yet: write program 1 of at most {max_turns}, in a ```repl block, to look for the answer."
+    last = ", the last one" if turn == max_turns else ""
+    return (
+        f"Write program {turn} of at most {max_turns}{last}, in a ```repl block. Once you know the answer, it is "
+        "final(...) with the answer alone."
+    )

@@ -45,7 +45,8 @@ def ask(sandbox: SandboxTool) -> Ask:
         def script(prompt: str, sampling: Sampling) -> str:
             if "[system] You answer a question about a context" not in prompt:
                 return sub(prompt)
-            return say(prompt, prompt.count("\n[assistant] ") - 1, sampling)
+            said = say(prompt, prompt.count("\n[assistant] ") - 1, sampling)
+            return said.partition("```repl\n")[2] if prompt.endswith("```repl\n") else said
 
         model = make("target", script, **(engine or {}))
         asked = Request.ask(
