@@ -11,7 +11,7 @@ from reasonrt.programs.features import FEATURES, own_features, relative_lengths
 from reasonrt.programs.selection import START
 from reasonrt.programs.trials import Status, Trial
 from reasonrt.programs.values import Value, value_of
-from reasonrt.programs.weights import Weights
+from reasonrt.programs.weights import LIMIT, Weights
 
 Array = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class VoteTable:
         evidence = np.full(self.features.shape[:2], weights.vote)
         for column, name in enumerate(FEATURES):
             if one := weights.coefficients.get(name):
-                evidence += np.nan_to_num(one.slope * (self.features[:, :, column] - one.mean) / one.scale)
+                evidence += one.slope * scaled(self.features[:, :, column], one.mean, one.scale)
         return evidence
 
     def totals(self, evidence: Array) -> Array:
@@ -150,6 +150,11 @@ def _vote_table(votes: Sequence[Sequence[_Vote]], golds: Sequence[Value | None],
             rows = [(*vote.own_features, length) for vote, length in zip(drawn, lengths, strict=True)]
             features[row, : len(drawn)] = np.array(rows, dtype=float)
     return VoteTable(features, camps, gold, k - num_drawn)
+
+
+def scaled(features: Array, means: Array | float, scales: Array | float) -> Array:
+    """As `Weights.evidence` counts them: within `LIMIT`, and 0 where a trial lacks one."""
+    return np.asarray(np.nan_to_num(np.clip((features - means) / scales, -LIMIT, LIMIT)))
 
 
 def shares_of(totals: Array, none_right: float) -> Array:

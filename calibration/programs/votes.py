@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from reasonrt.calibration.programs.questions import Question, num_trials
-from reasonrt.calibration.programs.tables import Array, VoteTable, replay, shares_of, vote_tables
+from reasonrt.calibration.programs.tables import Array, VoteTable, replay, scaled, shares_of, vote_tables
 from reasonrt.errors import CalibrationError
 from reasonrt.programs.features import FEATURES
 from reasonrt.programs.weights import Coefficient, Gate, Weights
@@ -84,7 +84,7 @@ def _fit(table: VoteTable, with_features: bool) -> Weights:
     columns = [column for column in range(len(FEATURES)) if _varies(known[:, column])]
     means = [float(np.nanmean(known[:, column])) for column in columns]
     scales = [float(np.nanstd(known[:, column])) for column in columns]
-    scaled = np.nan_to_num((table.features[:, :, columns] - means) / scales)  # what a trial lacks counts as the mean
+    features = scaled(table.features[:, :, columns], np.array(means), np.array(scales))
     n = len(table)
     truth = np.where(table.gold >= 0, table.gold, table.camps.shape[2])  # the camp, or none
     is_true = np.zeros((n, table.camps.shape[2] + 1))
@@ -92,10 +92,10 @@ def _fit(table: VoteTable, with_features: bool) -> Weights:
     penalties = np.array([_PENALTY / 100, _PENALTY / 100, *[_PENALTY] * len(columns)])
 
     def loss(parameters: Array) -> tuple[float, Array]:
-        shares = shares_of(table.totals(parameters[0] + scaled @ parameters[2:]), parameters[1])
+        shares = shares_of(table.totals(parameters[0] + features @ parameters[2:]), parameters[1])
         missing = is_true - shares
         per_trial = (table.camps * missing[:, None, :-1]).sum(axis=2)
-        gradient = np.array([per_trial.sum(), missing[:, -1].sum(), *np.tensordot(per_trial, scaled, 2)])
+        gradient = np.array([per_trial.sum(), missing[:, -1].sum(), *np.tensordot(per_trial, features, 2)])
         likelihood = np.log(np.maximum(shares[np.arange(n), truth], 1e-300)).sum()
         return float(parameters @ (penalties * parameters) / 2 - likelihood), penalties * parameters - gradient
 

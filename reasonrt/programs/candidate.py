@@ -151,7 +151,7 @@ class Candidate:
         if block.text is None or (not block.is_closed and not written.is_whole):
             turn = replace(turn, observation=protocol.NO_BLOCK)
         else:
-            turn = await self._run(turn, block.text)
+            turn = await self._run(turn, str(block.text))
         next_turn = len(work.turns) + 2
         counted = protocol.turn_line(min(next_turn, rules.max_turns), rules.max_turns)
         shown = f"{turn.observation}\n\n{counted}"
@@ -232,6 +232,8 @@ class Candidate:
             host.variables += prepared.assigned
             await self._take_final()
         notes = [*prepared.notes, *host.notes]
+        if any(earlier.code == prepared.code for earlier in self.work.turns):
+            notes.append(protocol.AGAIN)
         shown = protocol.observation(cell, notes, rules.nonce, rules.observation_characters)
         return replace(
             turn,

@@ -61,24 +61,36 @@ class Context:
         """Of each document; one that has none is named by its place."""
         return [document.name or f"document {index}" for index, document in enumerate(self.documents)]
 
+    @property
+    def is_ascii(self) -> bool:
+        return all(document.text.isascii() for document in self.documents)
+
     def as_value(self) -> str | list[str]:
-        """What a program sees as `context`: a text, or a list of the lines of one that is not ASCII, or of documents.
+        """What a program sees as `context`: one text, or lists where that is not ASCII: of lines, or of documents.
 
         In the sandbox a place in a text that is not ASCII costs a walk to it; lines are short.
         """
-        if len(self.documents) != 1:
-            return [document.text for document in self.documents]
-        text = self.documents[0].text
-        return text if text.isascii() else text.split("\n")
+        texts = [document.text for document in self.documents]
+        if self.is_ascii:
+            return "\n\n".join(texts)
+        return texts[0].split("\n") if len(texts) == 1 else texts
+
+    def as_documents(self) -> list[str]:
+        """What a program sees as `documents`."""
+        return [document.text for document in self.documents]
 
     def describe(self) -> str:
         """One line on what `context` is, for a prompt."""
-        if len(self.documents) != 1:
-            return f"a list of {len(self.documents)} documents (str), {self.num_characters:,} characters in all"
-        text = self.documents[0].text
-        num_lines = text.count("\n") + 1
-        kind = "a str" if text.isascii() else "a list of lines (str), since it is not ASCII"
-        return f"{kind}, {len(text):,} characters in {num_lines:,} lines"
+        num_lines = sum(document.text.count("\n") + 1 for document in self.documents)
+        size = f"{self.num_characters:,} characters in {num_lines:,} lines"
+        num = len(self.documents)
+        if self.is_ascii:
+            parts = (
+                f", {num} documents one after the other; the list `documents` has them one by one" if num > 1 else ""
+            )
+            return f"a str, {size}{parts}"
+        kind = "a list of lines (str)" if num == 1 else f"a list of {num} documents (str)"
+        return f"{kind}, since it is not ASCII, {size}"
 
     def text(self, span: Span) -> str:
         """The characters of a span; what lies outside of the document is left out."""

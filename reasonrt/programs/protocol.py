@@ -53,13 +53,14 @@ them concurrently, None in the place of one that failed.
 - map_llm(instruction, items, schema=None): asks about each item, a text or a span; schema is a list of labels, \
 "number", "bool" or None. filter_llm(instruction, items): the items for which the answer is yes. vote(values): the \
 most frequent value.
-- final(answer, evidence=None): gives the answer and ends the work; evidence is a list of hits, spans or quotes.
+- final(answer, evidence=None): gives the answer and ends the work; evidence is a list of hits of grep, of spans or of \
+quotes that it rests on.
 
 Look first, then compute; count and search by code, and ask the language model only about meaning. Print little. When \
 you know the answer, call final in a block of its own:
 
 ```repl
-final("Berlin", evidence=hits[:1])
+final("Berlin")
 ```
 """
 
@@ -178,6 +179,8 @@ def _plain(text: str) -> str:
         for character in text
     )
 
+
+AGAIN = "This program was run before, and did the same. Write another one."
 
 CONFIDENCE = (
     "How likely is it that the work so far leads to the right answer to the question? Answer with one digit, from 0 "

@@ -218,7 +218,9 @@ class Search:
         return candidate
 
     async def _open(self) -> Session:
-        values = {"context": self._context.as_value(), "answer": {"content": "", "ready": False}}
+        values: dict[str, Any] = {"context": self._context.as_value(), "answer": {"content": "", "ready": False}}
+        if len(self._context.documents) > 1:
+            values["documents"] = self._context.as_documents()
         return await self._sandbox.open(values, self._host.functions, self._limits)
 
     async def _renew(self) -> Session:

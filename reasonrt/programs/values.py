@@ -105,7 +105,7 @@ def value_of(answer: str, kind: Kind = "auto") -> Value | None:
         case "text":
             return ("text", _folded(text))
         case "auto":
-            return _single(text) or _set(text, bare_commas=False) or ("text", _folded(text))
+            return _single(text) or _only(_set(text, bare_commas=False)) or ("text", _folded(text))
     raise ValueError(f"unknown kind of answer {str(kind)[:40]!r}; there are {', '.join(KINDS)}")
 
 
@@ -221,6 +221,11 @@ def _set(text: str, bare_commas: bool) -> Value | None:
     if len(parts) < 2 and inner is text:
         return None
     return ("set", frozenset(_item(part) for part in parts if part.strip()))
+
+
+def _only(found: Value | None) -> Value | None:
+    """The one member of a set of one."""
+    return next(iter(found[1])) if isinstance(found, tuple) and len(found[1]) == 1 else found
 
 
 def _json_list(text: str) -> list[Any] | None:

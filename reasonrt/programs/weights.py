@@ -17,6 +17,8 @@ from reasonrt.errors import CalibrationError
 from reasonrt.programs.features import FEATURES
 
 SCHEMA: Final = "reasonrt.program-weights/1"
+LIMIT: Final = 4.0
+"""A feature counts as if it were at most so many scales from its mean: no single one outweighs all other trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Coefficient:
 
     Attributes:
         mean, scale: of the feature on the trials of the calibration; scale > 0.
-        slope: evidence per `scale` above the mean, in natural logarithms.
+        slope: evidence per `scale` above the mean, in natural logarithms, up to `LIMIT` scales.
     """
 
     mean: float
@@ -124,7 +126,7 @@ class Weights:
         evidence = self.vote
         for name, value in zip(FEATURES, features, strict=True):
             if value is not None and (found := self.coefficients.get(name)):
-                evidence += found.slope * (value - found.mean) / found.scale
+                evidence += found.slope * max(-LIMIT, min(LIMIT, (value - found.mean) / found.scale))
         return evidence
 
     @property
@@ -171,8 +173,12 @@ class Weights:
         return cls.from_json(text, str(path))
 
 
-def check_matches(weights: Weights, model: str, k: int) -> None:
+def check_matches(weights: Weights, model: str, k: int, stops_early: bool = True) -> None:
     """Raises: CalibrationError: what is to be served is not what was calibrated; the message names the difference."""
+    certificate = weights.certificate
+    if certificate and certificate.stops_early != stops_early:
+        was, now = ("on", "off") if certificate.stops_early else ("off", "on")
+        raise CalibrationError(f"the certificate is for early stop {was}, this is {now}; turn it {was} or certify anew")
     if weights.model != model:
         raise CalibrationError(
             f"the weights are for the model {weights.model[:40]!r}, this is {model[:40]!r}; calibrate on this one"

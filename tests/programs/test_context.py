@@ -104,8 +104,10 @@ async def test_what_is_no_pattern_is_named(pattern: str) -> None:
         await context_of("text").grep(pattern)
 
 
-def test_a_single_document_is_a_text_or_lines_and_several_are_a_list() -> None:
+def test_a_text_is_one_text_and_lists_where_it_is_not_ascii() -> None:
     assert context_of("a\nb").as_value() == "a\nb"
+    assert context_of("a", "b").as_value() == "a\n\nb"
+    assert context_of("a", "b").as_documents() == ["a", "b"]
     assert context_of("ä\nb").as_value() == ["ä", "b"]
     assert context_of("a", "ä").as_value() == ["a", "ä"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from reasonrt.errors import CalibrationError
-from reasonrt.programs.weights import Coefficient, Gate, ProgramCertificate, Weights, check_matches
+from reasonrt.programs.features import FEATURES
+from reasonrt.programs.weights import LIMIT, Coefficient, Gate, ProgramCertificate, Weights, check_matches
 
 WEIGHTS = Weights(
     vote=0.4,
@@ -114,3 +115,12 @@ def test_weights_are_for_one_model_and_number_of_candidates() -> None:
         check_matches(WEIGHTS, "xyz", 8)
     with pytest.raises(CalibrationError, match="for 8 candidates, this is 5; take k=8"):
         check_matches(WEIGHTS, "abc", 5)
+    with pytest.raises(CalibrationError, match="for early stop on, this is off; turn it on or certify anew"):
+        check_matches(WEIGHTS, "abc", 8, stops_early=False)
+
+
+def test_no_single_feature_outweighs_all_other_trials() -> None:
+    row = [None] * len(FEATURES)
+    evidence = [WEIGHTS.evidence([value, *row[1:]]) for value in (-0.4, -0.2, -0.4 + LIMIT * 0.2, 9.0, -1e9)]
+
+    assert evidence == pytest.approx([0.4, 3.4, 0.4 + 3 * LIMIT, 0.4 + 3 * LIMIT, 0.4 - 3 * LIMIT])
