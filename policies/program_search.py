@@ -158,7 +158,7 @@ class ProgramSearch(PolicyOptions):
         search = Search(
             journal.question,
             context,
-            plan_of(self, journal, weights is not None, _inner_deadline(engines)),
+            plan_of(self, journal, weights is not None, sandbox.backend, _inner_deadline(engines)),
             model=models[0],
             sub_model=models[1],
             sandbox=sandbox,
@@ -215,7 +215,9 @@ class ProgramSearch(PolicyOptions):
         return None
 
 
-def plan_of(options: ProgramSearch, journal: Journal, has_weights: bool, deadline: float | None = None) -> Plan:
+def plan_of(
+    options: ProgramSearch, journal: Journal, has_weights: bool, backend: str, deadline: float | None = None
+) -> Plan:
     """How a run goes by these options, with the seed and nonce of its journal."""
     by_default: Strategy = "answer_mass" if has_weights else "plurality"
     strategy = by_default if options.strategy == "auto" else options.strategy
@@ -227,7 +229,7 @@ def plan_of(options: ProgramSearch, journal: Journal, has_weights: bool, deadlin
         temperature=options.temperature,
         asks_confidence=options.confidence,
         code_first=options.code_first,
-        subset=True,
+        backend=backend,
     )
     return Plan(
         strategy=strategy,
@@ -259,7 +261,7 @@ async def replay(journal: Journal, sandbox: Sandbox) -> Found:
     return await Search(
         journal.question,
         Context(journal.documents),
-        plan_of(options, journal, weights is not None),
+        plan_of(options, journal, weights is not None, sandbox.backend),
         model=ReplayedModel(journal, "root"),
         sub_model=ReplayedModel(journal, "sub"),
         sandbox=sandbox,
@@ -292,11 +294,11 @@ def _inner_deadline(engines: Engines) -> float | None:
 def _said(found: Found) -> tuple[str, FinishReason]:
     """The text of the answer, or one sentence in the place of one, and why the run has ended."""
     selection = found.selection
+    reason = FinishReason.DEADLINE if found.was_late else _REASONS.get(found.status, FinishReason.STOP)
     if selection.answer is not None:
-        return selection.answer, _REASONS.get(found.status, FinishReason.STOP)
+        return selection.answer, reason
     if selection.abstained:
-        return "The candidates do not agree well enough for an answer.", FinishReason.STOP
-    reason = _REASONS.get(found.status, FinishReason.STOP)
+        return "The candidates do not agree well enough for an answer.", reason
     return "No program gave an answer.", reason
 
 

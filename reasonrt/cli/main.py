@@ -13,6 +13,7 @@ from reasonrt.cli import (
     doctor,
     evaluation,
     programs,
+    sandbox_bench,
     serve,
     solve,
     speculation,
@@ -52,6 +53,9 @@ bench.app.command("stopping", epilog="Example: reasonrt bench stopping --part va
 )
 bench.app.command("programs", epilog="Example: reasonrt bench programs --simulated --json programs.json")(
     programs.bench
+)
+bench.app.command("sandbox", epilog="Example: reasonrt bench sandbox --sandboxes 50 --json sandbox.json")(
+    sandbox_bench.bench
 )
 app.add_typer(bench.app, name="bench")
 calibrate.app.command("traces", epilog="Example: reasonrt calibrate traces --problems 800 --out runs/traces")(

@@ -11,11 +11,14 @@ from typing import Any
 
 from reasonrt.programs import protocol
 from reasonrt.programs.host import Final, Host
-from reasonrt.programs.language import prepare
+from reasonrt.programs.language import names_bound, prepare
 from reasonrt.programs.model import Model
 from reasonrt.programs.sandbox.base import Cell, Ending, Session
 from reasonrt.programs.trials import Evidence, Status, Trial
 from reasonrt.types import Message
+
+SCAFFOLD = ("context", "documents")
+"""Variables that a program reads and may not bind. `answer` it may: that is how the protocol gives an answer."""
 
 _ANSWER_CHARACTERS = 1 << 16
 _FORCED_TOKENS = 128
@@ -33,7 +36,7 @@ class Rules:
         temperature: of all candidates but a greedy one.
         asks_confidence: after each step.
         code_first: each message begins with a block of code; without it, only one after a message that held none.
-        subset: the sandbox's language is a subset of Python.
+        backend: of the sandbox, which decides what its language lacks.
     """
 
     nonce: str
@@ -43,7 +46,7 @@ class Rules:
     temperature: float
     asks_confidence: bool
     code_first: bool
-    subset: bool
+    backend: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,11 @@ class Work:
             self.messages[place] = Message("user", f"{said}\n(What it printed is left out.)")
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether the last message is word for word an earlier one."""
+        return any(turn.text == self.turns[-1].text for turn in self.turns[:-1])
+
+    @property
     def has_run(self) -> bool:
         """Whether any cell has ended well, or with an exception."""
         return any(turn.ending in (Ending.DONE, Ending.RAISED) for turn in self.turns)
@@ -138,7 +146,8 @@ class Candidate:
         written = await self._model.write(
             work.messages,
             max_tokens=rules.turn_tokens,
-            temperature=self._temperature,
+            # a greedy model that repeats itself would do so for ever
+            temperature=rules.temperature if work.is_stuck else self._temperature,
             seed=(self._seed + len(work.turns)) % 2**63,
             until=partial(protocol.has_block, nonce=rules.nonce),
             # a model that has not written a block is led into one
@@ -151,7 +160,7 @@ class Candidate:
         if not (block.text or "").strip() or (not block.is_closed and not written.is_whole):
             turn = replace(turn, observation=protocol.NO_BLOCK)
         else:
-            turn = await self._run(turn, str(block.text))
+            turn = await self._run(turn, block.text or "")
         next_turn = len(work.turns) + 2
         counted = protocol.turn_line(min(next_turn, rules.max_turns), rules.max_turns)
         shown = f"{turn.observation}\n\n{counted}"
@@ -216,10 +225,10 @@ class Candidate:
 
     async def _run(self, turn: Turn, code: str) -> Turn:
         host, rules = self.host, self._rules
-        prepared = prepare(code, host.functions, subset=rules.subset)
+        prepared = prepare(code, (*host.functions, *SCAFFOLD), rules.backend)
         host.final, host.notes, host.calls = None, [], []
-        if prepared.error:
-            cell = Cell(Ending.REFUSED, error=prepared.error)
+        if prepared.refused:
+            cell = Cell(Ending.REFUSED, error=prepared.refused)
         else:
             if self.session is None:
                 raise AssertionError("the candidate is closed")
@@ -229,7 +238,7 @@ class Candidate:
             if not host.is_spent:
                 self.session = await self._renew()
         elif cell.ending is Ending.DONE:
-            host.variables += prepared.assigned
+            host.variables += sorted(names_bound(prepared.code) or ())
             await self._take_final()
         notes = [*prepared.notes, *host.notes]
         if any(earlier.code == prepared.code for earlier in self.work.turns):

@@ -148,10 +148,11 @@ class Context:
                     start, end = match.span()
                     line += text.count("\n", seen, start)
                     seen = start
-                    hits.append(Hit(self._line_around(index, start, end), line, "", match.group()[:_LINE_CHARACTERS]))
+                    shown = self._line_around(index, start, end)
+                    hits.append(Hit(shown, line, self.text(shown), match.group()[:_LINE_CHARACTERS]))
         except TimeoutError:
             raise SearchError(f"searching for {pattern[:80]!r} takes too long; use a simpler pattern") from None
-        return [Hit(hit.span, hit.line, self.text(hit.span), hit.match) for hit in hits]
+        return hits
 
     def _line_around(self, index: int, start: int, end: int) -> Span:
         text = self.documents[index].text

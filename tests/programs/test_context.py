@@ -70,6 +70,12 @@ def test_every_hit_says_what_stands_there(texts: list[str]) -> None:
         assert context.line_of(hit.span) <= hit.line
 
 
+async def test_hits_say_what_stands_there_also_where_there_are_more_of_them() -> None:
+    hits = await context_of("one a\ntwo a\n", "three a").grep("a", max_hits=2)
+
+    assert [hit.text for hit in hits] == ["one a", "two a"]
+
+
 async def test_a_long_line_is_shown_about_the_match() -> None:
     context = context_of("x" * 50_000 + "needle" + "y" * 50_000)
 

@@ -189,7 +189,7 @@ async def test_a_deadline_returns_what_is_there_and_leaves_nothing_running(ask: 
 
     assert time.perf_counter() - began < deadline_s + 0.5
     assert completion.content == "blue"
-    assert completion.finish_reason is FinishReason.STOP
+    assert completion.finish_reason is FinishReason.DEADLINE
     assert {trial["status"] for trial in trials(completion)[1:]} == {"deadline"}
 
 
@@ -209,6 +209,7 @@ class KillingSandbox:
     def __init__(self, sandbox: SandboxTool, victim: int) -> None:
         self._sandbox, self._victim = sandbox, victim
         self.num_loaded = 0
+        self.backend = sandbox.backend
         self.killed: list[str] = []
 
     async def open(self, values: Mapping[str, Any], functions: Sequence[str] = (), limits: Any = None) -> Session:

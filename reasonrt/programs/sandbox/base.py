@@ -110,6 +110,10 @@ class Session(Protocol):
 class Sandbox(Protocol):
     """Makes sessions. A `Tool`: a runtime starts and closes it."""
 
+    @property
+    def backend(self) -> str:
+        """Its name, by which `reasonrt.programs.language` knows what its Python lacks."""
+
     async def open(
         self, values: Mapping[str, Any], functions: Sequence[str] = (), limits: CellLimits | None = None
     ) -> Session:

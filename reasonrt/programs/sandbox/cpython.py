@@ -18,7 +18,8 @@ from reasonrt.errors import ConfigError, EngineError
 from reasonrt.programs.sandbox import plain, wire, worker
 from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, what_is_missing
-from reasonrt.programs.sandbox.plain import NotPlain, check_plain
+from reasonrt.programs.sandbox.places import Places
+from reasonrt.programs.sandbox.plain import MAX_DEPTH, NotPlain, check_plain
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
 from reasonrt.programs.sandbox.state import pack, unpack
@@ -47,9 +48,11 @@ class CPythonSandbox:
     `min_workers` has no meaning here: a worker's limits are those of its session.
     """
 
+    backend = BACKEND
+
     def __init__(self, settings: SandboxSettings | None = None) -> None:
         self._settings = settings or SandboxSettings()
-        self._places = asyncio.Semaphore(self._settings.max_workers)
+        self._places = Places(self._settings)
         self._launcher: Launcher | None = None
         self._starting = asyncio.Lock()
 
@@ -125,22 +128,19 @@ class CPythonSandbox:
             worker.__name__,
             memory_bytes=limits.memory_bytes + INTERPRETER_BYTES,
         )
-        try:
-            async with asyncio.timeout(settings.checkout_s):
-                await self._places.acquire()
-        except TimeoutError:
-            raise EngineError(
-                f"no sandbox was free within {settings.checkout_s:g} s: all {settings.max_workers}"
-                " are in use; close sessions or raise max_workers"
-            ) from None
+        await self._places.take()
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, env=ENVIRONMENT, cwd="/", stdin=PIPE, stdout=PIPE, stderr=DEVNULL
             )
+            handle = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            self._places.give_back()
+            raise EngineError("a worker of the sandbox did not start: it ended at once") from None
         except BaseException:
-            self._places.release()
+            self._places.give_back()
             raise
-        session = CPythonSession(process, self._places, values, frozenset(functions), limits)
+        session = CPythonSession(process, handle, self._places, values, frozenset(functions), limits)
         try:
             await session.begin()
         except BaseException:
@@ -162,12 +162,14 @@ class CPythonSession:
     def __init__(
         self,
         process: Process,
-        places: asyncio.Semaphore,
+        handle: int,
+        places: Places,
         values: Mapping[str, Any],
         functions: frozenset[str],
         limits: CellLimits,
     ) -> None:
         self._process = process
+        self._handle = handle
         self._places = places
         self._values = values
         self._functions = functions
@@ -225,6 +227,8 @@ class CPythonSession:
             return None
         try:
             message = await Turn(self._limits).clocked(self._exchange({"kind": "value", "name": name}))
+            if message["kind"] != "value":
+                raise Garbled("another answer than it was asked for")
             value = decode(message.get("value"))
             check_plain(value)
         except NotPlain:
@@ -281,11 +285,11 @@ class CPythonSession:
             try:
                 name, args, kwargs = _question(answer)
             except NotPlain as error:
-                return _as_reply(ProgramError(f"{answer['name']}: {error}", "TypeError"))
+                return _as_reply(ProgramError(str(error), "TypeError"))
         if name not in self._functions:
             return _as_reply(ProgramError(f"name {name!r} is not defined", "NameError"))
         number = len(calls)
-        question = _digest(answer)
+        question = answer["digest"]
         if number < len(recorded):
             if recorded[number]["question"] != question:
                 raise EngineError("a saved session asks something else when it is repeated: it used time or chance")
@@ -324,11 +328,13 @@ class CPythonSession:
         except (OSError, asyncio.IncompleteReadError):
             raise EOFError("it ended without a result") from None
         self._signal(signal.SIGSTOP)  # whatever it pretends, it computes nothing while the host does
-        return unpack_frame(body)
+        message = unpack_frame(body)
+        return message | {"digest": hashlib.sha256(body).hexdigest()} if message["kind"] == "call" else message
 
     def _signal(self, which: signal.Signals) -> None:
+        """To this process and to no later one of its number, whoever has waited for it."""
         with suppress(ProcessLookupError):
-            self._process.send_signal(which)
+            signal.pidfd_send_signal(self._handle, which)
 
     async def _lose(self, reason: str) -> None:
         if not self._lost:
@@ -340,7 +346,8 @@ class CPythonSession:
         if self._process.stdin:
             self._process.stdin.close()
         await self._process.communicate()
-        self._places.release()
+        os.close(self._handle)
+        self._places.give_back()
 
 
 def _end(turn: Turn, answer: Mapping[str, Any]) -> _Settled:
@@ -359,6 +366,7 @@ def _end(turn: Turn, answer: Mapping[str, Any]) -> _Settled:
 
 def _question(answer: Mapping[str, Any]) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """Raises: NotPlain, or Garbled where no stub of a worker would have sent it."""
+    check_plain([answer], max_depth=4 * MAX_DEPTH)  # before more is made of it
     name, args, kwargs = answer.get("name"), decode(answer.get("args")), decode(answer.get("kwargs"))
     if not isinstance(name, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Garbled("a call that cannot be read")
@@ -372,10 +380,6 @@ def _as_reply(reply: Any) -> dict[str, Any]:
     if isinstance(reply, ProgramError):
         return {"kind": "raise", "error": reply.kind, "message": str(reply)}
     return {"kind": "return", "value": encode(reply)}
-
-
-def _digest(answer: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(answer, sort_keys=True).encode()).hexdigest()
 
 
 def _values(journal: Mapping[str, Any]) -> dict[str, Any]:

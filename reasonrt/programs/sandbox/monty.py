@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from reasonrt.errors import ConfigError, EngineError, RequestError
+from reasonrt.programs.language import names_bound
 from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
+from reasonrt.programs.sandbox.check import Checker, CheckOut
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, refuse_unconfined, what_is_missing
 from reasonrt.programs.sandbox.output import Output
+from reasonrt.programs.sandbox.places import Places
 from reasonrt.programs.sandbox.plain import NotPlain, check_plain
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
@@ -20,10 +23,16 @@ if TYPE_CHECKING:
     from pydantic_monty import AsyncFunctionSnapshot, AsyncMonty, AsyncMontySession, AsyncSnapshot, ExternalResult
 
 BACKEND = "monty"
+START_S = 30.0
 GRACE_S = 1.0  # the worker stops itself at its limit; the host kills it when it has not
 NO_LIMIT = (1 << 31) - 1
 HOST_FUNCTION = "<class 'function'>"
-LIMIT_MESSAGES = ("feed time limit exceeded", "turn time limit exceeded", "memory limit exceeded")
+LIMIT_MESSAGES = (
+    "feed time limit exceeded",
+    "turn time limit exceeded",
+    "memory limit exceeded",
+    "exceeded its memory limit",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +40,13 @@ logger = logging.getLogger(__name__)
 class MontySandbox:
     """Sessions in confined workers of pydantic-monty, each in a process that no other session has used."""
 
+    backend = BACKEND
+
     def __init__(self, settings: SandboxSettings | None = None) -> None:
         self._settings = settings or SandboxSettings()
         self._pool: AsyncMonty | None = None
+        self._checker: Checker | None = None
+        self._places = Places(self._settings)
         self._launcher: Launcher | None = None
         self._starting = asyncio.Lock()
 
@@ -42,6 +55,9 @@ class MontySandbox:
         return self
 
     async def aclose(self) -> None:
+        checker, self._checker = self._checker, None
+        if checker:
+            await checker.aclose()
         pool, self._pool = self._pool, None
         launcher, self._launcher = self._launcher, None
         if pool:
@@ -68,9 +84,9 @@ class MontySandbox:
         self, state: bytes, functions: Sequence[str] = (), limits: CellLimits | None = None
     ) -> "MontySession":
         """As the port says; memory and recursion stay as limited where the state was taken."""
-        _, payload = unpack(BACKEND, "session", state)
+        header, payload = unpack(BACKEND, "session", state)
         session = await self._check_out(await self._started(), functions, limits or CellLimits())
-        await session.restore(payload)
+        await session.restore(header, payload)
         return session
 
     async def resume(
@@ -105,8 +121,8 @@ class MontySandbox:
         pool = AsyncMonty(
             binary_path=self._launcher.script(binary),
             min_processes=min(settings.min_workers, settings.max_workers),
-            max_processes=settings.max_workers,
-            checkout_timeout=settings.checkout_s,
+            max_processes=settings.max_workers + settings.check,
+            checkout_timeout=START_S,  # a place is free by then
             max_checkouts_per_worker=1,
         )
         try:
@@ -116,6 +132,8 @@ class MontySandbox:
             await pool.__aexit__(None, None, None)
             await self.aclose()
             raise
+        if settings.check:
+            self._checker = Checker(_type_checks(pool))
         self._pool = pool
         return pool
 
@@ -137,16 +155,15 @@ class MontySandbox:
             },
             os_policy={"sleep": "zero", "timezone": "utc", "random_start": {"seed": 0}},  # a fork repeats
         )
+        await self._places.take()
         try:
             session = await checkout.__aenter__()
-        except TimeoutError:
-            raise EngineError(
-                f"no sandbox was free within {self._settings.checkout_s:g} s: all {self._settings.max_workers}"
-                " are in use; close sessions or raise max_workers"
-            ) from None
-        except MontyError as error:
-            raise EngineError(f"a worker of the sandbox did not start: {_one_line(error)}") from error
-        return MontySession(session, frozenset(functions), limits)
+        except BaseException as error:
+            self._places.give_back()
+            if isinstance(error, MontyError | TimeoutError):
+                raise EngineError(f"a worker of the sandbox did not start: {_one_line(error)}") from error
+            raise
+        return MontySession(session, self._places, frozenset(functions), limits, self._checker)
 
 
 class _Settled(NamedTuple):
@@ -159,10 +176,20 @@ class _Settled(NamedTuple):
 class MontySession:
     """One interpreter; see `Session`."""
 
-    def __init__(self, session: "AsyncMontySession", functions: frozenset[str], limits: CellLimits) -> None:
+    def __init__(
+        self,
+        session: "AsyncMontySession",
+        places: Places,
+        functions: frozenset[str],
+        limits: CellLimits,
+        checker: Checker | None,
+    ) -> None:
         self._session = session
+        self._places = places
         self._functions = functions
         self._limits = limits
+        self._checker = checker
+        self._names: set[str] | None = set()  # that are bound, or may be; None: unknown
         self._lost = ""
 
     @property
@@ -178,6 +205,10 @@ class MontySession:
             code.encode()
         except UnicodeEncodeError:
             return Cell(Ending.REFUSED, error="SyntaxError: half of a surrogate pair in the program")
+        if self._checker and self._names is not None:
+            if found := await self._checker.check(code, self._names, self._functions):
+                return Cell(Ending.REFUSED, error=found)
+            self._names = _both(self._names, names_bound(code))
         return await self._drive(turn, host, lambda: self._session.feed_start(code, print_callback=turn.output.write))
 
     async def value(self, name: str) -> Any:
@@ -202,7 +233,7 @@ class MontySession:
         if self._lost:
             raise EngineError(f"this session is gone: {self._lost}")
         try:
-            return pack(BACKEND, "session", await self._session.dump())
+            return pack(BACKEND, "session", await self._session.dump(), {"names": self._saved_names()})
         except MontyError as error:
             await self._lose(_one_line(error))
             raise EngineError(f"this session is gone: {self._lost}") from error
@@ -212,13 +243,15 @@ class MontySession:
 
     async def bind(self, values: Mapping[str, Any]) -> None:
         """Set variables, before the first cell."""
+        self._names = set(values)
         if values:
             await self._session.feed_start("None", inputs=dict(values))
 
-    async def restore(self, payload: bytes) -> None:
+    async def restore(self, header: Mapping[str, Any], payload: bytes) -> None:
         """Continue from `dump`, before the first cell."""
         from pydantic_monty import MontyError
 
+        self._names = _loaded_names(header)
         try:
             await self._session.load_session(payload)
         except (MontyError, RuntimeError, ValueError) as error:
@@ -227,6 +260,7 @@ class MontySession:
 
     async def resume(self, header: Mapping[str, Any], payload: bytes, reply: Any, host: Host) -> Cell:
         """Continue from `HostCall.fork`, before the first cell."""
+        self._names = _loaded_names(header)
         output = Output(self._limits.output_characters, header["output"], header["num_cut"])
         turn = Turn(self._limits, output, GRACE_S)
         turn.num_calls, turn.seconds = header["num_calls"], header["seconds"]
@@ -281,7 +315,10 @@ class MontySession:
         except MontyTypingError as error:
             return _Settled(Ending.REFUSED, error.display())
         except MontyError as error:
-            return _judge(error, turn)
+            settled = _judge(error, turn)
+            if settled.ending is not Ending.LOST and self._session.worker_pid is None:
+                return _Settled(Ending.LOST, f"the worker died: {_one_line(error)}")
+            return settled
         return _Settled(Ending.DONE, "")
 
     async def _next(self, turn: Turn, host: Host, snapshot: "AsyncSnapshot") -> "AsyncSnapshot":
@@ -311,15 +348,31 @@ class MontySession:
             except NotPlain as error:
                 return {"exc_type": "TypeError", "message": f"{name}: {error}"}
         try:
-            reply = await host(HostCall(name, args, kwargs, lambda: _fork(turn, snapshot)))
+            reply = await host(HostCall(name, args, kwargs, lambda: self._fork(turn, snapshot)))
         except ProgramError as error:
             reply = error
         return _as_reply(reply)
 
+    async def _fork(self, turn: Turn, snapshot: Any) -> bytes:
+        header = {
+            "names": self._saved_names(),
+            "output": turn.output.kept,
+            "num_cut": turn.output.num_cut,
+            "num_calls": turn.num_calls,
+            "seconds": turn.seconds,
+        }
+        return pack(BACKEND, "call", await asyncio.to_thread(snapshot.dump), header)
+
+    def _saved_names(self) -> list[str] | None:
+        return None if self._names is None else sorted(self._names)
+
     async def _lose(self, reason: str) -> None:
         if not self._lost:
             self._lost = reason
-            await asyncio.shield(self._session.__aexit__(None, None, None))
+            try:
+                await asyncio.shield(self._session.__aexit__(None, None, None))
+            finally:
+                self._places.give_back()
 
 
 def _judge(error: Any, turn: Turn) -> _Settled:
@@ -348,14 +401,16 @@ def _named(name: str) -> Callable[[], None]:
     return stand_in
 
 
-async def _fork(turn: Turn, snapshot: Any) -> bytes:
-    header = {
-        "output": turn.output.kept,
-        "num_cut": turn.output.num_cut,
-        "num_calls": turn.num_calls,
-        "seconds": turn.seconds,
-    }
-    return pack(BACKEND, "call", await asyncio.to_thread(snapshot.dump), header)
+def _type_checks(pool: "AsyncMonty") -> CheckOut:
+    return lambda stubs: pool.checkout(type_check=True, type_check_stubs=stubs, type_check_format="json")
+
+
+def _both(names: set[str], more: set[str] | None) -> set[str] | None:
+    return None if more is None else names | more
+
+
+def _loaded_names(header: Mapping[str, Any]) -> set[str] | None:
+    return None if header["names"] is None else set(header["names"])
 
 
 async def _no_host(call: HostCall) -> Any:

@@ -12,10 +12,13 @@ class OnDemandSandbox:
     """Stands for the sandbox that `make` makes.
 
     What its start raises, the first session raises, and each one after it tries again.
+
+    Args:
+        backend: of what `make` makes.
     """
 
-    def __init__(self, make: Callable[[], SandboxTool]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], SandboxTool], backend: str = "monty") -> None:
+        self._make, self.backend = make, backend
         self._made: SandboxTool | None = None
         self._starting = asyncio.Lock()
 

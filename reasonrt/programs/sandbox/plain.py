@@ -10,7 +10,7 @@ class NotPlain(ValueError):  # noqa: N818 (the message is for the program that m
     """The value is no plain data, or too much of it."""
 
 
-def check_plain(value: object) -> None:
+def check_plain(value: object, max_depth: int = MAX_DEPTH) -> None:
     """Refuse what a host should not be handed by a program.
 
     Shared parts count as often as they appear: a list of a thousand times the same list is small in memory, and
@@ -35,8 +35,8 @@ def check_plain(value: object) -> None:
             parts = [*item.keys(), *item.values()] if type(item) is dict else [*item]
             if items + len(left) + len(parts) > MAX_ITEMS:
                 raise NotPlain(f"more than {MAX_ITEMS} items cannot be handed over")
-            if depth == MAX_DEPTH:
-                raise NotPlain(f"data nested deeper than {MAX_DEPTH} cannot be handed over")
+            if depth == max_depth:
+                raise NotPlain(f"data nested deeper than {max_depth} cannot be handed over")
             left.extend((part, depth + 1) for part in parts)
         elif item is not None and type(item) is not bool and type(item) is not float:
             name = type(item).__name__.removeprefix("Monty").removesuffix("Proxy")

@@ -22,6 +22,7 @@ class SandboxSettings:
         max_workers: sessions at the same time; the next one waits.
         checkout_s: how long it waits, in seconds.
         worker_bytes: address space of a worker; more than what its session may use.
+        check: read programs with a type checker before they run (`monty` only).
     """
 
     unconfined: bool = False
@@ -29,6 +30,7 @@ class SandboxSettings:
     max_workers: Annotated[int, Field(ge=1, le=1024)] = 64
     checkout_s: Annotated[float, Field(gt=0)] = 30.0
     worker_bytes: Annotated[int, Field(ge=1 << 27)] = 1 << 30
+    check: bool = True
 
 
 def read_settings(settings: Mapping[str, Any]) -> SandboxSettings:

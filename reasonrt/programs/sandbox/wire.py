@@ -6,7 +6,7 @@ size, and what cannot be read is an error like any other.
 
 import json
 
-MAX_FRAME_BYTES = 16_000_000
+MAX_FRAME_BYTES = 8_000_000
 LENGTH_BYTES = 4
 
 
@@ -15,7 +15,7 @@ class Garbled(ValueError):  # noqa: N818 (of the worker, not of the host)
 
 
 def pack_frame(message: dict[str, object]) -> bytes:
-    body = json.dumps(message).encode()
+    body = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 

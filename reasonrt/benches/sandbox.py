@@ -1,0 +1,92 @@
+"""What the sandboxes hold, and what they cost: the attempts to escape, and many sessions with large contexts."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+from reasonrt.programs.sandbox.base import Ending, HostCall
+from reasonrt.programs.sandbox.build import build_sandbox
+from reasonrt.programs.sandbox.escapes import attempts, run_attempt
+
+CONTEXT_MEGABYTES = 10
+GIGABYTE = 1e9
+
+
+async def measure_escapes(backend: str, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """How many attempts there are, how many held, and by name why the others did not."""
+    sandbox = build_sandbox(backend, check=False)  # the check before a cell is no wall
+    await sandbox.start()
+    failed = {}
+    try:
+        for attempt in attempts(backend):
+            say(f"{backend}: {attempt.name}")
+            if reason := await run_attempt(sandbox, attempt):
+                failed[attempt.name] = reason
+    finally:
+        await sandbox.aclose()
+    total = len(attempts(backend))
+    return {"backend": backend, "attempts": total, "held": total - len(failed), "failed": failed}
+
+
+async def measure_cost(
+    backend: str, num_sandboxes: int = 50, context_megabytes: int = CONTEXT_MEGABYTES
+) -> dict[str, Any]:
+    """Memory and start of many sessions that are open at the same time, each with a context of its own.
+
+    They are opened one after the other; a start is from the call to the session that has its context. The memory is
+    that of the workers, by resident pages (`rss`, in which a shared page counts once for each) and by a fair part of
+    them (`pss`).
+    """
+    sandbox = build_sandbox(backend, max_workers=num_sandboxes)
+    await sandbox.start()
+    sessions, starts_ms = [], []
+    try:
+        for number in range(num_sandboxes):
+            context = f"{number:09d}\n" * (context_megabytes * 100_000)
+            began = perf_counter()
+            sessions.append(await sandbox.open({"context": context}))
+            starts_ms.append(1000 * (perf_counter() - began))
+        for session in sessions:
+            cell = await session.run("print(len(context), context.count('\\n'))", _nobody)
+            if cell.ending is not Ending.DONE:
+                raise RuntimeError(f"a session did not answer: {cell.error}")
+        pids = [getattr(session, "worker_pid", 0) for session in sessions]
+        memory = {name: sum(_memory_bytes(pid, name) for pid in pids) / GIGABYTE for name in ("Rss", "Pss")}
+    finally:
+        for session in sessions:
+            await session.aclose()
+        await sandbox.aclose()
+    return {
+        "backend": backend,
+        "sandboxes": num_sandboxes,
+        "context_megabytes": context_megabytes,
+        "rss_gigabytes": round(memory["Rss"], 3),
+        "pss_gigabytes": round(memory["Pss"], 3),
+        "start_ms_median": round(median(starts_ms), 1),
+        "start_ms_p95": round(quantiles(starts_ms, n=20)[-1], 1),
+    }
+
+
+async def measure_sandboxes(
+    backends: Sequence[str], num_sandboxes: int = 50, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Both of each backend, as rows."""
+    rows: list[dict[str, Any]] = []
+    for backend in backends:
+        say(f"{backend}: {num_sandboxes} sessions")
+        rows.append(await measure_cost(backend, num_sandboxes))
+        rows.append(await measure_escapes(backend, say))
+    return {"rows": rows}
+
+
+def _memory_bytes(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"the system does not say the memory of process {pid}")
+
+
+async def _nobody(call: HostCall) -> Any:
+    raise RuntimeError(f"{call.name} was called")
