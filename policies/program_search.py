@@ -168,7 +168,11 @@ class ProgramSearch(PolicyOptions):
         )
         found = await search.run()
         text, reason = _said(found)
-        yield Step(text, tuple(engine.tokenizer.encode_text(text)), AUTHOR)
+        ids = engine.tokenizer.encode_text(text)
+        if is_cut := len(ids) > (most := request.limits.max_tokens):  # the runtime would leave all of it out
+            ids, reason = ids[:most], FinishReason.LENGTH
+            text = engine.tokenizer.decode(ids)
+        yield Step(text, tuple(ids), AUTHOR, is_complete=not is_cut)
         details = _details(found, context)
         if self.trace:
             details["trace"] = dict(found.trace.value)

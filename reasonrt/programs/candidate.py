@@ -230,8 +230,8 @@ class Candidate:
         if prepared.refused:
             cell = Cell(Ending.REFUSED, error=prepared.refused)
         else:
-            if self.session is None:
-                raise AssertionError("the candidate is closed")
+            if self.session is None:  # one was lost, and there was no place for another
+                self.session = await self._renew()
             cell = await self.session.run(prepared.code, host)
         if cell.ending is Ending.LOST:
             await self.aclose()

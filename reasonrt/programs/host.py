@@ -21,6 +21,7 @@ AskBelow = Callable[[str, str], Awaitable[str]]
 
 _DETAIL_CHARACTERS = 120
 _MOST_FOUND = 3  # places that are shown for an answer that stands in the context word for word
+_MOST_HITS = 100_000  # of one search: each is a line of text, and a dict for the program
 _SEARCHED_PROMPTS = 256  # in each of which the context is looked for
 _SPAN_KEYS = ("document", "start", "end")
 
@@ -129,12 +130,13 @@ class Host:
     ) -> list[dict[str, Any]]:
         """Matches of a regular expression, each with the line that it is in."""
         pattern, index = _text(pattern, "pattern"), self._document(document)
+        most = min(_count(max_hits, "max_hits"), _MOST_HITS)
         try:
-            hits = await self._context.grep(
-                pattern, document=index, max_hits=_count(max_hits, "max_hits"), ignore_case=bool(ignore_case)
-            )
+            hits = await self._context.grep(pattern, document=index, max_hits=most, ignore_case=bool(ignore_case))
         except SearchError as error:
             raise ProgramError(str(error), "ValueError") from None
+        if len(hits) == _MOST_HITS:
+            self.notes.append(f"grep gives no more than {_MOST_HITS:,} matches; there may be more")
         for hit in hits:
             self.coverage.add(hit.span)
         return [_hit_value(hit) for hit in hits]

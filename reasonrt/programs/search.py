@@ -128,6 +128,7 @@ class Search:
         self._order: list[int] = []
         self._fork: tuple[bytes, Work, Host] | None = None
         self._engine_error: EngineError | None = None
+        self._too_long: PromptTooLong | None = None
         self._began = time.perf_counter()
 
     async def run(self) -> Found:
@@ -135,7 +136,7 @@ class Search:
 
         Raises:
             EngineError: an engine died, and no candidate has an answer.
-            RequestError: the run is replayed and takes another course.
+            RequestError: the question does not fit the model, or the run is replayed and takes another course.
         """
         tasks: dict[int, asyncio.Task[Trial]] = {}
         is_late = self._plan.was_late
@@ -256,7 +257,11 @@ class Search:
                 await candidate.turn()
                 self._tell()
             return candidate.trial(Status.FINAL)
-        except (Spent, PromptTooLong):
+        except Spent:
+            return candidate.trial(Status.BUDGET)
+        except PromptTooLong as error:
+            if not candidate.work.turns:
+                self._too_long = error
             return candidate.trial(Status.BUDGET)
         except EngineError as error:
             self._engine_error = error
@@ -303,6 +308,8 @@ class Search:
             return Status.DEADLINE
         if self._engine_error is not None:
             raise self._engine_error
+        if self._too_long is not None:
+            raise RequestError(f"the question does not fit the model that writes programs: {self._too_long}")
         return Status.BUDGET if any(trial.status is Status.BUDGET for trial in trials) else Status.FAILED
 
     def _num_tokens(self) -> int:

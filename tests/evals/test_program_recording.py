@@ -94,13 +94,13 @@ async def test_direct_call_is_asked_beside(recorded: Any) -> None:
 
 async def test_direct_call_sees_both_ends_of_what_does_not_fit(tmp_path: Path) -> None:
     shown: list[str] = []
-    problem = generate("needle_words", 1, 8000, 0)[0]
+    problem = generate("needle_words", 1, 20_000, 0)[0]
 
     def say(prompt: str, sampling: Sampling) -> str:
         shown.append(prompt)
         return "7"
 
-    runtime = Runtime({"target": ScriptedEngine("target", say, max_model_len=3000)})
+    runtime = Runtime({"target": ScriptedEngine("target", say, max_model_len=8000)})
     async with runtime:
         (found,) = await record_programs(runtime, [problem], ProgramSettings({"k": 1, "max_turns": 1}), tmp_path)
 
@@ -109,13 +109,13 @@ async def test_direct_call_sees_both_ends_of_what_does_not_fit(tmp_path: Path) -
     assert found.direct == "7"
     assert text[:500] in prompt
     assert text[-500:] in prompt
-    assert len(prompt) > 2000
+    assert len(prompt) > 5000
 
 
 async def test_question_that_alone_does_not_fit_is_told(tmp_path: Path) -> None:
     problem = replace(PROBLEMS[0], question="why? " * 1000)
 
-    with pytest.raises(EvalError, match="alone does not fit engine 'target'"):
+    with pytest.raises(EvalError, match="failed twice: the question does not fit the model"):
         await record(tmp_path, [problem], replace(SETTINGS, options={"k": 1}), max_model_len=3000)
 
 

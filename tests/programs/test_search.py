@@ -555,3 +555,54 @@ async def test_recursion_is_off_unless_asked_for(ask: Ask) -> None:
     assert (await ask(say, k=1)).content == "red"
     assert (await ask(say, k=1, recursion=True)).content == "blue"
     assert (await ask(say, k=1, recursion=True, limits=Limits(max_depth=0))).content == "red"
+
+
+async def test_question_that_does_not_fit_the_model_is_told(ask: Ask) -> None:
+    with pytest.raises(RequestError, match="the question does not fit the model that writes programs: the prompt has"):
+        await ask(looks_then_answers, question="why? " * 30_000, k=3)
+
+
+@pytest.mark.parametrize("value", ["'x' * 100_000", "[i for i in range(10_000)]", "'é' * 999"])
+async def test_answer_that_is_too_long_is_cut_and_what_it_rests_on_is_not_lost(ask: Ask, value: str) -> None:
+    completion = await ask(lambda *_: block(f"final({value})"), k=1, limits=Limits(max_tokens=50))
+
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert len(completion.text) == 50
+    assert not completion.steps[-1].is_complete
+    assert completion.details["answer"].startswith(completion.content)
+    assert len(completion.details["answer"]) <= 1 << 16
+    assert trials(completion)[0]["status"] == "final"
+
+
+async def test_a_search_that_matches_everything_stays_within_bounds(ask: Ask) -> None:
+    code = "final(len(grep('x', max_hits=10 ** 9)))"
+
+    completion = await ask(lambda *_: block(code), "x" * 200_000, k=1)
+
+    assert completion.content == "100000"
+    assert "grep gives no more than 100,000 matches" in observations(completion)[0]
+
+
+class Crowded(KillingSandbox):
+    """The sandbox, but the first session is lost, and once there is no place for another."""
+
+    num_refused = 0
+
+    async def open(self, values: Mapping[str, Any], functions: Sequence[str] = (), limits: Any = None) -> Session:
+        self.num_loaded += 1
+        if self.num_loaded == 2:
+            self.num_refused += 1
+            raise EngineError("no sandbox was free within 30 s")
+        session = await super().open(values, functions, limits)
+        return _Dying(session, self) if self.num_loaded == 1 else session
+
+
+async def test_candidate_whose_session_was_lost_in_a_crowd_gets_another_later(ask: Ask, sandbox: SandboxTool) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return block("peek(chunk()[0])\nfinal('blue')")
+
+    crowded = Crowded(sandbox, victim=0)
+    completion = await ask(say, k=2, tool=crowded)
+
+    assert completion.content == "blue"
+    assert crowded.num_refused == 1
