@@ -171,7 +171,8 @@ class ProgramSearch(PolicyOptions):
         yield Step(text, tuple(engine.tokenizer.encode_text(text)), AUTHOR)
         details = _details(found, context)
         if self.trace:
-            details["trace"] = dict(found.trace.value)
+            cost = f"{found.num_tokens:,} tokens, {found.num_sub_calls:,} sub-questions"
+            details["trace"] = {**found.trace.value, "usage": cost}
         if self.journal:
             journal.order, journal.was_late = list(found.order), found.was_late
             journal.trace_hash = found.trace.sha256
