@@ -236,11 +236,11 @@ class Search:
         context, rules = self._context, self._plan.rules
         texts = [document.text for document in context.documents]
         glimpse = texts[0][:_GLIMPSE_CHARACTERS] if texts else ""
-        first = protocol.opening(
-            self._question, context.describe(), context.names, glimpse, rules.nonce, PROMPT[rules.backend]
-        )
+        first = protocol.opening(self._question, context.describe(), context.names, glimpse, rules.nonce)
         counted = protocol.turn_line(1, rules.max_turns)
-        return Work([Message("system", protocol.SYSTEM), Message("user", f"{first}\n\n{counted}")])
+        return Work(
+            [Message("system", f"{protocol.SYSTEM}\n{PROMPT[rules.backend]}"), Message("user", f"{first}\n\n{counted}")]
+        )
 
     async def _finish(self, candidate: Candidate) -> Trial:
         """A candidate's turns up to its end."""
