@@ -297,11 +297,11 @@ def _inner_deadline(engines: Engines) -> float | None:
 def _said(found: Found) -> tuple[str, FinishReason]:
     """The text of the answer, or one sentence in the place of one, and why the run has ended."""
     selection = found.selection
+    reason = FinishReason.DEADLINE if found.was_late else _REASONS.get(found.status, FinishReason.STOP)
     if selection.answer is not None:
-        return selection.answer, _REASONS.get(found.status, FinishReason.STOP)
+        return selection.answer, reason
     if selection.abstained:
-        return "The candidates do not agree well enough for an answer.", FinishReason.STOP
-    reason = _REASONS.get(found.status, FinishReason.STOP)
+        return "The candidates do not agree well enough for an answer.", reason
     return "No program gave an answer.", reason
 
 

@@ -95,6 +95,11 @@ class Work:
             self.messages[place] = Message("user", f"{said}\n(What it printed is left out.)")
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether the last message is word for word an earlier one."""
+        return any(turn.text == self.turns[-1].text for turn in self.turns[:-1])
+
+    @property
     def has_run(self) -> bool:
         """Whether any cell has ended well, or with an exception."""
         return any(turn.ending in (Ending.DONE, Ending.RAISED) for turn in self.turns)
@@ -141,7 +146,8 @@ class Candidate:
         written = await self._model.write(
             work.messages,
             max_tokens=rules.turn_tokens,
-            temperature=self._temperature,
+            # a greedy model that repeats itself would do so for ever
+            temperature=rules.temperature if work.is_stuck else self._temperature,
             seed=(self._seed + len(work.turns)) % 2**63,
             until=partial(protocol.has_block, nonce=rules.nonce),
             # a model that has not written a block is led into one

@@ -98,9 +98,12 @@ def prepare(code: str, names: Collection[str], backend: str = "monty") -> Prepar
         return Prepared(code, refused=_syntax(error))
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
         return Prepared(code, refused=f"SyntaxError: {_cut(str(error))}; write it simpler")
-    if reason := _too_complex(tree) or _refusal(tree, names):
+    if reason := _too_complex(tree):
         return Prepared(code, refused=reason)
-    return _rewrite(code, tree, names, backend)
+    tree, invented = _without_invented(tree, names)
+    if reason := _refusal(tree, names):
+        return Prepared(code, refused=reason)
+    return _rewrite(code, tree, names, backend, invented)
 
 
 def names_bound(code: str) -> set[str] | None:
@@ -114,8 +117,40 @@ def names_bound(code: str) -> set[str] | None:
     return None if _too_complex(tree) else {name for name, _ in _bindings(tree)}
 
 
-def _rewrite(code: str, tree: ast.Module, names: Collection[str], backend: str) -> Prepared:
-    notes: list[str] = []
+def _without_invented(tree: ast.Module, names: Collection[str]) -> tuple[ast.Module, list[str]]:
+    """The program without statements at its top that give a scaffold's variable a made-up value, and a note for each.
+
+    Weak models begin with `context = "..."`, a copy of what they have been shown; the name already has its value.
+    """
+    notes = [
+        f"line {statement.lineno} was left out: {target!r} is there already, and is not to be set"
+        for statement in tree.body
+        if (target := _invents(statement, names))
+    ]
+    if not notes:
+        return tree, []
+    kept = [statement for statement in tree.body if not _invents(statement, names)]
+    return ast.Module(kept or [ast.Pass(lineno=1, col_offset=0)], []), notes
+
+
+def _invents(statement: ast.stmt, names: Collection[str]) -> str:
+    """The scaffold's name that a statement sets to a constant; empty for any other statement."""
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+        return ""
+    target = statement.targets[0]
+    if not isinstance(target, ast.Name) or target.id not in names:
+        return ""
+    try:
+        ast.literal_eval(statement.value)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return ""
+    return target.id
+
+
+def _rewrite(
+    code: str, tree: ast.Module, names: Collection[str], backend: str, invented: Collection[str] = ()
+) -> Prepared:
+    notes: list[str] = [*invented]
     prelude: list[str] = []
     if QUERY in names and can_batch(tree):
         batching = Batching(tree, names)

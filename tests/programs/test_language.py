@@ -19,10 +19,11 @@ from reasonrt.programs.shims import SOURCES, module_source
 NAMES = frozenset({"context", "llm_query", "grep", "final", "_llm_query_each"})
 
 REFUSED = {
-    "assignment": "x = 1\ncontext = 'mine'",
+    "assignment": "grep = len",
     "tuple": "(a, (context, b)) = 1, (2, 3)",
     "starred": "a, *context = [1, 2]",
     "augmented": "context += 'more'",
+    "assignment of what it has computed": "context = context.strip()",
     "annotated": "context: str = 'mine'",
     "for": "for llm_query in range(3):\n    pass",
     "with": "with open('x') as context:\n    pass",
@@ -48,6 +49,17 @@ REFUSED = {
     "eval by another name": "e = eval\ne('1')",
     "import by name": "__import__('os')",
 }
+
+
+@pytest.mark.parametrize("value", ["'a made-up text'", "['one', 'two']", "{'a': 1}", "None"])
+@pytest.mark.parametrize("backend", ["monty", "cpython"])
+def test_a_made_up_value_for_a_name_of_the_scaffold_is_left_out(value: str, backend: str) -> None:
+    prepared = prepare(f"import re\ncontext = {value}\nprint(context)", NAMES, backend)
+
+    assert not prepared.refused
+    assert prepared.code.strip() == "import re\nprint(context)"
+    assert prepared.notes == ("line 2 was left out: 'context' is there already, and is not to be set",)
+    assert prepare(f"context = {value}", NAMES, backend).code.strip() == "pass"
 
 
 @pytest.mark.parametrize("code", REFUSED.values(), ids=REFUSED)

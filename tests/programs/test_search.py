@@ -190,7 +190,7 @@ async def test_a_deadline_returns_what_is_there_and_leaves_nothing_running(ask: 
 
     assert time.perf_counter() - began < deadline_s + 0.5
     assert completion.content == "blue"
-    assert completion.finish_reason is FinishReason.STOP
+    assert completion.finish_reason is FinishReason.DEADLINE
     assert {trial["status"] for trial in trials(completion)[1:]} == {"deadline"}
 
 
