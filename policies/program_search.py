@@ -138,7 +138,10 @@ class ProgramSearch(PolicyOptions):
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
-        weights = self._read_weights(engine)
+        try:
+            weights = self._read_weights(engine)
+        except CalibrationError as error:  # by the options of this request; those of the configuration were checked
+            raise RequestError(str(error)) from None
         direct = await asyncio.to_thread(self._direct_request, request, engine, weights)
         if direct is not None:
             transcript = Transcript.of(direct, engines)
@@ -192,7 +195,7 @@ class ProgramSearch(PolicyOptions):
         if self.weights is None:
             return None
         weights = Weights.read(Path(self.weights))
-        check_matches(weights, engine.model_fingerprint, self.k)
+        check_matches(weights, engine.model_fingerprint, self.k, self.stop_early)
         return weights
 
     def _direct_request(self, request: Request, engine: Engine, weights: Weights | None) -> Request | None:
