@@ -154,10 +154,10 @@ class ProgramSearch(PolicyOptions):
         budget, places = Budget(lambda: engines.allowance), asyncio.Semaphore(self.concurrency)
         sub_engine = engines[self.sub_engine or self.engine]
         models: list[Model] = [EngineModel(each, budget, places, request.top_p) for each in (engine, sub_engine)]
-        if self.journal:
-            journal.weights = weights.to_json() if weights else ""
-            models = [JournaledModel(model, journal, role) for model, role in zip(models, ("root", "sub"), strict=True)]
         sandbox: Sandbox = engines.tools[SANDBOX]
+        if self.journal:
+            journal.weights, journal.backend = weights.to_json() if weights else "", sandbox.backend
+            models = [JournaledModel(model, journal, role) for model, role in zip(models, ("root", "sub"), strict=True)]
         search = Search(
             journal.question,
             context,

@@ -45,6 +45,13 @@ final(hits[0]["match"])
 """
 
 
+RECURSION = """\
+- rlm_query(question, text): the answer to a question about a text that is too long for one prompt, by programs of its \
+own; it takes long.
+"""
+"""What is there besides where a run may search programs for a part of its context."""
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """The first block of code in a message.
