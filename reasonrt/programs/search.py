@@ -126,6 +126,7 @@ class Search:
         self._candidates: dict[int, Candidate] = {}
         self._ended: dict[int, Trial] = {}
         self._order: list[int] = []
+        self._num_started = 1
         self._fork: tuple[bytes, Work, Host] | None = None
         self._engine_error: EngineError | None = None
         self._began = time.perf_counter()
@@ -179,6 +180,7 @@ class Search:
             num_more = self._fewest_to_settle(num_left) if plan.stops_early else num_left
             for index in range(len(tasks), len(self._ended) + num_more):
                 tasks[index] = asyncio.create_task(self._work_on(index))
+            self._num_started = len(tasks)
             await self._wait(tasks)
 
     async def _wait(self, tasks: dict[int, asyncio.Task[Trial]]) -> None:
@@ -333,7 +335,7 @@ class Search:
             {
                 "seconds": time.perf_counter() - self._began,
                 "candidates": self._plan.k,
-                "started": len(self._candidates),
+                "started": self._num_started,
                 "ended": len(self._ended),
                 "programs": sum(len(candidate.work.turns) for candidate in self._candidates.values()),
                 "tokens": self._num_tokens(),
