@@ -234,6 +234,8 @@ class Host:
             span = self._span(claim)
         except ProgramError:
             return None
+        length = len(self._context.documents[span.document].text)
+        span = Span(span.document, max(0, span.start), min(span.end, length))
         says = self._context.text(span)
         claims = claim.get("text", says)
         return self._evidence(span) if says and claims == says else None

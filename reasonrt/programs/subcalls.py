@@ -16,6 +16,7 @@ from reasonrt.answers import find_answer, normal_form
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.programs.budget import Spent
 from reasonrt.programs.model import Model, PromptTooLong
+from reasonrt.programs.values import value_of
 from reasonrt.tasks import cancel
 from reasonrt.types import Message
 
@@ -142,13 +143,26 @@ def _read(text: str, kind: Kind, labels: Sequence[str]) -> Reply:
     if kind == "text":
         return Reply(text) if text else Reply(None, "the model wrote nothing")
     if kind == "number":
-        found = find_answer(text)
-        value = normal_form(re.sub(r"[^\d./+-]", "", found)) if found else None
-        if isinstance(value, Fraction):
-            return Reply(int(value) if value.denominator == 1 else float(value))
-        return Reply(None, f"the model answered {text[:40]!r}, and no number")
+        number = _number(text)
+        return Reply(number) if number is not None else Reply(None, f"the model answered {text[:40]!r}, and no number")
     said = text.strip("\"'.*`").casefold()
     for label in labels:
         if said == label.casefold():
             return Reply(label == YES if kind == "bool" else label)
     return Reply(None, f"the model answered {text[:40]!r}, and none of {', '.join(labels)[:80]}")
+
+
+def _number(text: str) -> int | float | None:
+    """The number that a text is, with or without a unit, or else the last one in it."""
+    value: object
+    match value_of(text, "number"):
+        case ("number", value, _):
+            pass
+        case _:
+            value = normal_form(re.sub(r"[^\d./+-]", "", find_answer(text) or ""))
+    if not isinstance(value, Fraction):
+        return None
+    try:
+        return int(value) if value.denominator == 1 else float(value)
+    except OverflowError:
+        return None

@@ -1,0 +1,153 @@
+"""Journals: all that was said, under what was asked, and nothing else."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonrt.errors import RequestError
+from reasonrt.programs.journal import SCHEMA, Journal, JournaledModel, ReplayedModel, digest
+from reasonrt.programs.model import PromptTooLong, Written
+from reasonrt.types import Document, Message
+
+ASKED = (Message("system", "s"), Message("user", "Which é \ud800?"))
+
+
+def make_journal() -> Journal:
+    return Journal("Which?", (Document("é\0\r\n", "a.txt"), Document("")), {"k": 3, "answer": "auto"}, 7, "0a0b0c0d")
+
+
+class Model:
+    """Says different things to different questions."""
+
+    async def write(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        until: Callable[[str], bool] | None = None,
+        beginning: str = "",
+    ) -> Written:
+        if max_tokens > 100:
+            raise PromptTooLong("too long by far")
+        return Written(f"{messages[-1].content} {temperature} {seed}{beginning}", max_tokens, True, -0.25)
+
+    async def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[float, ...]:
+        if len(choices) > 3:
+            raise PromptTooLong("too long by far")
+        return tuple(1 / len(choices) for _ in choices)
+
+    async def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
+        return max_tokens <= 100
+
+
+def through_a_file(journal: Journal, folder: Path) -> Journal:
+    (folder / "journal.json").write_text(json.dumps(journal.to_value()))
+    return Journal.read(folder / "journal.json")
+
+
+ASKING: list[Callable[[Any], Any]] = [
+    lambda model: model.write(ASKED, max_tokens=5),
+    lambda model: model.write(ASKED, max_tokens=6),
+    lambda model: model.write(ASKED, max_tokens=5, temperature=0.5),
+    lambda model: model.write(ASKED, max_tokens=5, temperature=0.5, seed=1),
+    lambda model: model.write(ASKED, max_tokens=5, beginning="b"),
+    lambda model: model.write(ASKED[1:], max_tokens=5),
+    lambda model: model.choose(ASKED, ("a", "b")),
+    lambda model: model.choose(ASKED, ("ab", "")),
+    lambda model: model.fits(ASKED, 100),
+    lambda model: model.fits(ASKED, 101),
+]
+TOO_LONG: list[Callable[[Any], Any]] = [
+    lambda model: model.write(ASKED, max_tokens=101),
+    lambda model: model.choose(ASKED, ("a", "b", "c", "d")),
+]
+
+
+async def test_a_journal_says_again_what_was_said_through_a_file(tmp_path: Path) -> None:
+    journal = make_journal()
+    recording = JournaledModel(Model(), journal, "root")
+    said = [await ask(recording) for ask in ASKING]
+    for ask in TOO_LONG:
+        with pytest.raises(PromptTooLong):
+            await ask(recording)
+    assert len(journal.replies) == len(ASKING) + len(TOO_LONG)
+
+    read = through_a_file(journal, tmp_path)
+    assert read == journal
+    replayed = ReplayedModel(read, "root")
+    assert [await ask(replayed) for ask in ASKING] == said
+    for ask in TOO_LONG:
+        with pytest.raises(PromptTooLong, match="too long by far"):
+            await ask(replayed)
+
+
+@pytest.mark.parametrize("ask", [*ASKING, *TOO_LONG])
+async def test_what_was_not_asked_is_another_course(ask: Callable[[Any], Any], tmp_path: Path) -> None:
+    journal = make_journal()
+    await ASKING[0](JournaledModel(Model(), journal, "sub"))
+
+    with pytest.raises(RequestError, match="another course"):
+        await ask(ReplayedModel(journal, "root"))  # it was another model that was asked
+
+
+async def test_reply_that_no_model_gives_is_named(tmp_path: Path) -> None:
+    journal = make_journal()
+    for ask in ASKING:
+        await ask(JournaledModel(Model(), journal, "root"))
+        (key,) = journal.replies
+        for spoilt in (None, "x", {"text": "x"}, [["x"]], {}):
+            journal.replies[key] = spoilt
+            with pytest.raises(RequestError, match=f"reply {key} is none that a model gives"):
+                await ask(ReplayedModel(through_a_file(journal, tmp_path), "root"))
+        journal.replies.clear()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"documents": None},
+        {"documents": [{"name": "a"}]},
+        {"documents": [{"text": 7}]},
+        {"seed": "seven"},
+        {"seed": None},
+        {"options": []},
+        {"order": [0.5]},
+        {"replies": []},
+        {"was_late": "perhaps"},
+        {"nonce": 7},
+        {"schema": "reasonrt.program_journal/2"},
+    ],
+)
+def test_file_that_is_none_of_ours_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "journal.json").write_text(json.dumps(make_journal().to_value() | change))
+
+    with pytest.raises(RequestError, match=f"is no journal of a program search .{SCHEMA}"):
+        Journal.read(tmp_path / "journal.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "null", "[" * 100_000, "{" * 100_000, '{"schema": [1]}'])
+def test_text_that_is_no_journal_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "journal.json").write_text(text)
+
+    with pytest.raises(RequestError, match="is no journal"):
+        Journal.read(tmp_path / "journal.json")
+
+
+def test_bytes_that_are_no_journal_are_named(tmp_path: Path) -> None:
+    (tmp_path / "journal.json").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(RequestError, match="is no journal"):
+        Journal.read(tmp_path / "journal.json")
+    with pytest.raises(RequestError, match="cannot read"):
+        Journal.read(tmp_path)
+
+
+def test_digest_depends_on_the_value_and_not_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1, "b": [2]}) != digest({"a": 1, "b": ["2"]})
+    assert len(digest("\ud800")) == 64  # half of a surrogate pair, too
