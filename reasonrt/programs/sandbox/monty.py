@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
@@ -124,7 +125,7 @@ class MontySandbox:
             max_checkouts_per_worker=1,
         )
         try:
-            await pool.__aenter__()
+            await _open_pool(pool)
             await self_test(BACKEND, "exec", lambda limits: self._check_out(pool, (), limits), self._launcher)
         except BaseException:
             await pool.__aexit__(None, None, None)
@@ -397,6 +398,16 @@ def _named(name: str) -> Callable[[], None]:
 
     stand_in.__name__ = name
     return stand_in
+
+
+async def _open_pool(pool: "AsyncMonty") -> None:
+    from pydantic_monty import MontyError
+
+    try:
+        await pool.__aenter__()
+    except (MontyError, OSError, RuntimeError) as error:
+        reason = f"workers of the sandbox do not start: {_one_line(error)}"
+        raise EngineError(f"{reason}; they are started from a file in {tempfile.gettempdir()}, see TMPDIR") from error
 
 
 def _type_checks(pool: "AsyncMonty") -> CheckOut:
