@@ -32,7 +32,7 @@ def what_is_missing() -> str | None:
         return f"the seccomp filter is written for {' and '.join(confine.MACHINES)}, not for {machine}"
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(ctypes.c_long(confine.CREATE_RULESET), None, ctypes.c_long(0), ctypes.c_long(1)) < 1:
-        return f"this kernel ({platform.release()}) has Landlock neither built in nor enabled"
+        return f"this kernel ({platform.release()}) does not offer Landlock, or a container forbids it"
     return None
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.programs.language import names_bound
@@ -35,6 +35,7 @@ LIMIT_MESSAGES = (
     "exceeded its memory limit",
 )
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -82,7 +83,7 @@ class MontySandbox:
     async def load(
         self, state: bytes, functions: Sequence[str] = (), limits: CellLimits | None = None
     ) -> "MontySession":
-        """As the port says; memory and recursion stay as limited where the state was taken."""
+        """As the port says; what the worker limits itself stays as it was: seconds of a cell, memory, recursion."""
         header, payload = unpack(BACKEND, "session", state)
         session = await self._check_out(await self._started(), functions, limits or CellLimits())
         await session.restore(header, payload)
@@ -248,14 +249,8 @@ class MontySession:
 
     async def restore(self, header: Mapping[str, Any], payload: bytes) -> None:
         """Continue from `dump`, before the first cell."""
-        from pydantic_monty import MontyError
-
         self._names = _loaded_names(header)
-        try:
-            await self._session.load_session(payload)
-        except (MontyError, RuntimeError, ValueError) as error:
-            await self._lose("its state could not be read")
-            raise EngineError(f"a session cannot be loaded: {_one_line(error)}") from error
+        await self._loaded(self._session.load_session(payload))
 
     async def resume(self, header: Mapping[str, Any], payload: bytes, reply: Any, host: Host) -> Cell:
         """Continue from `HostCall.fork`, before the first cell."""
@@ -263,13 +258,18 @@ class MontySession:
         output = Output(self._limits.output_characters, header["output"], header["num_cut"])
         turn = Turn(self._limits, output, GRACE_S)
         turn.num_calls, turn.seconds = header["num_calls"], header["seconds"]
+        snapshot = await self._loaded(self._session.load_snapshot(payload, print_callback=turn.output.write))
+        call = cast("AsyncFunctionSnapshot", snapshot)
+        return await self._drive(turn, host, lambda: call.resume(_as_reply(reply)))
 
-        async def start() -> "AsyncSnapshot":
-            snapshot = await self._session.load_snapshot(payload, print_callback=turn.output.write)
-            call = cast("AsyncFunctionSnapshot", snapshot)
-            return await call.resume(_as_reply(reply))
+    async def _loaded(self, loading: Awaitable[T]) -> T:
+        from pydantic_monty import MontyError
 
-        return await self._drive(turn, host, start)
+        try:
+            return await loading
+        except (MontyError, RuntimeError, ValueError) as error:
+            await self._lose("its state could not be read")
+            raise EngineError(f"a saved session cannot be loaded: {_one_line(error)}") from error
 
     async def _drive(
         self,

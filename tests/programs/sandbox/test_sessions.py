@@ -308,6 +308,21 @@ async def test_what_is_no_state_is_refused(sandbox: SandboxTool, state: bytes) -
         await sandbox.resume(state, None, no_host)
 
 
+async def test_a_damaged_state_is_one_line() -> None:
+    sandbox = build_sandbox("monty", max_workers=1)
+    session = await sandbox.open({})
+    state = await session.dump()
+    await session.aclose()
+    call = state.replace(b'"session"', b'"call", "output": "", "num_cut": 0, "num_calls": 0, "seconds": 0')
+
+    for _ in range(2):  # the place is given back
+        with pytest.raises(EngineError, match="a saved session cannot be loaded"):
+            await sandbox.load(state[:-50])
+        with pytest.raises(EngineError, match="a saved session cannot be loaded"):
+            await sandbox.resume(call, 1, no_host)
+    await sandbox.aclose()
+
+
 @pytest.mark.parametrize(
     ("code", "value"),
     [("x = {'a': [1, (2, None)]}", {"a": [1, (2, None)]}), ("x = 'é'", "é"), ("y = 1", None), ("x = print", None)],
