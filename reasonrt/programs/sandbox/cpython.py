@@ -20,7 +20,7 @@ from reasonrt.programs.sandbox import plain, wire, worker
 from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, what_is_missing
 from reasonrt.programs.sandbox.places import Places
-from reasonrt.programs.sandbox.plain import MAX_DEPTH, NotPlain, check_plain
+from reasonrt.programs.sandbox.plain import MAX_DEPTH, NotPlain, check_plain, check_reply
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
 from reasonrt.programs.sandbox.state import pack, unpack
@@ -207,7 +207,7 @@ class CPythonSession:
         try:
             settled = await self._drive(turn, code, host, recorded, calls)
         except BaseException:  # cancelled, or the host failed: nobody will answer this worker any more
-            await self._lose("it was cancelled")
+            await self._lose("it was cancelled, or its host failed")
             raise
         if settled.ending is Ending.LOST:
             await self._lose(settled.error)
@@ -301,7 +301,9 @@ class CPythonSession:
                 return pack(BACKEND, "call", self._journal(code=code, calls=calls[:number], question=question))
 
             try:
-                reply = _as_reply(await host(HostCall(name, args, kwargs, fork)))
+                replied = await host(HostCall(name, args, kwargs, fork))
+                check_reply(name, replied)
+                reply = _as_reply(replied)
             except ProgramError as error:
                 reply = _as_reply(error)
         calls.append({"question": question, "reply": _saved(reply)})

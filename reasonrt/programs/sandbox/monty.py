@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast, get_args
 
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.programs.language import names_bound
@@ -14,7 +14,7 @@ from reasonrt.programs.sandbox.check import Checker, CheckOut
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, refuse_unconfined, what_is_missing
 from reasonrt.programs.sandbox.output import Output
 from reasonrt.programs.sandbox.places import Places
-from reasonrt.programs.sandbox.plain import NotPlain, check_plain
+from reasonrt.programs.sandbox.plain import NotPlain, check_plain, check_reply
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
 from reasonrt.programs.sandbox.state import pack, unpack
@@ -205,10 +205,8 @@ class MontySession:
             code.encode()
         except UnicodeEncodeError:
             return Cell(Ending.REFUSED, error="SyntaxError: half of a surrogate pair in the program")
-        if self._checker and self._names is not None:
-            if found := await self._checker.check(code, self._names, self._functions):
-                return Cell(Ending.REFUSED, error=found)
-            self._names = _both(self._names, names_bound(code))
+        if found := await self._check(code):
+            return Cell(Ending.REFUSED, error=found)
         return await self._drive(turn, host, lambda: self._session.feed_start(code, print_callback=turn.output.write))
 
     async def value(self, name: str) -> Any:
@@ -262,6 +260,19 @@ class MontySession:
         call = cast("AsyncFunctionSnapshot", snapshot)
         return await self._drive(turn, host, lambda: call.resume(_as_reply(reply)))
 
+    async def _check(self, code: str) -> str:
+        """What cannot work in a cell, before it runs; what it may bind is known from then on."""
+        if self._checker is None or self._names is None:
+            return ""
+        try:
+            found = await self._checker.check(code, self._names, self._functions)
+        except BaseException:
+            await self._lose("it was cancelled")
+            raise
+        if not found:
+            self._names = _both(self._names, names_bound(code))
+        return found
+
     async def _loaded(self, loading: Awaitable[T]) -> T:
         from pydantic_monty import MontyError
 
@@ -282,7 +293,7 @@ class MontySession:
         try:
             settled = await self._answer(turn, host, start, keep)
         except BaseException:  # cancelled, or the host failed: nobody will answer this worker any more
-            await self._lose("it was cancelled")
+            await self._lose("it was cancelled, or its host failed")
             raise
         if settled.ending is Ending.LOST:
             await self._lose(settled.error)
@@ -295,7 +306,13 @@ class MontySession:
         start: Callable[[], Awaitable["AsyncSnapshot"]],
         keep: Callable[[Any], None] | None,
     ) -> _Settled:
-        from pydantic_monty import MontyComplete, MontyCrashedError, MontyError, MontySyntaxError, MontyTypingError
+        from pydantic_monty import (
+            MontyComplete,
+            MontyCrashedError,
+            MontyError,
+            MontySyntaxError,
+            MontyTypingError,
+        )
 
         try:
             snapshot = await turn.clocked(start())
@@ -309,9 +326,7 @@ class MontySession:
             return _Settled(Ending.LOST, turn.time_up)
         except MontyCrashedError as error:
             return _Settled(Ending.LOST, f"the worker died: {_one_line(error)}")
-        except MontySyntaxError as error:
-            return _Settled(Ending.REFUSED, error.display())
-        except MontyTypingError as error:
+        except (MontySyntaxError, MontyTypingError) as error:
             return _Settled(Ending.REFUSED, error.display())
         except MontyError as error:
             settled = _judge(error, turn)
@@ -348,6 +363,7 @@ class MontySession:
                 return {"exc_type": "TypeError", "message": f"{name}: {error}"}
         try:
             reply = await host(HostCall(name, args, kwargs, lambda: self._fork(turn, snapshot)))
+            check_reply(name, reply)
         except ProgramError as error:
             reply = error
         return _as_reply(reply)
@@ -386,8 +402,15 @@ def _judge(error: Any, turn: Turn) -> _Settled:
 
 def _as_reply(reply: Any) -> "ExternalResult":
     if isinstance(reply, ProgramError):
-        return {"exc_type": cast(Any, reply.kind), "message": str(reply)}
+        return {"exc_type": cast(Any, _known_exception(reply.kind)), "message": str(reply)}
     return {"return_value": reply}
+
+
+def _known_exception(kind: str) -> str:
+    """Monty has fewer built-in exceptions than Python."""
+    from pydantic_monty import ExcType
+
+    return kind if kind in get_args(ExcType) else "RuntimeError"
 
 
 def _named(name: str) -> Callable[[], None]:
