@@ -26,7 +26,7 @@ $(INSTALLED): requirements/cpu.txt pyproject.toml
 		{ echo "reasonrt needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(HAS_GPU),yes)
-	$(BIN)/pip install -q -e '.[gpu,ray,eval,dev]'
+	$(BIN)/pip install -q -e '.[gpu,ray,programs,eval,dev]'
 else
 	$(BIN)/pip install -q torch==2.13.0
 	$(BIN)/pip install -q --no-deps -r requirements/cpu.txt

@@ -138,7 +138,10 @@ class ProgramSearch(PolicyOptions):
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
-        weights = self._read_weights(engine)
+        try:
+            weights = self._read_weights(engine)
+        except CalibrationError as error:  # by the options of this request; those of the configuration were checked
+            raise RequestError(str(error)) from None
         direct = await asyncio.to_thread(self._direct_request, request, engine, weights)
         if direct is not None:
             transcript = Transcript.of(direct, engines)
@@ -151,10 +154,10 @@ class ProgramSearch(PolicyOptions):
         budget, places = Budget(lambda: engines.allowance), asyncio.Semaphore(self.concurrency)
         sub_engine = engines[self.sub_engine or self.engine]
         models: list[Model] = [EngineModel(each, budget, places, request.top_p) for each in (engine, sub_engine)]
-        if self.journal:
-            journal.weights = weights.to_json() if weights else ""
-            models = [JournaledModel(model, journal, role) for model, role in zip(models, ("root", "sub"), strict=True)]
         sandbox: Sandbox = engines.tools[SANDBOX]
+        if self.journal:
+            journal.weights, journal.backend = weights.to_json() if weights else "", sandbox.backend
+            models = [JournaledModel(model, journal, role) for model, role in zip(models, ("root", "sub"), strict=True)]
         search = Search(
             journal.question,
             context,
@@ -175,7 +178,8 @@ class ProgramSearch(PolicyOptions):
         yield Step(text, tuple(ids), AUTHOR, is_complete=not is_cut)
         details = _details(found, context)
         if self.trace:
-            details["trace"] = dict(found.trace.value)
+            cost = f"{found.num_tokens:,} tokens, {found.num_sub_calls:,} sub-questions"
+            details["trace"] = {**found.trace.value, "usage": cost}
         if self.journal:
             journal.order, journal.was_late = list(found.order), found.was_late
             journal.trace_hash = found.trace.sha256
@@ -195,7 +199,7 @@ class ProgramSearch(PolicyOptions):
         if self.weights is None:
             return None
         weights = Weights.read(Path(self.weights))
-        check_matches(weights, engine.model_fingerprint, self.k)
+        check_matches(weights, engine.model_fingerprint, self.k, self.stop_early)
         return weights
 
     def _direct_request(self, request: Request, engine: Engine, weights: Weights | None) -> Request | None:

@@ -1,13 +1,16 @@
-"""Documents point at what is there: their links, and the files that they name."""
+"""Documents point at what is there: their links, the files that they name, and the options that they describe."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from reasonrt.config import load_config
+from reasonrt.policies.program_search import ProgramSearch
 from reasonrt.policies.registry import build_policy
+from reasonrt.programs.language import SIGNATURES
 from reasonrt.serve.config import load_serve_config
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +52,12 @@ def test_configurations_that_it_shows_can_be_read(page: Path, tmp_path: Path, in
         load_serve_config(config.serve, {})
         for name, options in config.policies.items():
             build_policy(name, options)
+
+
+def test_programs_page_has_every_option_and_every_function() -> None:
+    page = (ROOT / "docs" / "programs.md").read_text()
+    described = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    functions = set(re.findall(r"`(\w+)\(", page))
+
+    assert not {option.name for option in fields(ProgramSearch)} - described
+    assert not {name for name in SIGNATURES if not name.startswith("_")} - functions

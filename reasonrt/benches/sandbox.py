@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from reasonrt.programs.sandbox.base import Ending, HostCall
@@ -37,17 +37,20 @@ async def measure_cost(
 
     They are opened one after the other; a start is from the call to the session that has its context. The memory is
     that of the workers, by resident pages (`rss`, in which a shared page counts once for each) and by a fair part of
-    them (`pss`).
+    them (`pss`). The processor time of a start, in the host and in the worker, is what is left of its time on a machine
+    that does nothing else.
     """
     sandbox = build_sandbox(backend, max_workers=num_sandboxes)
     await sandbox.start()
-    sessions, starts_ms = [], []
+    sessions, starts_ms, processor_ms = [], [], []
     try:
         for number in range(num_sandboxes):
             context = f"{number:09d}\n" * (context_megabytes * 100_000)
-            began = perf_counter()
-            sessions.append(await sandbox.open({"context": context}))
+            began, host_began = perf_counter(), process_time()
+            session = await sandbox.open({"context": context})
             starts_ms.append(1000 * (perf_counter() - began))
+            processor_ms.append(1000 * (process_time() - host_began) + _processor_ms(getattr(session, "worker_pid", 0)))
+            sessions.append(session)
         for session in sessions:
             cell = await session.run("print(len(context), context.count('\\n'))", _nobody)
             if cell.ending is not Ending.DONE:
@@ -66,6 +69,7 @@ async def measure_cost(
         "pss_gigabytes": round(memory["Pss"], 3),
         "start_ms_median": round(median(starts_ms), 1),
         "start_ms_p95": round(quantiles(starts_ms, n=20)[-1], 1),
+        "start_processor_ms_median": round(median(processor_ms), 1),
     }
 
 
@@ -86,6 +90,12 @@ def _memory_bytes(pid: int, name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"the system does not say the memory of process {pid}")
+
+
+def _processor_ms(pid: int) -> float:
+    """What a process has used so far, its threads included."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
 
 
 async def _nobody(call: HostCall) -> Any:

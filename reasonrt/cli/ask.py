@@ -202,7 +202,7 @@ def replay(
     recorded = Journal.read(journal)
 
     async def work() -> Any:
-        sandbox = build_sandbox()
+        sandbox = build_sandbox(recorded.backend)
         await sandbox.start()
         try:
             return await replay_run(recorded, sandbox)

@@ -22,12 +22,14 @@ from reasonrt.errors import ConfigError
 from reasonrt.evals.tasks import TASKS
 from reasonrt.plugins import Plugin, unreadable_packages
 from reasonrt.policies.registry import policy_plugins
+from reasonrt.programs.sandbox.launch import what_is_missing
 from reasonrt.tools import TOOLS, build_tool
 
 _NEEDED = ("torch", "transformers", "tokenizers")
 _OPTIONAL = {
     "ray": "serving on more than one process: pip install 'reasonrt[ray]'",
     "math_verify": "grading beyond exact answers: pip install 'reasonrt[eval]'",
+    "pydantic_monty": "programs over long contexts: pip install 'reasonrt[programs]'",
     "reasoning_gym": "the zoo's word problems: pip install 'reasonrt[eval]'",
 }
 _HARMFUL = ("torchvision", "torchaudio", "torchcodec")
@@ -76,7 +78,15 @@ def _machine() -> list[Finding]:
         ),
         Finding("free disk here", f"{free_gib:.1f} GiB", *_enough(free_gib, 1, "runs write journals")),
         *_accelerators(),
+        _confinement(),
     ]
+
+
+def _confinement() -> Finding:
+    missing = what_is_missing()
+    if missing is None:
+        return Finding("sandbox of programs", "Landlock and seccomp")
+    return Finding("sandbox of programs", "cannot be confined", "note", f"program_search is refused: {missing}")
 
 
 def _enough(value: float, needed: float, why: str) -> tuple[str, str]:

@@ -41,7 +41,7 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         for name, reason in row.get("failed", {}).items():
             console.print(f"[red]does not hold[/] {row['backend']}: {name}: {reason}")
-    table = Table("backend", "sessions", "context MB", "rss GB", "pss GB", "start ms", "p95 ms", title="cost")
+    table = Table("backend", "sessions", "context MB", "rss GB", "pss GB", "start ms", "p95 ms", "CPU ms", title="cost")
     for row in rows:
         if "sandboxes" in row:
             table.add_row(row["backend"], *(str(value) for name, value in row.items() if name != "backend"))

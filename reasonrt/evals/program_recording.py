@@ -88,7 +88,7 @@ async def record_programs(
     Raises:
         EvalError: the journal belongs to another recording, or a request failed twice.
     """
-    options = {**settings.options, "direct": "never", "stop_early": False, "trace": True}
+    options = {**settings.options, "weights": None, "direct": "never", "stop_early": False, "trace": True}
     policy = ProgramSearch.from_options(options)
     engine = runtime.engines[policy.engine]
     bound = {

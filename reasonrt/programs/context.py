@@ -5,6 +5,7 @@ copies of text; whoever reads one is noted, so that coverage is known, and a spa
 """
 
 import asyncio
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ get the same chunks, and the prefix cache of the engine holds them."""
 _LINE_CHARACTERS = 400  # of a hit's line that is shown
 _PIECE_CHARACTERS = 24  # long enough to be found again in the right place
 _PIECES = 4  # lines at each end of a text that are looked for, each at the cost of a walk through the context
+_MOST_HITS = 10_000
+_SEARCHED_CHARACTERS = 1 << 30  # of walks through the context, to note what was read
 _SEARCH_S = 2.0  # of one pattern; patterns come from models and may never end
 
 
@@ -138,11 +141,14 @@ class Context:
         except (regex.error, RecursionError, OverflowError, MemoryError) as error:
             raise SearchError(f"{pattern[:80]!r} is no regular expression: {str(error)[:80]}") from None
         hits: list[Hit] = []
+        max_hits = min(max_hits, _MOST_HITS)
+        end_s = time.monotonic() + _SEARCH_S
         try:
             for index in range(len(self.documents)) if document is None else [document]:
                 text, line, seen = self.documents[index].text, 1, 0
                 # concurrent: without the lock of the interpreter
-                for match in compiled.finditer(text, timeout=_SEARCH_S, concurrent=True):
+                left_s = max(0.001, end_s - time.monotonic())
+                for match in compiled.finditer(text, timeout=left_s, concurrent=True):
                     if len(hits) >= max_hits:
                         return hits
                     start, end = match.span()
@@ -185,6 +191,7 @@ class Coverage:
     context: Context
     _starts: dict[int, list[int]] = field(default_factory=dict)
     _ends: dict[int, list[int]] = field(default_factory=dict)
+    _searched: int = 0
 
     def add(self, span: Span) -> None:
         """Note that `span` was read."""
@@ -203,16 +210,20 @@ class Coverage:
         """Note that a text was read that may be, or hold, a piece of the context, cut out by a program."""
         if len(text) < _PIECE_CHARACTERS:
             return
-        if span := self.context.find(text):
+        if span := self._find(text):
             self.add(span)
             return
         lines = [line for line in text.splitlines() if len(line) >= _PIECE_CHARACTERS]
-        first = next(filter(None, map(self.context.find, lines[:_PIECES])), None)
-        last = next(filter(None, map(self.context.find, lines[: -_PIECES - 1 : -1])), None)
+        first = next(filter(None, map(self._find, lines[:_PIECES])), None)
+        last = next(filter(None, map(self._find, lines[: -_PIECES - 1 : -1])), None)
         for span in filter(None, (first, last)):
             self.add(span)
         if first and last and first.document == last.document and 0 <= last.end - first.start <= len(text):
             self.add(Span(first.document, first.start, last.end))
+
+    def _find(self, text: str) -> Span | None:
+        self._searched += self.context.num_characters
+        return self.context.find(text) if self._searched <= _SEARCHED_CHARACTERS else None
 
     @property
     def share(self) -> float:

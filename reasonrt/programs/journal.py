@@ -33,6 +33,7 @@ class Journal:
         seed: of the run; candidates derive theirs from it.
         nonce: of the frames of observations.
         replies: by the hash of what was asked.
+        backend: of the sandbox.
         order: indices of the candidates, in the order in which they ended; None before the run.
         was_late: the deadline has ended the run.
         weights: what `Weights.to_json` gives; empty without any.
@@ -45,6 +46,7 @@ class Journal:
     seed: int
     nonce: str
     replies: dict[str, Any] = field(default_factory=dict)
+    backend: str = "monty"
     order: list[int] | None = None
     was_late: bool = False
     weights: str = ""

@@ -40,9 +40,16 @@ Look first, then compute; count and search by code, and ask the language model o
 you know the answer, call final in a block of its own:
 
 ```repl
-final("the answer alone")
+final(hits[0]["match"])
 ```
 """
+
+
+RECURSION = """\
+- rlm_query(question, text): the answer to a question about a text that is too long for one prompt, by programs of its \
+own; it takes long.
+"""
+"""What is there besides where a run may search programs for a part of its context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +190,7 @@ BLOCK = "```repl\n"
 
 NO_BLOCK = (
     "Your message holds no whole ```repl block, so nothing was run. If you know the answer, it counts only when code "
-    'gives it:\n```repl\nfinal("the answer alone")\n```'
+    "gives it, by final(...) in such a block."
 )
 FORCED = "No more programs are run. Answer the question now, with the answer alone, from what you have seen."
 

@@ -260,13 +260,20 @@ def _own_yields(function: ast.AST) -> list[ast.AST]:
 def _can_be_list(function: ast.FunctionDef, yields: Sequence[ast.AST]) -> bool:
     """Each yield is a statement, and no loop is without an end of its own."""
     statements = {id(node.value) for node in ast.walk(function) if isinstance(node, ast.Expr)}
-    endless = [
-        node for node in ast.walk(function) if isinstance(node, ast.While) and isinstance(node.test, ast.Constant)
-    ]
+    endless = [node for node in ast.walk(function) if _has_no_end(node)]
     ends = (ast.Break, ast.Return, ast.Raise)
     return all(id(node) in statements for node in yields) and all(
         any(isinstance(inner, ends) for inner in ast.walk(loop)) for loop in endless
     )
+
+
+def _has_no_end(node: ast.AST) -> bool:
+    match node:
+        case ast.While(test=ast.Constant()):
+            return True
+        case ast.For(iter=ast.Call(ast.Name(id=name) | ast.Attribute(attr=name))):
+            return name in ("count", "cycle", "repeat", "iter")
+    return False
 
 
 def _deleted(target: ast.expr) -> ast.stmt | None:

@@ -15,7 +15,7 @@ from typing import Any
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.programs import protocol
 from reasonrt.programs.budget import Spent
-from reasonrt.programs.candidate import Candidate, Rules, Work
+from reasonrt.programs.candidate import Candidate, Rules, Turn, Work
 from reasonrt.programs.context import Context
 from reasonrt.programs.host import AskBelow, Host
 from reasonrt.programs.journal import ANOTHER_COURSE
@@ -126,6 +126,7 @@ class Search:
         self._candidates: dict[int, Candidate] = {}
         self._ended: dict[int, Trial] = {}
         self._order: list[int] = []
+        self._num_started = 1
         self._fork: tuple[bytes, Work, Host] | None = None
         self._engine_error: EngineError | None = None
         self._too_long: PromptTooLong | None = None
@@ -179,7 +180,8 @@ class Search:
                 return
             num_more = self._fewest_to_settle(num_left) if plan.stops_early else num_left
             for index in range(len(tasks), len(self._ended) + num_more):
-                tasks[index] = asyncio.create_task(self._finish(await self._begin(index)))
+                tasks[index] = asyncio.create_task(self._work_on(index))
+            self._num_started = len(tasks)
             await self._wait(tasks)
 
     async def _wait(self, tasks: dict[int, asyncio.Task[Trial]]) -> None:
@@ -207,20 +209,34 @@ class Search:
         plan = self._plan
         return fewest_to_settle(self._ended.values(), num_left, plan.strategy, plan.kind, self._weights)
 
+    async def _work_on(self, index: int) -> Trial:
+        try:
+            candidate = await self._begin(index)
+        except EngineError as error:  # no sandbox is free, for one: the others have theirs
+            self._engine_error = error
+            return Trial(index, Status.FAILED)
+        return await self._finish(candidate)
+
     async def _begin(self, index: int) -> Candidate:
+        work, host, session = await self._forked() or (self._opening(), self._host.fork(), await self._open())
         plan = self._plan
-        if self._fork is None:
-            work, host, session = self._opening(), self._host.fork(), await self._open()
-        else:
-            state, after, host = self._fork
-            work, host = after.copy(), host.fork()
-            session = await self._sandbox.load(state, host.functions, self._limits)
         seed = (plan.seed + index * _SEEDS_PER_CANDIDATE) % 2**63
         candidate = Candidate(
             index, work, session, self._renew, host, self._model, plan.rules, seed=seed, greedy=index == 0
         )
         self._candidates[index] = candidate
         return candidate
+
+    async def _forked(self) -> tuple[Work, Host, Session] | None:
+        """Where the first look has led; None where there is no going on from there."""
+        if self._fork is None:
+            return None
+        state, work, host = self._fork
+        try:
+            session = await self._sandbox.load(state, host.functions, self._limits)
+        except EngineError:
+            return None  # what it ran takes another course each time; one that has no place fails again
+        return work.copy(), host.fork(), session
 
     async def _open(self) -> Session:
         values: dict[str, Any] = {"context": self._context.as_value(), "answer": {"content": "", "ready": False}}
@@ -273,9 +289,8 @@ class Search:
         plan = self._plan
         selection = select(self._ended.values(), plan.strategy, plan.kind, self._weights)
         cut_off = Status.DEADLINE if is_late else Status.CANCELLED
-        trials = [
-            self._ended.get(index) or candidate.trial(cut_off) for index, candidate in sorted(self._candidates.items())
-        ]
+        begun = {index: candidate.trial(cut_off) for index, candidate in self._candidates.items()}
+        trials = [trial for _, trial in sorted((begun | self._ended).items())]
         if selection.trial_index is not None:
             status = next(trial.status for trial in trials if trial.index == selection.trial_index)
         else:
@@ -286,10 +301,7 @@ class Search:
             strategy=plan.strategy,
             selection=selection,
             status=status,
-            trials=[
-                trial_as_json(trial, self._candidates[trial.index].work.turns if trial.index in self._ended else ())
-                for trial in trials
-            ],
+            trials=[trial_as_json(trial, self._turns_of(trial)) for trial in trials],
         )
         return Found(
             selection,
@@ -302,6 +314,10 @@ class Search:
             order=tuple(self._order),
             was_late=is_late,
         )
+
+    def _turns_of(self, trial: Trial) -> Sequence[Turn]:
+        is_whole = trial.index in self._ended and trial.index in self._candidates
+        return self._candidates[trial.index].work.turns if is_whole else ()
 
     def _why_nothing(self, trials: Sequence[Trial], is_late: bool) -> Status:
         if is_late:
@@ -326,7 +342,7 @@ class Search:
             {
                 "seconds": time.perf_counter() - self._began,
                 "candidates": self._plan.k,
-                "started": len(self._candidates),
+                "started": self._num_started,
                 "ended": len(self._ended),
                 "programs": sum(len(candidate.work.turns) for candidate in self._candidates.values()),
                 "tokens": self._num_tokens(),

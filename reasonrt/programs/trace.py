@@ -21,7 +21,7 @@ class Trace:
 
     Attributes:
         value: plain JSON data.
-        sha256: of everything in it but times, and what candidates did that were cut off: equal for a run and its
+        sha256: of everything in it but times and candidates that were cut off: equal for a run and its
             replay.
     """
 
@@ -52,7 +52,7 @@ class Trace:
             "shares": dict(selection.shares),
             "trials": list(trials),
         }
-        lasting = {**value, "trials": [_lasting(trial) for trial in trials]}
+        lasting = {**value, "trials": [_lasting(trial) for trial in trials if trial["status"] not in _CUT_OFF]}
         sha256 = digest(lasting)
         return cls({**value, "trace_hash": sha256}, sha256)
 
@@ -63,7 +63,5 @@ def trial_as_json(trial: Trial, turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def _lasting(trial: Mapping[str, Any]) -> dict[str, Any]:
-    if trial["status"] in _CUT_OFF:
-        return {"index": trial["index"], "status": "cut off"}
     turns = [{name: value for name, value in turn.items() if name not in _TIMES} for turn in trial["turns"]]
     return {**trial, "turns": turns}

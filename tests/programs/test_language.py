@@ -356,8 +356,9 @@ def test_each_rewrite_names_its_line() -> None:
     assert not prepare("x = 1\ndel x\nimport heapq", NAMES, "cpython").notes
 
 
-def test_a_generator_without_an_end_is_left_to_the_interpreter() -> None:
-    code = "def f():\n    while True:\n        yield 1"
+@pytest.mark.parametrize("loop", ["while True", "while 1", "for i in count()", "for i in itertools.cycle('ab')"])
+def test_a_generator_without_an_end_is_left_to_the_interpreter(loop: str) -> None:
+    code = f"def f():\n    {loop}:\n        yield 1"
 
     assert prepare(code, NAMES).code == code
 

@@ -17,6 +17,7 @@ from reasonrt.policies.program_search import replay
 from reasonrt.programs.journal import Journal
 from reasonrt.programs.sandbox.base import Cell, CellLimits, Host, HostCall, Session
 from reasonrt.programs.sandbox.build import SandboxTool
+from reasonrt.programs.weights import ProgramCertificate, Weights
 from reasonrt.types import Document, Sampling
 
 Ask = Callable[..., Awaitable[Completion]]
@@ -516,6 +517,21 @@ async def test_without_a_context_there_is_nothing_to_search() -> None:
     assert (await runtime.complete(Request.ask("?", "program_search"))).content == "It is blue."
     with pytest.raises(RequestError, match="nothing to search"):
         runtime.prepare(Request.ask("?", "program_search", options={"direct": "never"}))
+
+
+async def test_weights_that_do_not_fit_the_options_of_a_request_are_named(ask: Ask, tmp_path: Path) -> None:
+    certificate = ProgramCertificate(0.5, 0.1, 0.1, n=40, k=0, p_value=0.01, coverage=1.0, stops_early=True)
+    model = ScriptedEngine("target", "").model_fingerprint
+    file = tmp_path / "weights.json"
+    Weights(1.0, model=model, k=3, certificate=certificate).write(file)
+
+    answered = await ask(lambda prompt, turn, sampling: block("final('blue')"), k=3, weights=str(file))
+    with pytest.raises(RequestError, match="the weights are for 3 candidates, this is 4; take k=3"):
+        await ask(lambda prompt, turn, sampling: block("final('blue')"), k=4, weights=str(file))
+    with pytest.raises(RequestError, match="the certificate is for early stop on, this is off"):
+        await ask(lambda prompt, turn, sampling: block("final('blue')"), k=3, weights=str(file), stop_early=False)
+
+    assert (answered.content, answered.details["strategy"]) == ("blue", "answer_mass")
 
 
 async def test_death_of_the_engine_is_an_error_of_the_run_and_not_an_answer(sandbox: SandboxTool) -> None:

@@ -55,7 +55,7 @@ def test_what_a_candidate_did_that_was_cut_off_changes_nothing(status: Status) -
 
     first, second = [trace_of((TRIAL, (TURN,)), (each, ())) for each in cut_off]
 
-    assert first.sha256 == second.sha256 != BASE.sha256
+    assert first.sha256 == second.sha256 == BASE.sha256  # it may not even have begun in a replay
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from reasonrt.programs.language import MAX_CHARACTERS, SIGNATURES, similar, stub
 if TYPE_CHECKING:
     from pydantic_monty import AsyncMontySession
 
-CHECK_S = 2.0
+CHECK_S = 1.0
 NEVER_DEFINED = "_checked_and_never_run"
 STUBS = stubs(SIGNATURES) + "context: str | list[str]\nanswer: dict[str, Any]\n"
 ALWAYS_DEFINED = {*dir(builtins), NEVER_DEFINED}  # its own list is shorter than what the interpreter has
@@ -31,7 +31,7 @@ CheckOut = Callable[[str], "AsyncMontySession"]
 
 
 class Checker:
-    """One worker with ty, started at the first check and again when it was lost.
+    """One worker with ty for all sessions of a sandbox, started at the first check and again when it was lost.
 
     Args:
         check_out: a session that checks types, with these stubs; not entered.
@@ -53,8 +53,7 @@ class Checker:
             return ""
         names = {name for name in {*known, *functions, *_globals(code)} if name not in DECLARED}
         text = f"def _cell({', '.join(sorted(names))}):\n{textwrap.indent(code, ' ')}\n {NEVER_DEFINED}\n"
-        async with self._turn:
-            found = await self._read(text)
+        found = await self._read(text)
         lines = text.split("\n")
         problems = [_problem(item, {*names, *functions}) for item in found if not _is_spread(item, lines)]
         return "\n".join(problem for problem in problems if problem)
@@ -68,7 +67,7 @@ class Checker:
         from pydantic_monty import MontyError, MontyTypingError
 
         try:
-            async with asyncio.timeout(CHECK_S):
+            async with asyncio.timeout(CHECK_S), self._turn:
                 if self._session is None:
                     self._session = await self._check_out(STUBS).__aenter__()
                 await self._session.feed_start(text)

@@ -1,6 +1,7 @@
 """Full Python: a CPython worker of its own for each session, under the wrapper, its seccomp filter and its limits."""
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from reasonrt.programs.sandbox import plain, wire, worker
 from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, what_is_missing
 from reasonrt.programs.sandbox.places import Places
-from reasonrt.programs.sandbox.plain import MAX_DEPTH, NotPlain, check_plain
+from reasonrt.programs.sandbox.plain import MAX_DEPTH, NotPlain, check_plain, check_reply
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
 from reasonrt.programs.sandbox.state import pack, unpack
@@ -30,13 +31,14 @@ from reasonrt.programs.sandbox.wire import (
     decode,
     encode,
     frame_length,
-    pack_frame,
+    pack_for_worker,
     unpack_frame,
 )
 
 BACKEND = "cpython"
 START_S = 30.0
 INTERPRETER_BYTES = 64 << 20  # address space of Python itself, beside a session's memory
+PIPE_BYTES = 1 << 20
 MAX_ERROR_CHARACTERS = 8000
 NOT_READ = frozenset({"site-packages", "dist-packages", "test", "idlelib", "ensurepip", "turtledemo"})
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}  # a fork repeats the order of sets
@@ -96,7 +98,7 @@ class CPythonSandbox:
         journal = json.loads(payload)
         session = await self.open(_values(journal), functions, limits)
         await session.repeat(journal["cells"])
-        calls = [*journal["calls"], {"question": journal["question"], "reply": _as_reply(reply)}]
+        calls = [*journal["calls"], {"question": journal["question"], "reply": _saved(_as_reply(reply))}]
         return session, await session.run(journal["code"], host, calls)
 
     async def _start(self) -> None:
@@ -140,6 +142,7 @@ class CPythonSandbox:
         except BaseException:
             self._places.give_back()
             raise
+        _widen(process)
         session = CPythonSession(process, handle, self._places, values, frozenset(functions), limits)
         try:
             await session.begin()
@@ -185,7 +188,7 @@ class CPythonSession:
         """Hand over the values, before the first cell."""
         opening = {
             "kind": "open",
-            "values": encode(dict(self._values)),
+            "values": dict(self._values),
             "functions": sorted(self._functions),
             "output_characters": self._limits.output_characters,
             "max_recursion": self._limits.max_recursion,
@@ -206,7 +209,7 @@ class CPythonSession:
         try:
             settled = await self._drive(turn, code, host, recorded, calls)
         except BaseException:  # cancelled, or the host failed: nobody will answer this worker any more
-            await self._lose("it was cancelled")
+            await self._lose("it was cancelled, or its host failed")
             raise
         if settled.ending is Ending.LOST:
             await self._lose(settled.error)
@@ -293,17 +296,19 @@ class CPythonSession:
         if number < len(recorded):
             if recorded[number]["question"] != question:
                 raise EngineError("a saved session asks something else when it is repeated: it used time or chance")
-            reply = dict(recorded[number]["reply"])
+            reply = _recalled(recorded[number]["reply"])
         else:
 
             async def fork() -> bytes:
                 return pack(BACKEND, "call", self._journal(code=code, calls=calls[:number], question=question))
 
             try:
-                reply = _as_reply(await host(HostCall(name, args, kwargs, fork)))
+                replied = await host(HostCall(name, args, kwargs, fork))
+                check_reply(name, replied)
+                reply = _as_reply(replied)
             except ProgramError as error:
                 reply = _as_reply(error)
-        calls.append({"question": question, "reply": reply})
+        calls.append({"question": question, "reply": _saved(reply)})
         return reply
 
     def _journal(self, **cell: Any) -> bytes:
@@ -321,7 +326,7 @@ class CPythonSession:
             raise EOFError("it has no pipes")
         self._signal(signal.SIGCONT)
         try:
-            writer.write(pack_frame(dict(message)))
+            writer.write(pack_for_worker(dict(message)))
             await writer.drain()
             length = frame_length(await reader.readexactly(LENGTH_BYTES))
             body = await reader.readexactly(length)
@@ -348,6 +353,14 @@ class CPythonSession:
         await self._process.communicate()
         os.close(self._handle)
         self._places.give_back()
+
+
+def _widen(process: Process) -> None:
+    """Let more of a large value wait in the pipe, where the system allows that."""
+    pipe = process.stdin.get_extra_info("pipe") if process.stdin else None
+    if pipe:
+        with suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _end(turn: Turn, answer: Mapping[str, Any]) -> _Settled:
@@ -379,7 +392,16 @@ def _question(answer: Mapping[str, Any]) -> tuple[str, tuple[Any, ...], dict[str
 def _as_reply(reply: Any) -> dict[str, Any]:
     if isinstance(reply, ProgramError):
         return {"kind": "raise", "error": reply.kind, "message": str(reply)}
-    return {"kind": "return", "value": encode(reply)}
+    return {"kind": "return", "value": reply}
+
+
+def _saved(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """A reply as JSON, for the journal; a copy, whatever becomes of its parts."""
+    return {**reply, "value": encode(reply["value"])} if reply["kind"] == "return" else dict(reply)
+
+
+def _recalled(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return {**saved, "value": decode(saved["value"])} if saved["kind"] == "return" else dict(saved)
 
 
 def _values(journal: Mapping[str, Any]) -> dict[str, Any]:

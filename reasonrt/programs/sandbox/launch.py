@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ def what_is_missing() -> str | None:
         return f"the seccomp filter is written for {' and '.join(confine.MACHINES)}, not for {machine}"
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(ctypes.c_long(confine.CREATE_RULESET), None, ctypes.c_long(0), ctypes.c_long(1)) < 1:
-        return f"this kernel ({platform.release()}) has Landlock neither built in nor enabled"
+        return f"this kernel ({platform.release()}) does not offer Landlock, or a container forbids it"
     return None
 
 
@@ -71,6 +72,7 @@ class Launcher:
     def __init__(self, confinement: Confinement | None) -> None:
         self._confinement = confinement
         self._folder = Path(tempfile.mkdtemp(prefix="reasonrt-sandbox-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # at exit, at the latest
         self._wrapper = self._compile(confine.__file__, "confine.pyc")
 
     @property
@@ -109,15 +111,18 @@ class Launcher:
         """Try what must fail, in a process under the same wrapper; what did not fail, in words, or an empty list."""
         if self._confinement is None:
             return []
-        process = subprocess.run(
-            self.command("probe", kind, str(self._folder)),
-            env={},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_S,
-            check=False,
-        )
+        try:
+            process = subprocess.run(
+                self.command("probe", kind, str(self._folder)),
+                env={},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PROBE_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return [f"the probe did not run: {error}"]
         lines = process.stdout.splitlines()
         missing = len(confine.ATTEMPTS) - len(lines)
         open_lines = [line for line in lines if not line.endswith(": held")]
@@ -125,7 +130,7 @@ class Launcher:
 
     def close(self) -> None:
         """Remove the folder. Idempotent."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove()
 
     def _compile(self, source: str, name: str) -> str:
         path = str(self._folder / name)
@@ -139,7 +144,13 @@ class Launcher:
 def libraries(binary: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that the dynamic loader opens for `binary`: those that are read, and those that are also executed."""
     traced = subprocess.run(
-        [binary], env={"LD_TRACE_LOADED_OBJECTS": "1"}, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [binary],
+        env={"LD_TRACE_LOADED_OBJECTS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PROBE_S,
+        check=False,
     )
     read: list[str] = []
     execute = [binary]

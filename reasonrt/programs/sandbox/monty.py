@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast, get_args
 
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.programs.language import names_bound
@@ -13,7 +14,7 @@ from reasonrt.programs.sandbox.check import Checker, CheckOut
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, refuse_unconfined, what_is_missing
 from reasonrt.programs.sandbox.output import Output
 from reasonrt.programs.sandbox.places import Places
-from reasonrt.programs.sandbox.plain import NotPlain, check_plain
+from reasonrt.programs.sandbox.plain import NotPlain, check_plain, check_reply
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
 from reasonrt.programs.sandbox.state import pack, unpack
@@ -34,6 +35,7 @@ LIMIT_MESSAGES = (
     "exceeded its memory limit",
 )
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -83,7 +85,7 @@ class MontySandbox:
     async def load(
         self, state: bytes, functions: Sequence[str] = (), limits: CellLimits | None = None
     ) -> "MontySession":
-        """As the port says; memory and recursion stay as limited where the state was taken."""
+        """As the port says; what the worker limits itself stays as it was: seconds of a cell, memory, recursion."""
         header, payload = unpack(BACKEND, "session", state)
         session = await self._check_out(await self._started(), functions, limits or CellLimits())
         await session.restore(header, payload)
@@ -126,7 +128,7 @@ class MontySandbox:
             max_checkouts_per_worker=1,
         )
         try:
-            await pool.__aenter__()
+            await _open_pool(pool)
             await self_test(BACKEND, "exec", lambda limits: self._check_out(pool, (), limits), self._launcher)
         except BaseException:
             await pool.__aexit__(None, None, None)
@@ -205,10 +207,8 @@ class MontySession:
             code.encode()
         except UnicodeEncodeError:
             return Cell(Ending.REFUSED, error="SyntaxError: half of a surrogate pair in the program")
-        if self._checker and self._names is not None:
-            if found := await self._checker.check(code, self._names, self._functions):
-                return Cell(Ending.REFUSED, error=found)
-            self._names = _both(self._names, names_bound(code))
+        if found := await self._check(code):
+            return Cell(Ending.REFUSED, error=found)
         return await self._drive(turn, host, lambda: self._session.feed_start(code, print_callback=turn.output.write))
 
     async def value(self, name: str) -> Any:
@@ -249,14 +249,8 @@ class MontySession:
 
     async def restore(self, header: Mapping[str, Any], payload: bytes) -> None:
         """Continue from `dump`, before the first cell."""
-        from pydantic_monty import MontyError
-
         self._names = _loaded_names(header)
-        try:
-            await self._session.load_session(payload)
-        except (MontyError, RuntimeError, ValueError) as error:
-            await self._lose("its state could not be read")
-            raise EngineError(f"a session cannot be loaded: {_one_line(error)}") from error
+        await self._loaded(self._session.load_session(payload))
 
     async def resume(self, header: Mapping[str, Any], payload: bytes, reply: Any, host: Host) -> Cell:
         """Continue from `HostCall.fork`, before the first cell."""
@@ -264,13 +258,31 @@ class MontySession:
         output = Output(self._limits.output_characters, header["output"], header["num_cut"])
         turn = Turn(self._limits, output, GRACE_S)
         turn.num_calls, turn.seconds = header["num_calls"], header["seconds"]
+        snapshot = await self._loaded(self._session.load_snapshot(payload, print_callback=turn.output.write))
+        call = cast("AsyncFunctionSnapshot", snapshot)
+        return await self._drive(turn, host, lambda: call.resume(_as_reply(reply)))
 
-        async def start() -> "AsyncSnapshot":
-            snapshot = await self._session.load_snapshot(payload, print_callback=turn.output.write)
-            call = cast("AsyncFunctionSnapshot", snapshot)
-            return await call.resume(_as_reply(reply))
+    async def _check(self, code: str) -> str:
+        """What cannot work in a cell, before it runs; what it may bind is known from then on."""
+        if self._checker is None or self._names is None:
+            return ""
+        try:
+            found = await self._checker.check(code, self._names, self._functions)
+        except BaseException:
+            await self._lose("it was cancelled")
+            raise
+        if not found:
+            self._names = _both(self._names, names_bound(code))
+        return found
 
-        return await self._drive(turn, host, start)
+    async def _loaded(self, loading: Awaitable[T]) -> T:
+        from pydantic_monty import MontyError
+
+        try:
+            return await loading
+        except (MontyError, RuntimeError, ValueError) as error:
+            await self._lose("its state could not be read")
+            raise EngineError(f"a saved session cannot be loaded: {_one_line(error)}") from error
 
     async def _drive(
         self,
@@ -283,7 +295,7 @@ class MontySession:
         try:
             settled = await self._answer(turn, host, start, keep)
         except BaseException:  # cancelled, or the host failed: nobody will answer this worker any more
-            await self._lose("it was cancelled")
+            await self._lose("it was cancelled, or its host failed")
             raise
         if settled.ending is Ending.LOST:
             await self._lose(settled.error)
@@ -296,7 +308,13 @@ class MontySession:
         start: Callable[[], Awaitable["AsyncSnapshot"]],
         keep: Callable[[Any], None] | None,
     ) -> _Settled:
-        from pydantic_monty import MontyComplete, MontyCrashedError, MontyError, MontySyntaxError, MontyTypingError
+        from pydantic_monty import (
+            MontyComplete,
+            MontyCrashedError,
+            MontyError,
+            MontySyntaxError,
+            MontyTypingError,
+        )
 
         try:
             snapshot = await turn.clocked(start())
@@ -310,9 +328,7 @@ class MontySession:
             return _Settled(Ending.LOST, turn.time_up)
         except MontyCrashedError as error:
             return _Settled(Ending.LOST, f"the worker died: {_one_line(error)}")
-        except MontySyntaxError as error:
-            return _Settled(Ending.REFUSED, error.display())
-        except MontyTypingError as error:
+        except (MontySyntaxError, MontyTypingError) as error:
             return _Settled(Ending.REFUSED, error.display())
         except MontyError as error:
             settled = _judge(error, turn)
@@ -349,6 +365,7 @@ class MontySession:
                 return {"exc_type": "TypeError", "message": f"{name}: {error}"}
         try:
             reply = await host(HostCall(name, args, kwargs, lambda: self._fork(turn, snapshot)))
+            check_reply(name, reply)
         except ProgramError as error:
             reply = error
         return _as_reply(reply)
@@ -387,8 +404,15 @@ def _judge(error: Any, turn: Turn) -> _Settled:
 
 def _as_reply(reply: Any) -> "ExternalResult":
     if isinstance(reply, ProgramError):
-        return {"exc_type": cast(Any, reply.kind), "message": str(reply)}
+        return {"exc_type": cast(Any, _known_exception(reply.kind)), "message": str(reply)}
     return {"return_value": reply}
+
+
+def _known_exception(kind: str) -> str:
+    """Monty has fewer built-in exceptions than Python."""
+    from pydantic_monty import ExcType
+
+    return kind if kind in get_args(ExcType) else "RuntimeError"
 
 
 def _named(name: str) -> Callable[[], None]:
@@ -399,6 +423,16 @@ def _named(name: str) -> Callable[[], None]:
 
     stand_in.__name__ = name
     return stand_in
+
+
+async def _open_pool(pool: "AsyncMonty") -> None:
+    from pydantic_monty import MontyError
+
+    try:
+        await pool.__aenter__()
+    except (MontyError, OSError, RuntimeError) as error:
+        reason = f"workers of the sandbox do not start: {_one_line(error)}"
+        raise EngineError(f"{reason}; they are started from a file in {tempfile.gettempdir()}, see TMPDIR") from error
 
 
 def _type_checks(pool: "AsyncMonty") -> CheckOut:

@@ -45,6 +45,14 @@ def check_plain(value: object, max_depth: int = MAX_DEPTH) -> None:
             raise NotPlain(f"more than {MAX_CHARACTERS} characters cannot be handed over")
 
 
+def check_reply(name: str, reply: object) -> None:
+    """Raises: TypeError: a host function answered with what is no plain data, which is a bug of the host."""
+    try:
+        check_plain(reply)
+    except NotPlain as error:
+        raise TypeError(f"the host function {name} answered what no program can have: {error}") from None
+
+
 def _check_encodable(text: str) -> None:
     try:
         text.encode()

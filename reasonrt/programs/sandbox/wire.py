@@ -1,10 +1,12 @@
-"""Frames between the host and a worker of the CPython backend: a length, then JSON that keeps Python's types.
+"""Frames between the host and a worker of the CPython backend: a length, then a message.
 
-Imported on both sides, so it imports little. Nothing that comes from a worker is believed: a frame has a largest
-size, and what cannot be read is an error like any other.
+What the host sends is marshalled: the worker is the same interpreter, and believes its host. What a worker sends is
+JSON that keeps Python's types, and nothing in it is believed: a frame has a largest size, and what cannot be read is
+an error like any other. Imported on both sides, so it imports little.
 """
 
 import json
+import marshal
 
 MAX_FRAME_BYTES = 8_000_000
 LENGTH_BYTES = 4
@@ -14,7 +16,12 @@ class Garbled(ValueError):  # noqa: N818 (of the worker, not of the host)
     """A frame that no worker would send that still does its work."""
 
 
-def pack_frame(message: dict[str, object]) -> bytes:
+def pack_for_worker(message: dict[str, object]) -> bytes:
+    body = marshal.dumps(message)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def pack_for_host(message: dict[str, object]) -> bytes:
     body = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 

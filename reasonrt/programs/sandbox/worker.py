@@ -8,6 +8,7 @@ import builtins
 import io
 import json
 import linecache
+import marshal
 import os
 import random
 import sys
@@ -15,7 +16,7 @@ import traceback
 from types import TracebackType
 
 from reasonrt.programs.sandbox.plain import NotPlain, check_plain
-from reasonrt.programs.sandbox.wire import LENGTH_BYTES, MAX_FRAME_BYTES, decode, encode, pack_frame
+from reasonrt.programs.sandbox.wire import LENGTH_BYTES, MAX_FRAME_BYTES, encode, pack_for_host
 
 MAX_ERROR_CHARACTERS = 8000
 OWN_FRAMES = 40  # of the stack, below a cell
@@ -68,7 +69,7 @@ class Worker:
                 send({"kind": "value", **self.value(str(message["name"]))})
 
     def open(self, message: dict[str, object]) -> None:
-        values = decode(message["values"])
+        values = message["values"]
         assert isinstance(values, dict)  # noqa: S101 (from the host)
         self.namespace.update(values)
         functions = message["functions"]
@@ -126,13 +127,13 @@ def stub(name: str) -> object:
             check_plain([*args, kwargs])
         except NotPlain as error:
             raise TypeError(f"{name}: {error}") from None
-        frame = pack_frame({"kind": "call", "name": name, "args": encode(list(args)), "kwargs": encode(kwargs)})
+        frame = pack_for_host({"kind": "call", "name": name, "args": encode(list(args)), "kwargs": encode(kwargs)})
         if len(frame) > MAX_FRAME_BYTES:
             raise TypeError(f"{name}: more than {MAX_FRAME_BYTES} characters cannot be handed over")
         _write(frame)
         reply = receive()
         if reply["kind"] == "return":
-            return decode(reply["value"])
+            return reply["value"]
         kind = getattr(builtins, str(reply["error"]), RuntimeError)
         raise kind(reply["message"])
 
@@ -143,13 +144,13 @@ def stub(name: str) -> object:
 def receive() -> dict[str, object]:
     """The host's next frame; ends this process where there is none."""
     length = int.from_bytes(_read(LENGTH_BYTES), "big")
-    message = json.loads(_read(length))
+    message = marshal.loads(_read(length))  # noqa: S302 (from the host)
     assert isinstance(message, dict)  # noqa: S101 (from the host)
     return message
 
 
 def send(message: dict[str, object]) -> None:
-    _write(pack_frame(message))
+    _write(pack_for_host(message))
 
 
 def _read(size: int) -> bytes:

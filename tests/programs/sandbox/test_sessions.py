@@ -148,6 +148,24 @@ async def test_time_limit_loses_the_session_and_names_itself(sandbox: SandboxToo
     await session.aclose()
 
 
+async def test_an_exception_that_the_language_lacks_is_another_one(sandbox: SandboxTool, host_of: HostOf) -> None:
+    def ask() -> None:
+        raise ProgramError("refused", "NoSuchError")
+
+    cell = await run(sandbox, "try:\n    ask()\nexcept RuntimeError as e:\n    print(e)", host_of(ask=ask), "ask")
+
+    assert cell.output == "refused\n"
+
+
+async def test_a_reply_that_is_no_plain_data_is_an_error_of_the_host(sandbox: SandboxTool, host_of: HostOf) -> None:
+    session = await sandbox.open({}, ["ask"])
+
+    with pytest.raises(TypeError, match="the host function ask answered what no program can have"):
+        await session.run("try:\n    ask()\nexcept BaseException:\n    pass", host_of(ask=object))
+
+    assert (await session.run("print(1)", no_host)).ending is Ending.LOST
+
+
 async def test_the_clock_stops_while_the_host_works(sandbox: SandboxTool, host_of: HostOf) -> None:
     cell = await run(sandbox, "a = ask()\nb = ask()\nprint(a + b)", host_of(ask=_after(0.6)), "ask")
 
@@ -306,6 +324,21 @@ async def test_what_is_no_state_is_refused(sandbox: SandboxTool, state: bytes) -
         await sandbox.load(state)
     with pytest.raises(RequestError, match="no state"):
         await sandbox.resume(state, None, no_host)
+
+
+async def test_a_damaged_state_is_one_line() -> None:
+    sandbox = build_sandbox("monty", max_workers=1)
+    session = await sandbox.open({})
+    state = await session.dump()
+    await session.aclose()
+    call = state.replace(b'"session"', b'"call", "output": "", "num_cut": 0, "num_calls": 0, "seconds": 0')
+
+    for _ in range(2):  # the place is given back
+        with pytest.raises(EngineError, match="a saved session cannot be loaded"):
+            await sandbox.load(state[:-50])
+        with pytest.raises(EngineError, match="a saved session cannot be loaded"):
+            await sandbox.resume(call, 1, no_host)
+    await sandbox.aclose()
 
 
 @pytest.mark.parametrize(
