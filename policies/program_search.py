@@ -13,6 +13,7 @@ import random
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,16 @@ from reasonrt.ports import OPERATOR_ONLY, Engine, Engines
 from reasonrt.programs.budget import Budget
 from reasonrt.programs.candidate import Rules
 from reasonrt.programs.context import Context
-from reasonrt.programs.journal import Journal, JournaledModel, ReplayedModel
-from reasonrt.programs.model import EngineModel, Model
+from reasonrt.programs.host import AskBelow
+from reasonrt.programs.journal import (
+    AnotherCourse,
+    Journal,
+    JournaledModel,
+    ReplayedModel,
+    journaled_below,
+    replayed_below,
+)
+from reasonrt.programs.model import EngineModel
 from reasonrt.programs.sandbox.base import CellLimits, Sandbox
 from reasonrt.programs.search import Found, Plan, Search
 from reasonrt.programs.selection import Strategy
@@ -153,21 +162,23 @@ class ProgramSearch(PolicyOptions):
         journal = self._new_journal(request)
         budget, places = Budget(lambda: engines.allowance), asyncio.Semaphore(self.concurrency)
         sub_engine = engines[self.sub_engine or self.engine]
-        models: list[Model] = [EngineModel(each, budget, places, request.top_p) for each in (engine, sub_engine)]
+        writer, sub_model = (EngineModel(each, budget, places, request.top_p) for each in (engine, sub_engine))
+        ask_below: AskBelow | None = partial(_ask_below, request, engines) if self._recurses(engines) else None
         sandbox: Sandbox = engines.tools[SANDBOX]
         if self.journal:
             journal.weights, journal.backend = weights.to_json() if weights else "", sandbox.backend
-            models = [JournaledModel(model, journal, role) for model, role in zip(models, ("root", "sub"), strict=True)]
+            journal.recurses = ask_below is not None
+            ask_below = journaled_below(ask_below, journal) if ask_below else None
         search = Search(
             journal.question,
             context,
             plan_of(self, journal, weights is not None, sandbox.backend, _inner_deadline(engines)),
-            model=models[0],
-            sub_model=models[1],
+            model=lambda index: JournaledModel(writer, journal, f"root {index}") if self.journal else writer,
+            sub_model=JournaledModel(sub_model, journal, "sub") if self.journal else sub_model,
             sandbox=sandbox,
             weights=weights,
             report=request.report,
-            ask_below=partial(_ask_below, request, engines) if self._recurses(engines) else None,
+            ask_below=ask_below,
         )
         found = await search.run()
         text, reason = _said(found)
@@ -266,15 +277,21 @@ async def replay(journal: Journal, sandbox: Sandbox) -> Found:
     """
     options = ProgramSearch.from_options({name: value for name, value in journal.options.items() if name != "weights"})
     weights = Weights.from_json(journal.weights, "the journal's weights") if journal.weights else None
-    return await Search(
+    journal = deepcopy(journal)  # its replies are used up
+    search = Search(
         journal.question,
         Context(journal.documents),
         plan_of(options, journal, weights is not None, sandbox.backend),
-        model=ReplayedModel(journal, "root"),
+        model=lambda index: ReplayedModel(journal, f"root {index}"),
         sub_model=ReplayedModel(journal, "sub"),
         sandbox=sandbox,
         weights=weights,
-    ).run()
+        ask_below=replayed_below(journal) if journal.recurses else None,
+    )
+    try:
+        return await search.run()
+    except AnotherCourse as error:
+        raise RequestError(str(error)) from None
 
 
 def _question(request: Request) -> str:
@@ -354,10 +371,15 @@ def _shown(evidence: Evidence, context: Context) -> dict[str, Any]:
 
 
 async def _ask_below(request: Request, engines: Engines, question: str, text: str) -> str:
-    """The answer of a run of its own, about a part of the context."""
+    """The answer of a run of its own, about a part of the context.
+
+    Raises: RequestError: there is nothing to ask, or it gave no answer.
+    """
     below = Request.ask(question, request.policy, context=text, options=request.options, seed=request.seed)
     async with aclosing(engines.solve(below)) as events:
         async for event in events:
             if isinstance(event, Completion):
+                if event.details.get("route") == "programs" and event.details["answer"] is None:
+                    raise RequestError(event.content)
                 return event.content
     raise AssertionError("solve ends with a completion")

@@ -16,10 +16,12 @@ SIZES = tuple(1000 * 2**power for power in range(8))
 """Chunks have one of these sizes, in characters, whatever size was asked for: candidates that ask for about the same
 get the same chunks, and the prefix cache of the engine holds them."""
 
+MOST_HITS = 10_000
+"""Of one search, however many are asked for."""
+
 _LINE_CHARACTERS = 400  # of a hit's line that is shown
 _PIECE_CHARACTERS = 24  # long enough to be found again in the right place
 _PIECES = 4  # lines at each end of a text that are looked for, each at the cost of a walk through the context
-_MOST_HITS = 10_000
 _SEARCHED_CHARACTERS = 1 << 30  # of walks through the context, to note what was read
 _SEARCH_S = 2.0  # of one pattern; patterns come from models and may never end
 
@@ -141,7 +143,7 @@ class Context:
         except (regex.error, RecursionError, OverflowError, MemoryError) as error:
             raise SearchError(f"{pattern[:80]!r} is no regular expression: {str(error)[:80]}") from None
         hits: list[Hit] = []
-        max_hits = min(max_hits, _MOST_HITS)
+        max_hits = min(max_hits, MOST_HITS)
         end_s = time.monotonic() + _SEARCH_S
         try:
             for index in range(len(self.documents)) if document is None else [document]:

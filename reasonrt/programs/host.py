@@ -11,7 +11,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from reasonrt.programs.context import Context, Coverage, Hit, SearchError, Span
+from reasonrt.errors import RequestError
+from reasonrt.programs.context import MOST_HITS, Context, Coverage, Hit, SearchError, Span
 from reasonrt.programs.sandbox.base import CellStopped, HostCall, ProgramError
 from reasonrt.programs.subcalls import Kind, Question, Reply, SubCalls
 from reasonrt.programs.trials import Evidence
@@ -21,7 +22,6 @@ AskBelow = Callable[[str, str], Awaitable[str]]
 
 _DETAIL_CHARACTERS = 120
 _MOST_FOUND = 3  # places that are shown for an answer that stands in the context word for word
-_MOST_HITS = 100_000  # of one search: each is a line of text, and a dict for the program
 _SEARCHED_PROMPTS = 256  # in each of which the context is looked for
 _SPAN_KEYS = ("document", "start", "end")
 
@@ -130,13 +130,13 @@ class Host:
     ) -> list[dict[str, Any]]:
         """Matches of a regular expression, each with the line that it is in."""
         pattern, index = _text(pattern, "pattern"), self._document(document)
-        most = min(_count(max_hits, "max_hits"), _MOST_HITS)
+        most = _count(max_hits, "max_hits")
         try:
             hits = await self._context.grep(pattern, document=index, max_hits=most, ignore_case=bool(ignore_case))
         except SearchError as error:
             raise ProgramError(str(error), "ValueError") from None
-        if len(hits) == _MOST_HITS:
-            self.notes.append(f"grep gives no more than {_MOST_HITS:,} matches; there may be more")
+        if len(hits) == MOST_HITS < most:
+            self.notes.append(f"grep gives no more than {MOST_HITS:,} matches; there may be more")
         for hit in hits:
             self.coverage.add(hit.span)
         return [_hit_value(hit) for hit in hits]
@@ -196,7 +196,10 @@ class Host:
             raise AssertionError("it is offered where there is one")
         self._reserve(1)
         self.coverage.add_text(_text(text, "text"))
-        return await self._ask_below(_text(question, "question"), _text(text, "text"))
+        try:
+            return await self._ask_below(_text(question, "question"), _text(text, "text"))
+        except RequestError as error:
+            raise ProgramError(f"rlm_query: {error}"[:400]) from None
 
     async def give(self, answer: Any, evidence: Any = None) -> None:
         """The answer; it counts once the cell has ended well."""

@@ -18,7 +18,7 @@ from reasonrt.programs.budget import Spent
 from reasonrt.programs.candidate import Candidate, Rules, Turn, Work
 from reasonrt.programs.context import Context
 from reasonrt.programs.host import AskBelow, Host
-from reasonrt.programs.journal import ANOTHER_COURSE
+from reasonrt.programs.journal import ANOTHER_COURSE, AnotherCourse
 from reasonrt.programs.language import PROMPT
 from reasonrt.programs.model import Model, PromptTooLong
 from reasonrt.programs.sandbox.base import CellLimits, Sandbox, Session
@@ -99,6 +99,7 @@ class Search:
 
     Args:
         question: as it was asked.
+        model: that writes the programs of a candidate, by its index.
         sub_model: answers sub-questions.
         weights: what calibration has learned; None before it.
         report: called as the run goes on, with what is known so far.
@@ -111,7 +112,7 @@ class Search:
         context: Context,
         plan: Plan,
         *,
-        model: Model,
+        model: Callable[[int], Model],
         sub_model: Model,
         sandbox: Sandbox,
         weights: Weights | None = None,
@@ -137,7 +138,8 @@ class Search:
 
         Raises:
             EngineError: an engine died, and no candidate has an answer.
-            RequestError: the question does not fit the model, or the run is replayed and takes another course.
+            RequestError: the question does not fit the model.
+            AnotherCourse: the run is replayed, and asks for what its journal does not have.
         """
         tasks: dict[int, asyncio.Task[Trial]] = {}
         is_late = self._plan.was_late
@@ -190,7 +192,7 @@ class Search:
         if order is not None:
             index = order[len(self._ended)]
             if index not in tasks or index in self._ended:
-                raise RequestError(ANOTHER_COURSE)
+                raise AnotherCourse(ANOTHER_COURSE)
             self._note(await tasks[index])
             return
         running = [task for index, task in tasks.items() if index not in self._ended]
@@ -222,7 +224,7 @@ class Search:
         plan = self._plan
         seed = (plan.seed + index * _SEEDS_PER_CANDIDATE) % 2**63
         candidate = Candidate(
-            index, work, session, self._renew, host, self._model, plan.rules, seed=seed, greedy=index == 0
+            index, work, session, self._renew, host, self._model(index), plan.rules, seed=seed, greedy=index == 0
         )
         self._candidates[index] = candidate
         return candidate

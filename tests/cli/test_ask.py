@@ -165,7 +165,8 @@ def changed(folder: Path, answered: Result, change: Any) -> str:
 def test_replay_of_what_the_model_did_not_say_is_another_trace(folder: Path, answered: Result) -> None:
     def change(value: Any) -> None:
         """The model was surer than it said."""
-        value["replies"] |= {key: [0.0] * 9 + [1.0] for key, said in value["replies"].items() if isinstance(said, list)}
+        sure = [0.0] * 9 + [1.0]
+        value["replies"] |= {key: [sure] for key, said in value["replies"].items() if isinstance(said[0], list)}
 
     done = run("replay", changed(folder, answered, change))
 
@@ -198,7 +199,8 @@ def test_replay_of_other_documents_or_another_question_is_one_line(folder: Path,
         lambda value: value.update(weights="{}"),
         lambda value: value.update(weights=7),
         lambda value: value.update(replies=dict.fromkeys(value["replies"], 7)),
-        lambda value: value.update(replies={key: {"text": 7} for key in value["replies"]}),
+        lambda value: value.update(replies={key: [] for key in value["replies"]}),
+        lambda value: value.update(replies={key: [{"text": 7}] for key in value["replies"]}),
     ],
 )
 def test_journal_that_somebody_has_spoilt_is_one_line(folder: Path, answered: Result, change: Any) -> None:

@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 
-from reasonrt.errors import RequestError
-from reasonrt.programs.journal import SCHEMA, Journal, JournaledModel, ReplayedModel, digest
+from reasonrt.errors import EngineError, RequestError
+from reasonrt.programs.budget import Spent
+from reasonrt.programs.journal import (
+    SCHEMA,
+    AnotherCourse,
+    Journal,
+    JournaledModel,
+    ReplayedModel,
+    digest,
+    journaled_below,
+    replayed_below,
+)
 from reasonrt.programs.model import PromptTooLong, Written
-from reasonrt.types import Document, Message
+from reasonrt.types import Document, FinishReason, Message
 
 ASKED = (Message("system", "s"), Message("user", "Which é \ud800?"))
 
@@ -91,7 +101,7 @@ async def test_what_was_not_asked_is_another_course(ask: Callable[[Any], Any], t
     journal = make_journal()
     await ASKING[0](JournaledModel(Model(), journal, "sub"))
 
-    with pytest.raises(RequestError, match="another course"):
+    with pytest.raises(AnotherCourse, match="another course"):
         await ask(ReplayedModel(journal, "root"))  # it was another model that was asked
 
 
@@ -100,11 +110,60 @@ async def test_reply_that_no_model_gives_is_named(tmp_path: Path) -> None:
     for ask in ASKING:
         await ask(JournaledModel(Model(), journal, "root"))
         (key,) = journal.replies
-        for spoilt in (None, "x", {"text": "x"}, [["x"]], {}):
-            journal.replies[key] = spoilt
-            with pytest.raises(RequestError, match=f"reply {key} is none that a model gives"):
+        for spoilt in (None, "x", {"text": "x"}, [["x"]], {}, {"failed": "spent"}, {"failed": "spent", "why": 7}):
+            journal.replies[key] = [spoilt]
+            with pytest.raises(AnotherCourse, match=f"reply {key} is none that a model gives"):
                 await ask(ReplayedModel(through_a_file(journal, tmp_path), "root"))
         journal.replies.clear()
+
+
+class Failing(Model):
+    """Fails in every way that there is, then says something."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = [Spent(FinishReason.CALLS), EngineError("it died"), RequestError("no")]
+
+    async def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[float, ...]:
+        if self.errors:
+            raise self.errors.pop(0)
+        return (0.5, 0.5)
+
+
+async def test_failures_come_again_in_their_order_and_the_last_reply_stays(tmp_path: Path) -> None:
+    async def outcomes(model: Any) -> list[str]:
+        found = []
+        for _ in range(5):
+            try:
+                found.append(str(await model.choose(ASKED, ("a", "b"))))
+            except (Spent, EngineError, RequestError) as error:
+                found.append(f"{type(error).__name__} {error}")
+        return found
+
+    journal = make_journal()
+    said = await outcomes(JournaledModel(Failing(), journal, "root 0"))
+
+    assert said == ["Spent the budget is spent: calls", "EngineError it died", "RequestError no", *["(0.5, 0.5)"] * 2]
+    assert await outcomes(ReplayedModel(through_a_file(journal, tmp_path), "root 0")) == said
+
+
+async def test_runs_below_are_answered_again(tmp_path: Path) -> None:
+    async def ask(question: str, text: str) -> str:
+        if not text:
+            raise RequestError("nothing to search")
+        return f"{question} {text}"
+
+    journal = make_journal()
+    below = journaled_below(ask, journal)
+    assert await below("who", "é") == "who é"
+    with pytest.raises(RequestError):
+        await below("who", "")
+
+    again = replayed_below(through_a_file(journal, tmp_path))
+    assert await again("who", "é") == "who é"
+    with pytest.raises(RequestError, match="nothing to search"):
+        await again("who", "")
+    with pytest.raises(AnotherCourse):
+        await again("what", "é")
 
 
 @pytest.mark.parametrize(
@@ -118,9 +177,10 @@ async def test_reply_that_no_model_gives_is_named(tmp_path: Path) -> None:
         {"options": []},
         {"order": [0.5]},
         {"replies": []},
+        {"replies": {"a": "x"}},
         {"was_late": "perhaps"},
         {"nonce": 7},
-        {"schema": "reasonrt.program_journal/2"},
+        {"schema": "reasonrt.program_journal/1"},
     ],
 )
 def test_file_that_is_none_of_ours_is_named(change: dict[str, Any], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run from the first look to the answer: who is started, who is cancelled, what counts as an answer."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -21,6 +22,7 @@ from reasonrt.programs.weights import ProgramCertificate, Weights
 from reasonrt.types import Document, Sampling
 
 Ask = Callable[..., Awaitable[Completion]]
+Say = Callable[[str, int, Sampling], str]
 
 
 def block(code: str) -> str:
@@ -302,8 +304,6 @@ async def test_same_seed_and_replies_give_the_same_trace_and_a_journal_gives_it_
 
     assert first.details["trace_hash"] == second.details["trace_hash"]
     file = tmp_path / "journal.json"
-    import json
-
     file.write_text(json.dumps(first.details["journal"]))
     found = await replay(Journal.read(file), sandbox)
     assert found.trace.sha256 == first.details["trace_hash"]
@@ -595,8 +595,8 @@ async def test_a_search_that_matches_everything_stays_within_bounds(ask: Ask) ->
 
     completion = await ask(lambda *_: block(code), "x" * 200_000, k=1)
 
-    assert completion.content == "100000"
-    assert "grep gives no more than 100,000 matches" in observations(completion)[0]
+    assert completion.content == "10000"
+    assert "grep gives no more than 10,000 matches" in observations(completion)[0]
 
 
 class Crowded(KillingSandbox):
@@ -622,3 +622,47 @@ async def test_candidate_whose_session_was_lost_in_a_crowd_gets_another_later(as
 
     assert completion.content == "blue"
     assert crowded.num_refused == 1
+
+
+def always_prints(prompt: str, turn: int, sampling: Sampling) -> str:
+    return block(f"print('{'x' * 60}')")
+
+
+def asks_below(prompt: str, turn: int, sampling: Sampling) -> str:
+    if "Question: below" in prompt:
+        return block("final('blue')")
+    return block(
+        "try:\n    rlm_query('', '')\nexcept RuntimeError as error:\n    print(error)\n"
+        "final(rlm_query('below', 'a part'))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("say", "limits", "options"),
+    [
+        *((always_prints, Limits(max_generated_tokens=tokens), {}) for tokens in (100, 500, 700, 1500)),
+        *((looks_then_answers, Limits(max_engine_calls=calls), {}) for calls in (1, 5, 9)),
+        (asks_below, Limits(), {"recursion": True}),
+    ],
+)
+async def test_a_run_that_met_its_limits_or_asked_below_is_replayed_to_the_same_trace(
+    ask: Ask, sandbox: SandboxTool, tmp_path: Path, say: Say, limits: Limits, options: dict[str, Any]
+) -> None:
+    """Acceptance test (i): candidates that ask for the same get different replies where only one is in the budget."""
+    completion = await ask(say, k=4, max_turns=4, journal=True, limits=limits, **options)
+
+    (tmp_path / "journal.json").write_text(json.dumps(completion.details["journal"]))
+    found = await replay(Journal.read(tmp_path / "journal.json"), sandbox)
+
+    assert found.trace.sha256 == completion.details["trace_hash"]
+
+
+async def test_a_run_below_that_cannot_be_asked_or_has_no_answer_is_an_error_of_the_program(ask: Ask) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return "I do not know." if "Question: below" in prompt else asks_below("", turn, sampling)
+
+    completion = await ask(say, k=1, max_turns=1, recursion=True)
+
+    observed = observations(completion)[0]
+    assert "rlm_query: the prompt is empty" in observed
+    assert "rlm_query: No program gave an answer." in observed
