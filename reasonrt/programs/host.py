@@ -21,6 +21,7 @@ AskBelow = Callable[[str, str], Awaitable[str]]
 """From a question and a text to the answer of a run of its own."""
 
 _DETAIL_CHARACTERS = 120
+_EVIDENCE_CHARACTERS = 8192  # of a span; who points at more has pointed at nothing
 _MOST_FOUND = 3  # places that are shown for an answer that stands in the context word for word
 _SEARCHED_PROMPTS = 256  # in each of which the context is looked for
 _SPAN_KEYS = ("document", "start", "end")
@@ -217,7 +218,8 @@ class Host:
         """The spans that a program claims as evidence and that hold, and how many do not.
 
         A claim is a quote, which must stand in the context word for word, or a span, which must say what it claims to
-        say. Without any claim, the places where the answer itself stands are the evidence.
+        say; one of many pages does not hold. Without any claim, the places where the answer itself stands are the
+        evidence.
         """
         found: list[Evidence] = []
         num_refuted = 0
@@ -233,14 +235,16 @@ class Host:
 
     def _verified(self, claim: Any) -> Evidence | None:
         if isinstance(claim, str):
-            span = self._context.find(claim.strip())
-            return self._evidence(span) if span else None
+            found = self._context.find(claim.strip()) if len(claim) <= _EVIDENCE_CHARACTERS else None
+            return self._evidence(found) if found else None
         try:
             span = self._span(claim)
         except ProgramError:
             return None
         length = len(self._context.documents[span.document].text)
         span = Span(span.document, max(0, span.start), min(span.end, length))
+        if span.end - span.start > _EVIDENCE_CHARACTERS:
+            return None
         says = self._context.text(span)
         claims = claim.get("text", says)
         return self._evidence(span) if says and claims == says else None

@@ -9,10 +9,11 @@ shown as data, between two lines that hold a nonce.
 import re
 import unicodedata
 from dataclasses import dataclass
+from textwrap import dedent
 
 from reasonrt.programs.sandbox.base import Cell, Ending
 
-_FENCE = re.compile(r"^[ \t]*(`{3,})[ \t]*(\w*)[ \t]*$", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*)(`{3,})[ \t]*(\w*)[ \t]*\r?$", re.MULTILINE)
 _LANGUAGES = frozenset({"repl", "python", "py", "python3", ""})
 
 SYSTEM = """\
@@ -81,13 +82,14 @@ def find_code(message: str, nonce: str = "") -> Code:
     while at < len(fences):
         opening = fences[at]
         closing = next(
-            (each for each in fences[at + 1 :] if not each[2] and len(each[1]) >= len(opening[1])),
+            (each for each in fences[at + 1 :] if not each[3] and len(each[2]) >= len(opening[2])),
             None,
         )
-        if opening[2].lower() in _LANGUAGES:
-            if closing is None:
-                return Code(message[opening.end() :].strip("\n"), False, len(message))
-            return Code(message[opening.end() : closing.start()].strip("\n"), True, closing.end())
+        if opening[3].lower() in _LANGUAGES:
+            end = closing.start() if closing else len(message)
+            text = message[opening.end() : end].replace("\r\n", "\n").strip("\n")
+            text = dedent(text) if opening[1] else text  # a block in a list
+            return Code(text, closing is not None, closing.end() if closing else end)
         if closing is None:
             return Code()
         at = fences.index(closing) + 1

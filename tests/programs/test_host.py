@@ -281,3 +281,11 @@ async def test_filter_keeps_the_items_themselves() -> None:
     assert all(item in (SPAN, "text") for item in kept)
     assert host.num_sub_calls == 2
     assert host.coverage.share == pytest.approx((29 - 11) / sum(len(document.text) for document in DOCUMENTS))
+
+
+def test_who_points_at_many_pages_has_pointed_at_nothing() -> None:
+    text = "".join(f"line {number}\n" for number in range(10_000))
+    host = Host(Context([Document(text)]), SubCalls(Any, 1), 1)  # type: ignore[arg-type]
+    claims = [{"document": 0, "start": start, "end": 10**9} for start in range(32)]
+
+    assert host.evidence_for("x", [*claims, text, text[:8192]]) == (((Evidence(0, 0, 8192, text[:8192])),), 33)

@@ -84,3 +84,20 @@ def test_a_loss_is_told_first_and_what_was_printed_as_data() -> None:
 
     assert shown.partition("\n")[0].endswith("variables that programs have set are lost.")
     assert shown.index("a note") < shown.index(NONCE) < shown.index("halfway") < shown.index("timed out")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "1. Look:\n   ```repl\n   for i in x:\n       print(i)\n   ```\n",
+        "```repl\r\nfor i in x:\r\n    print(i)\r\n```\r\n",
+        "\t```python\n\tfor i in x:\n\t    print(i)\n\t```",
+        "```repl\nfor i in x:\n    print(i)\n```",
+    ],
+)
+def test_block_is_code_however_its_lines_begin_and_end(message: str) -> None:
+    found = find_code(message)
+
+    assert found.text == "for i in x:\n    print(i)"
+    assert found.is_closed
+    assert message[: found.end].rstrip().endswith("```")
