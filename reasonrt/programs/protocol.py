@@ -44,7 +44,7 @@ Look first, then compute; count and search by code, and ask the language model o
 you know the answer, call final in a block of its own:
 
 ```repl
-final(hits[0]["match"])
+final("Lisbon")
 ```
 """
 
