@@ -74,3 +74,20 @@ def test_no_call_is_left() -> None:
 def test_without_a_limit_all_is_granted() -> None:
     with Budget(Account(None)).reserve(10**6) as reservation:
         assert reservation.tokens == 10**6
+
+
+def test_reservations_of_the_same_size_are_given_back_each_for_itself() -> None:
+    account = Account(100)
+    budget = Budget(account)
+    first, second = budget.reserve(40), budget.reserve(40)
+    reservation = first.__enter__()
+    second.__enter__()
+
+    second.__exit__(None, None, None)  # while the first one has the same numbers
+    account.generate(reservation, 10)
+
+    with budget.reserve(100) as rest:
+        assert rest.tokens == 60  # 90 are left, and 30 of them are promised
+    first.__exit__(None, None, None)
+    with budget.reserve(100) as rest:
+        assert rest.tokens == 90
