@@ -241,9 +241,10 @@ class Candidate:
             host.variables += sorted(names_bound(prepared.code) or ())
             await self._take_final()
         notes = [*prepared.notes, *host.notes]
-        if any(earlier.code == prepared.code for earlier in self.work.turns):
-            notes.append(protocol.AGAIN)
         shown = protocol.observation(cell, notes, rules.nonce, rules.observation_characters)
+        again = protocol.observation(cell, [*notes, protocol.AGAIN], rules.nonce, rules.observation_characters)
+        if any(each.code == prepared.code and each.observation in (shown, again) for each in self.work.turns):
+            notes, shown = [*notes, protocol.AGAIN], again
         return replace(
             turn,
             code=prepared.code,

@@ -666,3 +666,14 @@ async def test_a_run_below_that_cannot_be_asked_or_has_no_answer_is_an_error_of_
     observed = observations(completion)[0]
     assert "rlm_query: the prompt is empty" in observed
     assert "rlm_query: No program gave an answer." in observed
+
+
+async def test_only_a_program_that_did_the_same_again_is_told_so(ask: Ask) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        codes = ["n = 0", "n = n + 1\nprint(n)", "n = n + 1\nprint(n)", "print('x')", "print('x')", "print('x')"]
+        return block(codes[min(turn, 5)])  # and the words in the place of an answer
+
+    completion = await ask(say, k=1, max_turns=6, confidence=False)
+
+    told = ["was run before, and did the same" in observed for observed in observations(completion)]
+    assert told == [False, False, False, False, True, True]
