@@ -154,8 +154,7 @@ class Search:
         finally:
             await cancel(*tasks.values())
             await self._sub_calls.aclose()
-            for candidate in self._candidates.values():
-                await candidate.aclose()
+            await asyncio.gather(*(candidate.aclose() for candidate in self._candidates.values()))
         return self._found(is_late)
 
     async def _look(self, tasks: dict[int, asyncio.Task[Trial]]) -> None:
