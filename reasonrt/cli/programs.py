@@ -55,6 +55,10 @@ def bench(
     ] = None,
     model: ModelOption = None,
     window: WindowOption = 16_384,
+    direct_window: Annotated[
+        int | None,
+        typer.Option(min=256, help="Give the direct call so many tokens, of which the context fills what it can."),
+    ] = None,
     out: OutOption = Path("runs/programs"),
     problems_file: Annotated[
         Path | None, typer.Option(help="Also write the questions to this JSONL file, for the benchmark of the peers.")
@@ -65,6 +69,8 @@ def bench(
     json_file: JsonOption = None,
 ) -> None:
     """Compare ways of choosing among programs' answers with each other and with a direct call."""
+    from dataclasses import replace
+
     if simulated:
         from reasonrt.benches.programs_simulated import measure_simulated
 
@@ -81,7 +87,7 @@ def bench(
     drawn = _problems(task or DEFAULT_TASKS, characters or DEFAULT_CHARACTERS, problems, seed, "test")
     if problems_file:
         write_problems(problems_file, drawn)
-    records, _ = _record(runtime, drawn, settings, out)
+    records, _ = _record(runtime, drawn, replace(settings, direct_window=direct_window), out)
     rows = arms_of(records, drawn, learned)
     rows.append(_keyword_row(drawn))
     _print_rows(row for row in rows if row["task"] == "all")

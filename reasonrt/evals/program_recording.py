@@ -31,12 +31,14 @@ class ProgramSettings:
         options: of `program_search`; all of its candidates run to their end.
         has_direct: also ask directly, with as much of the context as fits: its beginning and its end.
         direct_tokens: of a direct answer.
+        direct_window: of its prompt and answer, tokens; None is the engine's whole window.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     has_direct: bool = True
     direct_tokens: int = 64
+    direct_window: int | None = None
     seed: int = 0
     concurrency: int = 8
 
@@ -95,7 +97,7 @@ async def record_programs(
         "options": dict(policy.settings),
         "limits": asdict(settings.limits),
         "seed": settings.seed,
-        "direct": settings.direct_tokens if settings.has_direct else None,
+        "direct": [settings.direct_tokens, settings.direct_window] if settings.has_direct else None,
         "engines": {role: runtime.engines[role].fingerprint for role in policy.engines},
     }
     with Journal(out, bound, RecordedQuestion) as journal:
@@ -158,7 +160,8 @@ def _record(problem: ContextProblem, completion: Completion, tokenizer: Any) -> 
 async def _with_direct(
     runtime: Runtime, problem: ContextProblem, record: RecordedQuestion, settings: ProgramSettings, role: str
 ) -> RecordedQuestion:
-    window = runtime.engines[role].max_model_len - settings.direct_tokens - _DIRECT_MARGIN_TOKENS
+    whole = runtime.engines[role].max_model_len
+    window = min(settings.direct_window or whole, whole) - settings.direct_tokens - _DIRECT_MARGIN_TOKENS
     text = "\n\n".join(document.text for document in problem.documents)
     most = max(0, window - len(problem.question)) * _CHARACTERS_PER_TOKEN
     asked = "Answer with the answer alone."
