@@ -162,7 +162,7 @@ def test_bench_takes_the_recording_and_has_a_row_for_each_arm(folder: Path) -> N
     ]  # fmt: skip
     assert rows["answer_mass"]["accuracy"] >= rows["self_consistency@3"]["accuracy"]
     assert rows["oracle@3"]["accuracy"] == max(row["accuracy"] for arm, row in rows.items() if "@" in arm)
-    assert "keywords, no model" in done.stdout
+    assert "keywords" in done.stdout
     assert len(read_problems(folder / "questions.jsonl")) == 10
 
 
