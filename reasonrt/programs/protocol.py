@@ -21,7 +21,7 @@ You answer a question about a context that is too long to be shown to you. It st
 variable `context`. Each of your messages is one short thought and one block of code:
 
 ```repl
-hits = grep(r"Mrs?\. Ondine", ignore_case=True)
+hits = grep(r"Mrs? Ondine", ignore_case=True)
 print(len(hits), [hit["text"] for hit in hits[:5]])
 ```
 
@@ -198,8 +198,8 @@ def turn_line(turn: int, max_turns: int) -> str:
     """Where the model is, and what it is to do now; said last, since questions end with words on their answers."""
     if turn == 1:
         return (
-            f"Do not answer yet. Write program 1 of at most {max_turns}, in a ```repl block: grep(...) what the question "
-            "names and print the lines, or compute what it asks for."
+            f"Do not answer yet. Write program 1 of at most {max_turns}, in a ```repl block: grep(...) what the "
+            "question names and print the lines, or compute what it asks for."
         )
     last = ", the last one" if turn == max_turns else ""
     return (
