@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from reasonrt.errors import CalibrationError
-from reasonrt.programs.selection import START, Selection, Strategy, is_settled, select
+from reasonrt.programs.selection import START, Selection, Strategy, fewest_to_settle, is_settled, select
 from reasonrt.programs.trials import Trial
 from reasonrt.programs.values import Kind, value_of
 from reasonrt.programs.weights import Weights
@@ -48,11 +48,15 @@ def is_right(answer: str | None, question: Question) -> bool:
 def draw(
     question: Question, strategy: Strategy, weights: Weights | None = None, stops_early: bool = True
 ) -> tuple[Selection, Sequence[Trial]]:
-    """What is chosen, and the trials that it took: for `rlm` one, else three and then one after the other."""
+    """What is chosen, and the trials that it took: those that serving would have started, by index."""
     trials = sorted(question.trials, key=lambda trial: trial.index)
-    num_drawn = 1 if strategy == "rlm" else min(START, len(trials)) if stops_early else len(trials)
-    while not is_settled(trials[:num_drawn], len(trials) - num_drawn, strategy, question.kind, weights):
-        num_drawn += 1
+    if strategy == "rlm":
+        trials = trials[:1]
+    num_drawn = 0 if stops_early else len(trials)
+    while num_left := len(trials) - num_drawn:
+        if num_drawn and is_settled(trials[:num_drawn], num_left, strategy, question.kind, weights):
+            break
+        num_drawn += fewest_to_settle(trials[:num_drawn], num_left, strategy, question.kind, weights)
     return select(trials[:num_drawn], strategy, question.kind, weights), trials[:num_drawn]
 
 
