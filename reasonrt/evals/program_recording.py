@@ -97,7 +97,8 @@ async def record_programs(
         "options": dict(policy.settings),
         "limits": asdict(settings.limits),
         "seed": settings.seed,
-        "direct": [settings.direct_tokens, settings.direct_window] if settings.has_direct else None,
+        "direct": settings.direct_tokens if settings.has_direct else None,
+        "direct_window": settings.direct_window,
         "engines": {role: runtime.engines[role].fingerprint for role in policy.engines},
     }
     with Journal(out, bound, RecordedQuestion) as journal:
