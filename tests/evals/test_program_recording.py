@@ -141,6 +141,7 @@ async def test_recording_continues_where_it_was(recorded: Any, tmp_path: Path) -
         (replace(SETTINGS, options={"k": 3, "confidence": False}), "options.confidence"),
         (replace(SETTINGS, seed=1), "seed 0, this one has 1"),
         (replace(SETTINGS, has_direct=False), "direct 64, this one has None"),
+        (replace(SETTINGS, direct_window=256), "direct_window None, this one has 256"),
     ],
 )
 async def test_recording_of_other_settings_is_refused(recorded: Any, settings: ProgramSettings, told: str) -> None:
