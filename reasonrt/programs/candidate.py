@@ -242,9 +242,10 @@ class Candidate:
             await self._take_final()
         notes = [*prepared.notes, *host.notes]
         shown = protocol.observation(cell, notes, rules.nonce, rules.observation_characters)
-        again = protocol.observation(cell, [*notes, protocol.AGAIN], rules.nonce, rules.observation_characters)
-        if any(each.code == prepared.code and each.observation in (shown, again) for each in self.work.turns):
-            notes, shown = [*notes, protocol.AGAIN], again
+        if earlier := [each.observation for each in self.work.turns if each.code == prepared.code]:
+            again = protocol.observation(cell, [*notes, protocol.AGAIN], rules.nonce, rules.observation_characters)
+            if shown in earlier or again in earlier:
+                notes, shown = [*notes, protocol.AGAIN], again
         return replace(
             turn,
             code=prepared.code,

@@ -49,8 +49,8 @@ final("Lisbon")
 """
 
 RECURSION = """\
-- rlm_query(question, text): the answer to a question about a text that is too long for one prompt, by programs of its \
-own; it takes long.
+There is also rlm_query(question, text): the answer to a question about a text that is too long for one prompt, by \
+programs of its own; it takes long.
 """
 """What is there besides where a run may search programs for a part of its context."""
 

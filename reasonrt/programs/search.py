@@ -256,9 +256,9 @@ class Search:
         glimpse = texts[0][:_GLIMPSE_CHARACTERS] if texts else ""
         first = protocol.opening(self._question, context.describe(), context.names, glimpse, rules.nonce)
         counted = protocol.turn_line(1, rules.max_turns)
-        return Work(
-            [Message("system", f"{protocol.SYSTEM}\n{PROMPT[rules.backend]}"), Message("user", f"{first}\n\n{counted}")]
-        )
+        recursion = f"{protocol.RECURSION}\n" if "rlm_query" in self._host.functions else ""
+        system = f"{protocol.SYSTEM}\n{recursion}{PROMPT[rules.backend]}"
+        return Work([Message("system", system), Message("user", f"{first}\n\n{counted}")])
 
     async def _finish(self, candidate: Candidate) -> Trial:
         """A candidate's turns up to its end."""

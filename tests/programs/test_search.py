@@ -563,14 +563,20 @@ async def test_leaving_the_run_leaves_nothing_behind(sandbox: SandboxTool) -> No
 
 
 async def test_recursion_is_off_unless_asked_for(ask: Ask) -> None:
+    offered: list[bool] = []
+
     def say(prompt: str, turn: int, sampling: Sampling) -> str:
         if "Question: below" in prompt:
             return block("final('blue')")
+        offered.append("There is also rlm_query" in prompt)
         return block("final(rlm_query('below', 'a part'))" if turn == 0 else "final('red')")
 
     assert (await ask(say, k=1)).content == "red"
+    assert not any(offered)
     assert (await ask(say, k=1, recursion=True)).content == "blue"
+    assert offered.pop()
     assert (await ask(say, k=1, recursion=True, limits=Limits(max_depth=0))).content == "red"
+    assert not offered.pop()
 
 
 async def test_question_that_does_not_fit_the_model_is_told(ask: Ask) -> None:
