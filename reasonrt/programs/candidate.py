@@ -12,7 +12,7 @@ from typing import Any
 from reasonrt.programs import protocol
 from reasonrt.programs.host import Final, Host
 from reasonrt.programs.language import names_bound, prepare
-from reasonrt.programs.model import Model
+from reasonrt.programs.model import Model, PromptTooLong
 from reasonrt.programs.sandbox.base import Cell, Ending, Session
 from reasonrt.programs.trials import Evidence, Status, Trial
 from reasonrt.types import Message
@@ -141,10 +141,8 @@ class Candidate:
             Spent, PromptTooLong: the candidate cannot go on.
         """
         rules, work = self._rules, self.work
-        if not await self._model.fits(work.messages, rules.turn_tokens):
-            work.compact()
-        written = await self._model.write(
-            work.messages,
+        write = partial(
+            self._model.write,
             max_tokens=rules.turn_tokens,
             # a greedy model that repeats itself would do so for ever
             temperature=rules.temperature if work.is_stuck else self._temperature,
@@ -153,6 +151,11 @@ class Candidate:
             # a model that has not written a block is led into one
             beginning=protocol.BLOCK if rules.code_first or (work.turns and work.turns[-1].code is None) else "",
         )
+        try:
+            written = await write(work.messages)
+        except PromptTooLong:
+            work.compact()
+            written = await write(work.messages)
         block = protocol.find_code(written.text, rules.nonce)
         text = written.text[: block.end].rstrip() if block.text is not None else written.text.strip()
         work.messages.append(Message("assistant", text or "(nothing)"))

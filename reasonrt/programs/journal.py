@@ -109,10 +109,6 @@ class JournaledModel:
         key = _key(self._asker, "choose", messages, list(choices))
         return await note(self._journal, key, self._model.choose(messages, choices), list)
 
-    async def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
-        key = _key(self._asker, "fits", messages, max_tokens)
-        return await note(self._journal, key, self._model.fits(messages, max_tokens), bool)
-
 
 class ReplayedModel:
     """A model that says what a journal has; see `JournaledModel`."""
@@ -135,9 +131,6 @@ class ReplayedModel:
 
     async def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[float, ...]:
         return recall(self._journal, _key(self._asker, "choose", messages, list(choices)), _CHOSEN)
-
-    async def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
-        return recall(self._journal, _key(self._asker, "fits", messages, max_tokens), _FITS)
 
 
 def journaled_below(ask: AskBelow, journal: Journal) -> AskBelow:
@@ -201,7 +194,6 @@ def _key(asker: str, verb: str, messages: Sequence[Message], *rest: object) -> s
 
 _WRITTEN: TypeAdapter[Written] = TypeAdapter(Written)
 _CHOSEN: TypeAdapter[tuple[float, ...]] = TypeAdapter(tuple[float, ...])
-_FITS: TypeAdapter[bool] = TypeAdapter(bool)
 _TEXT: TypeAdapter[str] = TypeAdapter(str)
 _FAILURES: dict[str, Any] = {
     "too_long": PromptTooLong,

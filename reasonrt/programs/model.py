@@ -79,9 +79,6 @@ class Model(Protocol):
             PromptTooLong, Spent: as `write`.
         """
 
-    async def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
-        """Whether a generation of `max_tokens` after `messages` fits the model's window."""
-
 
 class EngineModel:
     """A model that an engine runs.
@@ -166,13 +163,6 @@ class EngineModel:
             deeper = await self._spell(prompt, group, (*begun, token_id))
             found |= {ids: logs[token_id] + log for ids, log in zip(group, deeper, strict=True)}
         return [found[ids] for ids in spelled]
-
-    async def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
-        try:
-            await self._prompt(messages, max_tokens)
-        except PromptTooLong:
-            return False
-        return True
 
     async def _prompt(self, messages: Sequence[Message], max_tokens: int) -> list[int]:
         num_characters = sum(len(message.content) for message in messages)

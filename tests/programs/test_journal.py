@@ -51,9 +51,6 @@ class Model:
             raise PromptTooLong("too long by far")
         return tuple(1 / len(choices) for _ in choices)
 
-    async def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
-        return max_tokens <= 100
-
 
 def through_a_file(journal: Journal, folder: Path) -> Journal:
     (folder / "journal.json").write_text(json.dumps(journal.to_value()))
@@ -69,8 +66,6 @@ ASKING: list[Callable[[Any], Any]] = [
     lambda model: model.write(ASKED[1:], max_tokens=5),
     lambda model: model.choose(ASKED, ("a", "b")),
     lambda model: model.choose(ASKED, ("ab", "")),
-    lambda model: model.fits(ASKED, 100),
-    lambda model: model.fits(ASKED, 101),
 ]
 TOO_LONG: list[Callable[[Any], Any]] = [
     lambda model: model.write(ASKED, max_tokens=101),

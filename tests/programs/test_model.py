@@ -181,21 +181,24 @@ async def test_a_generation_is_stopped_where_it_is_told_to() -> None:
     assert engine.running == 0
 
 
-async def test_what_fits_is_what_a_generation_takes() -> None:
+async def test_what_leaves_no_room_for_the_generation_is_refused() -> None:
     engine = Spelling(max_model_len=200)
     model = model_of(engine)
     length = len(engine.tokenizer.chat(ASKED))
+    taken = []
 
     for room in range(1, 200 - length + 20):
-        is_taken = True
         try:
             await model.write(ASKED, max_tokens=room)
         except PromptTooLong:
-            is_taken = False
-        assert await model.fits(ASKED, room) == is_taken
-    assert await model.fits(ASKED, 1)
-    assert not await model.fits(ASKED, 200)
-    assert not await model.fits(ASKED, 10**6)
+            break
+        taken.append(room)
+
+    assert taken
+    assert length + taken[-1] <= 200
+    for room in (taken[-1] + 2, 200, 10**6):
+        with pytest.raises(PromptTooLong):
+            await model.write(ASKED, max_tokens=room)
 
 
 async def test_what_is_far_too_long_is_not_even_tokenized() -> None:
@@ -216,8 +219,8 @@ async def test_what_is_far_too_long_is_not_even_tokenized() -> None:
         await model.write(huge, max_tokens=100)
     with pytest.raises(PromptTooLong):
         await model.choose(huge, ("yes", "no"))
-    assert not await model.fits(huge, 100)
-    assert not await model.fits(ASKED, 2000)  # nor what leaves no room at all
+    with pytest.raises(PromptTooLong):
+        await model.write(ASKED, max_tokens=2000)  # nor what leaves no room at all
 
     assert time.perf_counter() - began < 1
     assert tokenizer.num_chats == 0

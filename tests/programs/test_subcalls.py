@@ -46,9 +46,6 @@ class Slow:
         first = messages[0].content.partition("\n")[0]
         return tuple(0.7 if choice == first else 0.3 / (len(choices) - 1) for choice in choices)
 
-    async def fits(self, messages: Sequence[Message], max_tokens: int) -> bool:
-        return True
-
 
 async def started(model: Slow, num: int = 1) -> None:
     async with asyncio.timeout(5):
