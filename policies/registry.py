@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any, Protocol
 
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
+from reasonrt.options import option_names, read_options
 from reasonrt.plugins import FAILURES, Plugin, PluginGroup, reason_of
-from reasonrt.policies.options import option_names, read_options, refuse_operator_only
+from reasonrt.policies.options import refuse_operator_only
 from reasonrt.policies.program_search import ProgramSearch
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target

@@ -19,7 +19,8 @@ FLOORS = (  # from the top: an import never goes up
     ("writing", "routers"),
     ("metering", "scopes", "tools", "programs", "engines", "transcript"),
     ("ports",),
-    ("boundaries", "pace", "answers", "diffusion", "config"),
+    ("diffusion",),
+    ("boundaries", "pace", "answers", "config", "options"),
     ("types",),
     ("thinking", "tasks", "plugins", "errors", "kernels"),
 )

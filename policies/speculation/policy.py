@@ -22,7 +22,8 @@ from typing import Any, Self
 
 from reasonrt.answers import holds_answer
 from reasonrt.errors import RequestError
-from reasonrt.policies.options import option_names, read_options, settings_of
+from reasonrt.options import option_names, read_options
+from reasonrt.policies.options import settings_of
 from reasonrt.policies.speculation.loop import SpeculationLoop
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.ports import Engine, Engines, Policy

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.errors import ConfigError, EngineError, RequestError
+from reasonrt.options import option_names
 from reasonrt.plugins import FAILURES, reason_of
-from reasonrt.policies.options import option_names
 from reasonrt.policies.registry import build_policy, find_policy, register_policy, unregister_policy
 from reasonrt.policies.stopping.policy import CommonOptions
 from reasonrt.ports import Engines, Policy, Tool

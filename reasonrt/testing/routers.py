@@ -7,7 +7,7 @@ from typing import Any
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import ConfigError, EngineError
-from reasonrt.policies.options import read_options
+from reasonrt.options import read_options
 from reasonrt.ports import Engine
 from reasonrt.routers.base import Router
 from reasonrt.routers.registry import RouterKind

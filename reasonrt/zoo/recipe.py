@@ -17,6 +17,7 @@ from torch import nn
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.engines.vllm_settings import cpu_dtype
 from reasonrt.zoo.corpus import IGNORED, Batches
+from reasonrt.zoo.muon import Float32Muon
 from reasonrt.zoo.problems import mixture
 from reasonrt.zoo.tokenizer import VOCAB_SIZE, train_tokenizer
 from reasonrt.zoo.traces import trace
@@ -131,9 +132,9 @@ def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     model = build_model(recipe, tokenizer)
-    optimizers = _optimizers(model, recipe)
+    optimizers = build_optimizers(model, recipe.lr, with_muon=not recipe.begin)
     checkpoint = out / "checkpoint.pt"
-    done_tokens, skip = _resume(checkpoint, model, optimizers)
+    done_tokens, skip = resume(checkpoint, model, optimizers)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
@@ -143,7 +144,7 @@ def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda
     losses: list[float] = []
     while done_tokens < recipe.tokens:
         token_ids, labels = (tensor.to(device) for tensor in next(batches))
-        _set_rates(optimizers, recipe, done_tokens)
+        set_rates(optimizers, recipe.lr, recipe.decay_share, done_tokens / recipe.tokens)
         loss = _loss(compiled, token_ids, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -158,7 +159,7 @@ def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda
             report(Progress(done_tokens, recipe.tokens, sum(losses) / len(losses), rate))
             losses.clear()
         if time.perf_counter() - saved > 60:
-            _save_checkpoint(checkpoint, model, optimizers, done_tokens, skip)
+            save_checkpoint(checkpoint, model, optimizers, done_tokens, skip)
             saved = time.perf_counter()
     model.to("cpu", torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -175,25 +176,25 @@ def _loss(model: Any, token_ids: torch.Tensor, labels: torch.Tensor) -> torch.Te
     )
 
 
-def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: nn.Module, lr: float, with_muon: bool) -> list[torch.optim.Optimizer]:
+    """Muon for matrices and AdamW for embedding and norms, or AdamW for all."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    adam: dict[str, Any] = {"lr": recipe.lr, "betas": (0.9, 0.98), "weight_decay": 0.0, "fused": True}
-    if recipe.begin:
+    adam: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.98), "weight_decay": 0.0, "fused": True}
+    if not with_muon:
         return [torch.optim.AdamW([*matrices, *others], **adam)]
     return [
-        torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        Float32Muon(matrices, lr=lr, weight_decay=0.02),
         torch.optim.AdamW(others, **adam),
     ]
 
 
-def _set_rates(optimizers: list[torch.optim.Optimizer], recipe: Recipe, done_tokens: int) -> None:
+def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay_share: float, share: float) -> None:
     """Warm up over the first hundredth, hold, then fall to zero over the last `decay_share`."""
-    share = done_tokens / recipe.tokens
-    factor = min(1.0, 0.05 + share / 0.01, (1 - share) / recipe.decay_share)
+    factor = min(1.0, 0.05 + share / 0.01, (1 - share) / decay_share)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * factor
+            group["lr"] = lr * factor
 
 
 def _batches(recipe: Recipe, tokenizer: Any, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -203,7 +204,7 @@ def _batches(recipe: Recipe, tokenizer: Any, skip: int) -> Iterator[tuple[torch.
     return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8))
 
 
-def _save_checkpoint(
+def save_checkpoint(
     path: Path, model: Any, optimizers: list[torch.optim.Optimizer], done_tokens: int, steps: int
 ) -> None:
     state = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
@@ -211,7 +212,7 @@ def _save_checkpoint(
     path.with_suffix(".new").replace(path)
 
 
-def _resume(path: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> tuple[int, int]:
+def resume(path: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> tuple[int, int]:
     if not path.exists():
         return 0, 0
     state = torch.load(path, weights_only=True)

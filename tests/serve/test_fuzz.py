@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonrt.policies.options import option_names
+from reasonrt.options import option_names
 from reasonrt.policies.registry import find_policy, policy_names
 from reasonrt.policies.stopping.policy import CommonOptions
 

@@ -1,0 +1,1 @@
+"""Block diffusion: text from blocks of masked tokens, several tokens a pass, with residual context."""

@@ -1,0 +1,35 @@
+"""Residual context: what a pass expected at a masked position, as the embedding that the next pass reads there.
+
+Residual Context Diffusion (2601.22954, sections 3.1 to 3.3): e = (1 - alpha) E[mask] + alpha p E, where p is the
+prediction and alpha its entropy, normalized to [0, 1].
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from reasonrt.diffusion.decoding import Decoding
+from reasonrt.diffusion.model import DiffusionModel
+
+
+def blend(model: DiffusionModel, logits: Tensor, decoding: Decoding) -> Tensor:
+    """Embeddings [rows, hidden] for masked positions, from the logits [rows, tokens] of the last pass there."""
+    probs = logits.softmax(-1)
+    scaled = probs if decoding.residual_temperature == 1 else (logits / decoding.residual_temperature).softmax(-1)
+    return blend_probs(model, scaled if decoding.residual_scaled else probs, scaled, decoding.residual_top_k)
+
+
+def blend_probs(model: DiffusionModel, expected: Tensor, weighing: Tensor, top_k: int | None = None) -> Tensor:
+    """The same from distributions [rows, tokens]: of the one embeddings are expected, of the other entropy is taken."""
+    table = model.embedding.weight
+    # the log of the true number of tokens: the padding of a table would make every weight too small
+    alpha = -torch.special.xlogy(weighing, weighing).sum(-1, keepdim=True) / math.log(model.shape.tokens)
+    if top_k is None or top_k >= model.shape.tokens:
+        mean = expected.to(table.dtype) @ table[: model.shape.tokens]
+    else:
+        top = expected.topk(top_k, dim=-1)
+        shares = top.values / top.values.sum(-1, keepdim=True)
+        mean = torch.einsum("rk,rkd->rd", shares.to(table.dtype), table[top.indices])
+    alpha = alpha.to(table.dtype)
+    return alpha * mean + (1 - alpha) * table[model.shape.mask_token_id]
