@@ -114,6 +114,8 @@ class Batcher:
         hidden = self._forward(jobs, works)
         self._predict(jobs, works, hidden)
         for job, work in zip(jobs, works, strict=True):
+            if self._slots[job.slot].job is not job:  # another one's report has cancelled it
+                continue
             is_own = work.canvas > 0 or len(work.heads) > 0 or not self._is_prompt(job, work)
             job.passes += is_own
             job.canvas += work.canvas
@@ -155,8 +157,8 @@ class Batcher:
     def _admit(self, job: Job, index: int, source: int, common: int) -> None:
         if source != index and common:
             self._cache.copy(source, index, common)
-        job.slot, job.cached = index, common
-        job.writer = make_writer(job.task, job.decoding, self.model.shape, common)
+        job.slot, job.writer = index, make_writer(job.task, job.decoding, self.model.shape, common)
+        job.cached = job.writer.num_cached
         slot = self._slots[index]
         slot.job, slot.salt, slot.used = job, job.salt, self._pass
         slot.grid = job.decoding.block if self.model.shape.context == "block" else 0
