@@ -8,6 +8,7 @@ of models with full attention, and `sub_blocks`.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,7 +144,9 @@ class _Writing:
         num_passes, begun = 0, set[int]()
         while masked := [p for p in range(start, self._needed_end(start, end)) if p not in self.at]:
             part = self._part(start, end, masked[0])
-            wanted = [p for p in part if p < self._needed_end(start, end) and (p not in self.at or self._is_editable(p))]
+            wanted = [
+                p for p in part if p < self._needed_end(start, end) and (p not in self.at or self._is_editable(p))
+            ]
             guesses = self._guess(self._rows(start, end, part, begun), wanted, start, end, residual)
             if decoding.strategy == "adaptive" and not begun:
                 end = self._adapted_end(start, end, guesses)
@@ -188,12 +191,20 @@ class _Writing:
             begin = start - self.shape.is_shifted
             rows = {"none": range(self.total), "prefix": range(begin, self.total), "dual": range(begin, end)}
             return rows[self.decoding.caching if begun else "none"]
-        return range(max(start, part.start - self.shape.is_shifted), part.stop) if part.start in begun and (
-            self.decoding.strategy == "sub_blocks"
-        ) else range(end)
+        return (
+            range(max(start, part.start - self.shape.is_shifted), part.stop)
+            if part.start in begun and (self.decoding.strategy == "sub_blocks")
+            else range(end)
+        )
 
     def _guess(
-        self, rows: range, wanted: list[int], start: int, end: int, residual: dict[int, Tensor], shift: int | None = None
+        self,
+        rows: range,
+        wanted: list[int],
+        start: int,
+        end: int,
+        residual: dict[int, Tensor],
+        shift: int | None = None,
     ) -> list[_Guess]:
         """What one pass over `rows` predicts at the positions `wanted`, for the block from `start` to `end`."""
         table, grid = self.model.embedding.weight, self.block if self.shape.context == "block" else 1
@@ -211,7 +222,8 @@ class _Writing:
             scaled = logits.double() / self.drawing.temperature
             probs, order = scaled.softmax(-1).sort(descending=True, stable=True)
             is_kept = probs.cumsum(-1) - probs < self.drawing.top_p  # the mass of those before it
-            token = order[(scaled + self.drawing.noise(position, len(scaled)))[order].where(is_kept, -torch.inf).argmax()]
+            noisy = scaled + self.drawing.noise(np.array([position]), len(scaled))[0]
+            token = order[noisy[order].where(is_kept, -torch.inf).argmax()]
         logprobs = logits.log_softmax(-1)
         entropy = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum()
         return _Guess(position, logits, int(token), float(logprobs[token]), float(entropy))
