@@ -136,7 +136,7 @@ class DiffusionRecipe:
     """How one diffusion model of the zoo is trained.
 
     Attributes:
-        begin: the model of the zoo that training begins with.
+        begin: the model that training begins with: one that ships, or one that is trained first.
         stage: `adapt` or `unroll`.
         residual: whether the second pass of `unroll` reads residual context; its control has everything else alike.
         tokens: how many tokens of clean text to train on, padding left out.
@@ -240,11 +240,13 @@ def _next_token_loss(model: DiffusionModel, reader: Reader, labels: Tensor) -> T
     return _cross_entropy(model.logits(reader.hidden[:, :-1][learned]), labels[:, 1:][learned])
 
 
+_BASE = "nano-diffusion-base"
 DIFFUSION_RECIPES = {
-    "nano-diffusion-base": DiffusionRecipe("nano-target", "adapt", 2_000_000, block_lengths=(4, 16, 32, 32, 32)),
-    "nano-diffusion": DiffusionRecipe("nano-diffusion-base", "unroll", 1_000_000, lr=1e-3),
-    "nano-diffusion-rcd": DiffusionRecipe("nano-diffusion-base", "unroll", 1_000_000, lr=1e-3, residual=True),
+    _BASE: DiffusionRecipe("nano-target", "adapt", 2_000_000, block_lengths=(4, 16, 32, 32, 32)),
+    "nano-diffusion": DiffusionRecipe(_BASE, "unroll", 700_000, lr=1e-3),
+    "nano-diffusion-rcd": DiffusionRecipe(_BASE, "unroll", 700_000, lr=1e-3, residual=True),
 }
+"""The last two differ in `residual` only: the second is what residual context is measured against the first by."""
 
 
 def train_diffusion(
