@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasonrt.diffusion.model import DiffusionModel, ModelShape
+from reasonrt.diffusion.model import DiffusionModel
+from reasonrt.diffusion.shape import ModelShape
 
 ARCHITECTURE = "BlockDiffusionForCausalLM"
 """Of the models that ship: SDAR's layout, whose `config.json` says what they were trained for as well."""
