@@ -120,6 +120,14 @@ class WholeStream(Protocol):
         """Abort what is left. Idempotent."""
 
 
+def canvas_positions(stream: TokenStream | WholeStream) -> int:
+    """Positions of blocks of masked tokens, over all passes of `stream` so far; exact once closed.
+
+    A stream of an engine that writes blocks has this as its property `canvas_positions`; for others it is 0.
+    """
+    return int(getattr(stream, "canvas_positions", 0))
+
+
 class Engine(Protocol):
     """A model that can be asked for tokens. One instance serves many requests concurrently."""
 

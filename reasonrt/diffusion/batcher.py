@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reasonrt.diffusion.cache import KvCache, Segment
 from reasonrt.diffusion.decoding import Decoding
-from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
+from reasonrt.diffusion.model import DiffusionModel, ModelShape, attend_among_rows
 from reasonrt.diffusion.residual import blend, blend_probs
 from reasonrt.diffusion.sampling import Drawing, predict
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, make_writer, reusable
@@ -34,6 +34,9 @@ class Job:
         drawing: how tokens are drawn.
         report: called after each pass that settled tokens, or ended the text.
         salt: jobs with different ones share nothing of the cache.
+        watch: called in each pass that predicts something for it, before its writer takes that, with the positions
+            [heads] and the logits [heads, tokens] there.
+        make: its writer, as `make_writer` does.
         passes: that denoised, committed or verified something for it.
         canvas: positions of its blocks over all these passes.
         cached: tokens of the prompt that were in the cache.
@@ -44,6 +47,8 @@ class Job:
     drawing: Drawing
     report: Callable[["Job", Settled], None]
     salt: str = ""
+    watch: Callable[[NDArray[np.int64], Tensor], None] | None = None
+    make: Callable[[Task, Decoding, ModelShape, int], Writer] = make_writer
     passes: int = 0
     canvas: int = 0
     cached: int = 0
@@ -97,6 +102,16 @@ class Batcher:
             self._waiting.remove(job)
         if job.slot >= 0 and self._slots[job.slot].job is job:
             self._release(job)
+
+    def abandon(self) -> list[Job]:
+        """After a pass that failed: take out all jobs that took part, and forget what their slots hold."""
+        jobs = self._running()
+        for job in jobs:
+            self._release(job)
+            self._slots[job.slot].ids = np.zeros(0, np.int64)
+            self._cache.clear(job.slot)
+            self._blends[job.slot] = 0
+        return jobs
 
     def _running(self) -> list[Job]:
         return [slot.job for slot in self._slots if slot.job is not None]
@@ -155,8 +170,9 @@ class Batcher:
     def _admit(self, job: Job, index: int, source: int, common: int) -> None:
         if source != index and common:
             self._cache.copy(source, index, common)
-        job.slot, job.cached = index, common
-        job.writer = make_writer(job.task, job.decoding, self.model.shape, common)
+        job.slot = index
+        job.writer = job.make(job.task, job.decoding, self.model.shape, common)
+        job.cached = job.writer.num_cached
         slot = self._slots[index]
         slot.job, slot.salt, slot.used = job, job.salt, self._pass
         slot.grid = job.decoding.block if self.model.shape.context == "block" else 0
@@ -213,10 +229,14 @@ class Batcher:
         needs_entropy = any(job.decoding.strategy == "entropy" for job in jobs)
         targets = [work.targets for work in works]
         predicted = predict(logits, [job.drawing for job in jobs], targets, needs_entropy)
+        if not np.isfinite(predicted.logprobs).all():
+            raise FloatingPointError("the model computes no finite log-probabilities")
         blends: dict[Decoding, list[tuple[NDArray[np.intp], Job, NDArray[np.int64]]]] = {}
         begin = 0
         for job, work, count in zip(jobs, works, counts, strict=True):
             part = slice(begin, begin + count)
+            if job.watch is not None and count:
+                job.watch(work.targets, logits[part])
             stays = np.flatnonzero(job.writer.take(predicted[part]))
             if len(stays):
                 offsets = work.targets[stays] - work.block_start

@@ -42,8 +42,8 @@ class KvCache:
     def __init__(self, shape: ModelShape, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.slots, self.length, self.device = shape, slots, length, device
         size = (slots, length, shape.kv_heads, shape.head_dim)
-        self.keys = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.layers)]
-        self.values = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+        self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+        self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
 
     @staticmethod
     def num_bytes(shape: ModelShape, slots: int, length: int, dtype: torch.dtype) -> int:
@@ -54,6 +54,11 @@ class KvCache:
         """Let slot `target` begin with the first `length` tokens of slot `source`."""
         for buffer in (*self.keys, *self.values):
             buffer[target, :length] = buffer[source, :length]
+
+    def clear(self, slot: int) -> None:
+        """Zero what slot `slot` holds: attention over padding reads it, and NaN times nothing is NaN."""
+        for buffer in (*self.keys, *self.values):
+            buffer[slot] = 0
 
     def attention(self, segments: list[Segment]) -> Attend:
         """Attention for one pass over the rows of `segments`, one segment after the other."""

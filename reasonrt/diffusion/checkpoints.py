@@ -31,6 +31,12 @@ def load_model(folder: Path, dtype: torch.dtype) -> DiffusionModel:
     return model.to(dtype)
 
 
+def read_shape(folder: Path) -> ModelShape:
+    """What `config.json` in `folder` says of its model."""
+    config = json.loads((folder / "config.json").read_text())
+    return _shape_of(config, config["vocab_size"])
+
+
 def _shape_of(config: dict[str, Any], tokens: int) -> ModelShape:
     ends = config.get("eos_token_id")
     rope = config.get("rope_parameters") or {}
