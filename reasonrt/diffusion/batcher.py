@@ -15,9 +15,10 @@ from torch import Tensor
 
 from reasonrt.diffusion.cache import KvCache, Segment
 from reasonrt.diffusion.decoding import Decoding
-from reasonrt.diffusion.model import DiffusionModel, ModelShape, attend_among_rows
+from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
 from reasonrt.diffusion.residual import blend, blend_probs
 from reasonrt.diffusion.sampling import Drawing, predict
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, make_writer, reusable
 
 MOST_CONTEXT = 256  # rows of a request's context in one pass: longer prompts take several
