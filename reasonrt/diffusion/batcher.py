@@ -130,6 +130,8 @@ class Batcher:
         hidden = self._forward(jobs, works)
         self._predict(jobs, works, hidden)
         for job, work in zip(jobs, works, strict=True):
+            if self._slots[job.slot].job is not job:  # another one's report has cancelled it
+                continue
             is_own = work.canvas > 0 or len(work.heads) > 0 or not self._is_prompt(job, work)
             job.passes += is_own
             job.canvas += work.canvas

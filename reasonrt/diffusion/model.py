@@ -52,9 +52,10 @@ class DiffusionModel(nn.Module):  # type: ignore[misc]
         return nn.functional.rms_norm(hidden, (self.shape.hidden,), self.norm, self.shape.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., tokens], in fp32: the mask token and the padding of the table have no logit above -inf."""
+        """[..., tokens], in fp32 or better: the mask token's is -inf, the padding of the table has none."""
         shape = self.shape
-        logits = nn.functional.linear(hidden, self.head.weight[: shape.tokens]).float()
+        logits = nn.functional.linear(hidden, self.head.weight[: shape.tokens])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if shape.mask_token_id < shape.tokens:
             logits[..., shape.mask_token_id] = -torch.inf
         return logits
