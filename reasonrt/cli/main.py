@@ -10,6 +10,7 @@ from reasonrt.cli import (
     calibrate,
     config,
     demo,
+    diffusion_bench,
     doctor,
     evaluation,
     programs,
@@ -48,6 +49,9 @@ app.add_typer(config.app, name="config")
 bench.app.command(
     "speculation", epilog="Example: reasonrt bench speculation --inflate 6 --family arbitrage --out runs/speculation"
 )(speculation.bench)
+bench.app.command("diffusion", epilog="Example: reasonrt bench diffusion --problems 400 --json diffusion.json")(
+    diffusion_bench.bench
+)
 bench.app.command("stopping", epilog="Example: reasonrt bench stopping --part validity --draws 500")(
     stopping_bench.bench
 )
