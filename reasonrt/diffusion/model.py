@@ -38,8 +38,9 @@ class DiffusionModel(nn.Module):  # type: ignore[misc]
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
         self.norm = nn.Parameter(torch.ones(shape.hidden))
         self.head = self.embedding if shape.is_tied else nn.Embedding(shape.vocab_size, shape.hidden)
-        exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
-        angles = torch.outer(torch.arange(shape.max_positions, dtype=torch.float64), shape.rope_theta**-exponents)
+        exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float64, device="cpu") / shape.head_dim
+        positions = torch.arange(shape.max_positions, dtype=torch.float64, device="cpu")  # not meta, as weights may be
+        angles = torch.outer(positions, shape.rope_theta**-exponents)
         self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
