@@ -173,8 +173,7 @@ class Batcher:
     def _admit(self, job: Job, index: int, source: int, common: int) -> None:
         if source != index and common:
             self._cache.copy(source, index, common)
-        job.slot = index
-        job.writer = job.make(job.task, job.decoding, self.model.shape, common)
+        job.slot, job.writer = index, job.make(job.task, job.decoding, self.model.shape, common)
         job.cached = job.writer.num_cached
         slot = self._slots[index]
         slot.job, slot.salt, slot.used = job, job.salt, self._pass

@@ -57,7 +57,7 @@ class KvCache:
             buffer[target, :length] = buffer[source, :length]
 
     def clear(self, slot: int) -> None:
-        """Zero what slot `slot` holds: attention over padding reads it, and NaN times nothing is NaN."""
+        """Forget what slot `slot` holds, be it NaN."""
         for buffer in (*self.keys, *self.values):
             buffer[slot] = 0
 
