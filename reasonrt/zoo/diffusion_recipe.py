@@ -142,7 +142,7 @@ class DiffusionRecipe:
         tokens: how many tokens of clean text to train on, padding left out.
         batch_tokens: tokens per optimizer step, padding included.
         lr: peak rate of Muon (matrices) and AdamW (embedding, norms) alike.
-        decay_share: the last share of training, in which the rate falls linearly to zero.
+        decay_share: the last share of training, in which the rate falls linearly to zero; 0: it does not fall.
         max_tokens: longest training example.
         block_lengths: of the blocks, in equal parts of the training.
         next_token_weight: of the loss of the next token, beside the one of masked tokens.
@@ -242,9 +242,9 @@ def _next_token_loss(model: DiffusionModel, reader: Reader, labels: Tensor) -> T
 
 _BASE = "nano-diffusion-base"
 DIFFUSION_RECIPES = {
-    _BASE: DiffusionRecipe("nano-target", "adapt", 2_000_000, block_lengths=(4, 16, 32, 32, 32)),
-    "nano-diffusion": DiffusionRecipe(_BASE, "unroll", 700_000, lr=1e-3),
-    "nano-diffusion-rcd": DiffusionRecipe(_BASE, "unroll", 700_000, lr=1e-3, residual=True),
+    _BASE: DiffusionRecipe("nano-target", "adapt", 1_200_000, decay_share=0.0, block_lengths=(4, 16, 32)),
+    "nano-diffusion": DiffusionRecipe(_BASE, "unroll", 1_000_000, lr=1e-3),
+    "nano-diffusion-rcd": DiffusionRecipe(_BASE, "unroll", 1_000_000, lr=1e-3, residual=True),
 }
 """The last two differ in `residual` only: the second is what residual context is measured against the first by."""
 
