@@ -28,7 +28,10 @@ from reasonrt.types import Limits, Message
 _ACCURATE = 0.9  # the threshold that speed is measured at, beside self-speculation
 _BLOCK = 100  # problems that one arm solves before the next one has its turn
 _REFERENCE = 8  # problems: the reference takes one at a time, as slowly as it is plain
-_FAST: dict[str, dict[str, Any]] = {"threshold": {"threshold": _ACCURATE}, "self-speculation": {"strategy": "self_speculation"}}
+_FAST: dict[str, dict[str, Any]] = {
+    "threshold": {"threshold": _ACCURATE},
+    "self-speculation": {"strategy": "self_speculation"},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from reasonrt.cli import (
     diffusion_bench,
     doctor,
     evaluation,
+    plan,
     programs,
     sandbox_bench,
     serve,
@@ -43,7 +44,10 @@ app.command("eval", epilog="Example: reasonrt eval --task zoo --policy target --
 )
 app.command("serve", epilog="Example: reasonrt serve --local --port 8000")(serve.serve)
 app.command("doctor", epilog="Example: reasonrt doctor --json doctor.json")(doctor.doctor)
-app.command("plan", epilog="Example: reasonrt plan --problems 20 --concurrency 8")(speculation.plan)
+plan.app.command("speculation", epilog="Example: reasonrt plan speculation --problems 20 --concurrency 8")(
+    speculation.plan
+)
+app.add_typer(plan.app, name="plan")
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(config.app, name="config")
 bench.app.command(

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reasonrt.diffusion.layouts import ARCHITECTURE, BEGINNINGS, DIFFUSION, OURS, Layout, read_json, read_layout
-from reasonrt.diffusion.model import DiffusionModel, ModelShape
+from reasonrt.diffusion.model import DiffusionModel
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from reasonrt.diffusion.model import CONTEXTS, ModelShape
+from reasonrt.diffusion.shape import CONTEXTS, ModelShape
 from reasonrt.errors import ConfigError
 
 ARCHITECTURE = "BlockDiffusionForCausalLM"

@@ -14,8 +14,6 @@ from reasonrt.diffusion.shape import ModelShape
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`(layer, queries [..., heads, head_dim], keys [..., kv_heads, head_dim], values) -> mixed values`, as the queries."""
 
-CONTEXTS = ("block", "causal", "full")
-
 
 def attend_among_rows(limits: Tensor) -> Attend:
     """Attention without a cache: the rows are the whole sequence, row i attends to those before `limits[i]`."""

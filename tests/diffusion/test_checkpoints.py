@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.diffusion.checkpoints import load_for_training, load_model, read_shape, save_model
 from reasonrt.diffusion.layouts import DIFFUSION
-from reasonrt.diffusion.model import DiffusionModel, ModelShape, attend_among_rows
+from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.errors import ConfigError
 
 VOCAB, MASK = 96, 90
