@@ -1,6 +1,6 @@
 """The one reader of configuration: a YAML file, changes over it, and what they stand for.
 
-Without a file, the models that ship with reasonrt serve as `draft`, `target`, `router` and `reward`.
+Without a file, the models that ship with reasonrt serve as `draft`, `target`, `router`, `reward` and `diffusion`.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ from reasonrt.types import Limits
 DEFAULT_FILE = Path("reasonrt.yaml")
 ZOO_FOLDER = Path(__file__).parent / "zoo" / "models"
 ZOO_PREFIX = "zoo:"
+DIFFUSION_MODEL = "nano-diffusion-rcd"
+_KINDS = ("vllm", "diffusion", "remote", "plugin")
 _LIMITS = Limits()
 
 
@@ -46,6 +48,25 @@ class VllmConfig(_Strict):
     speculative: dict[str, Any] | None = Field(None, description="vLLM's own speculation; a `model` in it as above")
 
 
+class DiffusionConfig(_Strict):
+    """A model that fills blocks of masked tokens. Fields as in `engines.diffusion.DiffusionSettings`."""
+
+    kind: Literal["diffusion"]
+    model: str = Field(description="a folder, or zoo:NAME")
+    own_process: bool = Field(True, description="in a process of its own: whatever it does, this one keeps serving")
+    max_model_len: int = Field(1024, ge=16, le=10_000_000)
+    max_num_seqs: int = Field(32, ge=1, le=4096)
+    kv_cache_mib: int | None = Field(None, ge=1, description="None: what max_num_seqs x max_model_len take")
+    cores: str | None = Field(None, pattern=r"^\d+([-,]\d+)*$")
+    niceness: int = Field(0, ge=0, le=19, description="on CPUs, how far its threads give way to others")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="None: bfloat16 on GPUs, float32 on CPUs"
+    )
+    compile: bool | None = Field(None, description="torch.compile; None: on GPUs alone")
+    reference_model: str | None = Field(None, description="for residual_start: reference; a folder, or zoo:NAME")
+    decoding: dict[str, Any] = Field(default_factory=dict, description="defaults of a request's own decoding")
+
+
 class RemoteConfig(_Strict):
     """A model on an OpenAI-compatible server."""
 
@@ -67,7 +88,7 @@ class PluginConfig(_Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-EngineConfig = Annotated[VllmConfig | RemoteConfig | PluginConfig, Field(discriminator="kind")]
+EngineConfig = Annotated[VllmConfig | DiffusionConfig | RemoteConfig | PluginConfig, Field(discriminator="kind")]
 
 
 class LimitsConfig(_Strict):
@@ -94,6 +115,8 @@ def _zoo() -> dict[str, EngineConfig]:
         role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}") for role in ("draft", "target")
     }
     judges = {role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}", scores=True) for role in ("router", "reward")}
+    if (ZOO_FOLDER / DIFFUSION_MODEL).is_dir():
+        models["diffusion"] = DiffusionConfig(kind="diffusion", model=f"{ZOO_PREFIX}{DIFFUSION_MODEL}")
     return models | judges
 
 
@@ -127,7 +150,7 @@ def load_config(path: str | Path | None = None, changes: Mapping[str, Any] | Non
         return Config.model_validate(values | dict(changes or {}))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("vllm", "remote", "plugin"))
+        where = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
         raise ConfigError(f"{file}: {where}: {first['msg'].lower()}, got {_short(first['input'])}") from None
 
 

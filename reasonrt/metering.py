@@ -6,7 +6,7 @@ from typing import Self
 
 from reasonrt.engines.whole import generate_whole
 from reasonrt.pace import Pace
-from reasonrt.ports import Engine, Reading, Score, TokenStream, Verified, WholeStream
+from reasonrt.ports import Engine, Reading, Score, TokenStream, Verified, WholeStream, canvas_positions
 from reasonrt.scopes import Scope
 from reasonrt.types import EngineUsage, Sampling, TokenDelta
 
@@ -25,7 +25,7 @@ class MeteredEngine:
         self._engine, self.scope, self.pace, self._salt = engine, scope, pace or Pace(), cache_salt
         self.name, self.max_model_len = engine.name, engine.max_model_len
         self.capabilities, self.tokenizer = engine.capabilities, engine.tokenizer
-        self.calls = self.prefilled = self.cached = self.generated = self.probe = self.passes = 0
+        self.calls = self.prefilled = self.cached = self.generated = self.probe = self.passes = self.canvas = 0
 
     @property
     def fingerprint(self) -> str:
@@ -122,6 +122,7 @@ class MeteredEngine:
             discarded=self.generated - committed_tokens,
             probe=self.probe,
             passes=self.passes,
+            canvas=self.canvas,
         )
 
 
@@ -130,7 +131,7 @@ class _Counted:
 
     def __init__(self, meter: MeteredEngine, stream: TokenStream | WholeStream) -> None:
         self._meter, self._stream = meter, stream
-        self._generated = self._passes = self._cached = 0
+        self._generated = self._passes = self._canvas = self._cached = 0
 
     @property
     def generated_tokens(self) -> int:
@@ -140,13 +141,19 @@ class _Counted:
     def passes(self) -> int:
         return self._stream.passes
 
+    @property
+    def canvas_positions(self) -> int:
+        return canvas_positions(self._stream)
+
     def _count(self, cached_tokens: int) -> None:
-        generated, passes = self._stream.generated_tokens, self._stream.passes
+        generated, passes, canvas = self._stream.generated_tokens, self._stream.passes, self.canvas_positions
         self._meter.has_generated(generated - self._generated)
         self._meter.passes += passes - self._passes
+        self._meter.canvas += canvas - self._canvas
         # a remote server may tell what was cached at the end only
         self._meter.count_cached(max(0, cached_tokens - self._cached))
-        self._generated, self._passes, self._cached = generated, passes, max(self._cached, cached_tokens)
+        self._generated, self._passes, self._canvas = generated, passes, canvas
+        self._cached = max(self._cached, cached_tokens)
 
 
 class _MeteredStream(_Counted):

@@ -231,7 +231,9 @@ class EngineUsage:
         passes: forward passes of the model: of a generation one for each token, the first of which also reads the
             prompt, or fewer where vLLM in this process speculates by itself; of a read or a score one, of a
             verification one or two. Not counted are the further ones in which vLLM reads a prompt that is longer than
-            what it takes in at a time; what a remote server saves by its own speculation is not known.
+            what it takes in at a time; what a remote server saves by its own speculation is not known. Of block
+            diffusion those that denoise or commit something, which may be more than tokens.
+        canvas: positions of the blocks of masked tokens over all passes; 0 of an engine that writes token by token.
     """
 
     calls: int = 0
@@ -241,6 +243,7 @@ class EngineUsage:
     discarded: int = 0
     probe: int = 0
     passes: int = 0
+    canvas: int = 0
 
     def __add__(self, other: "EngineUsage") -> "EngineUsage":
         return EngineUsage(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))

@@ -18,8 +18,8 @@ from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
 from reasonrt.diffusion.residual import blend, blend_probs
 from reasonrt.diffusion.sampling import Drawing, predict
-from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, full_length, make_writer, reusable
-from reasonrt.errors import RequestError
+from reasonrt.diffusion.shape import ModelShape
+from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, make_writer, reusable
 
 MOST_CONTEXT = 256  # rows of a request's context in one pass: longer prompts take several
 _LOGIT_BYTES = 256 * 2**20  # of one chunk of rows
@@ -35,6 +35,9 @@ class Job:
         drawing: how tokens are drawn.
         report: called after each pass that settled tokens, or ended the text.
         salt: jobs with different ones share nothing of the cache.
+        watch: called in each pass that predicts something for it, before its writer takes that, with the positions
+            [heads] and the logits [heads, tokens] there.
+        make: its writer, as `make_writer` does.
         passes: that denoised, committed or verified something for it.
         canvas: positions of its blocks over all these passes.
         cached: tokens of the prompt that were in the cache.
@@ -45,6 +48,8 @@ class Job:
     drawing: Drawing
     report: Callable[["Job", Settled], None]
     salt: str = ""
+    watch: Callable[[NDArray[np.int64], Tensor], None] | None = None
+    make: Callable[[Task, Decoding, ModelShape, int], Writer] = make_writer
     passes: int = 0
     canvas: int = 0
     cached: int = 0
@@ -90,20 +95,7 @@ class Batcher:
         return not self._waiting and not self._running()
 
     def add(self, job: Job) -> None:
-        """Let `job` take part from the next pass on, or wait for a slot.
-
-        Raises:
-            RequestError: it is too long for a slot, or, rounded up to whole blocks, for the model.
-        """
-        prompt, most = len(job.task.prompt), job.task.max_tokens
-        if prompt + most > self.length:
-            raise RequestError(f"prompt and max_tokens must be at most {self.length} tokens, got {prompt} and {most}")
-        shape, taken = self.model.shape, full_length(prompt, most, job.decoding, self.model.shape)
-        if taken > shape.max_positions:
-            raise RequestError(
-                f"prompt and max_tokens, {prompt} and {most}, take {taken} positions, whole blocks that they are; "
-                f"the model has {shape.max_positions}: ask for fewer tokens"
-            )
+        """Let `job` take part from the next pass on, or wait for a slot."""
         self._waiting.append(job)
 
     def cancel(self, job: Job) -> None:
@@ -112,6 +104,16 @@ class Batcher:
             self._waiting.remove(job)
         if job.slot >= 0 and self._slots[job.slot].job is job:
             self._release(job)
+
+    def abandon(self) -> list[Job]:
+        """After a pass that failed: take out all jobs that took part, and forget what their slots hold."""
+        jobs = self._running()
+        for job in jobs:
+            self._release(job)
+            self._slots[job.slot].ids = np.zeros(0, np.int64)
+            self._cache.clear(job.slot)
+            self._blends[job.slot] = 0
+        return jobs
 
     def _running(self) -> list[Job]:
         return [slot.job for slot in self._slots if slot.job is not None]
@@ -171,7 +173,7 @@ class Batcher:
     def _admit(self, job: Job, index: int, source: int, common: int) -> None:
         if source != index and common:
             self._cache.copy(source, index, common)
-        job.slot, job.writer = index, make_writer(job.task, job.decoding, self.model.shape, common)
+        job.slot, job.writer = index, job.make(job.task, job.decoding, self.model.shape, common)
         job.cached = job.writer.num_cached
         slot = self._slots[index]
         slot.job, slot.salt, slot.used = job, job.salt, self._pass
@@ -225,15 +227,19 @@ class Batcher:
         needs_entropy = any(job.decoding.strategy == "entropy" for job in jobs)
         targets = [work.targets for work in works]
         predicted = predict(logits, [job.drawing for job in jobs], targets, needs_entropy)
+        if not np.isfinite(predicted.logprobs).all():
+            raise FloatingPointError("the model computes no finite log-probabilities")
         blends: dict[Decoding, list[tuple[NDArray[np.intp], Job, NDArray[np.int64]]]] = {}
         begin = 0
         for job, work in zip(jobs, works, strict=True):
-            count = len(work.heads)
-            stays = np.flatnonzero(job.writer.take(predicted[begin : begin + count]))
+            part = slice(begin, begin + len(work.heads))
+            if job.watch is not None and len(work.heads):
+                job.watch(work.targets, logits[part])
+            stays = np.flatnonzero(job.writer.take(predicted[part]))
             if len(stays):
                 offsets = work.targets[stays] - work.block_start
                 blends.setdefault(job.decoding, []).append((begin + stays, job, offsets))
-            begin += count
+            begin = part.stop
         for decoding, group in blends.items():
             rows_of = self._tensor(np.concatenate([stays for stays, _, _ in group]))
             slots = self._tensor(np.concatenate([np.full(len(offsets), job.slot) for _, job, offsets in group]))

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reasonrt.diffusion.model import Attend, ModelShape
+from reasonrt.diffusion.model import Attend
+from reasonrt.diffusion.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class KvCache:
         """Let slot `target` begin with the first `length` tokens of slot `source`."""
         for buffer in (*self.keys, *self.values):
             buffer[target, :length] = buffer[source, :length]
+
+    def clear(self, slot: int) -> None:
+        """Forget what slot `slot` holds, be it NaN."""
+        for buffer in (*self.keys, *self.values):
+            buffer[slot] = 0
 
     def attention(self, segments: list[Segment]) -> Attend:
         """Attention for one pass over the rows of `segments`, one segment after the other."""

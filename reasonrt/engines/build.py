@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from functools import partial
 
-from reasonrt.config import Config, EngineConfig, PluginConfig, RemoteConfig, model_folder
+from reasonrt.config import Config, DiffusionConfig, EngineConfig, PluginConfig, RemoteConfig, model_folder
 from reasonrt.engines.fingerprint import cache_folder
 from reasonrt.engines.linked import LinkedEngine
 from reasonrt.engines.local_link import LocalLink
@@ -47,6 +47,13 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
             max_model_len=config.max_model_len,
             timeout_s=config.timeout_s,
         )
+    if isinstance(config, DiffusionConfig):
+        from reasonrt.engines.diffusion import DiffusionEngine, DiffusionSettings
+
+        chosen = config.model_dump(exclude={"kind", "model", "own_process"})
+        if config.reference_model is not None:
+            chosen["reference_model"] = model_folder(config.reference_model)
+        return DiffusionEngine(role, model_folder(config.model), DiffusionSettings(**chosen))
     from reasonrt.engines.inflate import inflated
     from reasonrt.engines.vllm import VllmEngine
     from reasonrt.engines.vllm_settings import VllmSettings

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from reasonrt.errors import EngineError, ReasonRTError
-from reasonrt.ports import Capability, Engine, Reading, Score, Verified
+from reasonrt.ports import Capability, Engine, Reading, Score, Verified, canvas_positions
 from reasonrt.tasks import cancel
 from reasonrt.types import Sampling, TokenDelta
 
@@ -59,12 +59,21 @@ class EngineProperties:
     model_fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class StreamCounts:
+    """What a stream tells of its work so far; see `ports.TokenStream` and `ports.canvas_positions`."""
+
+    generated_tokens: int = 0
+    passes: int = 0
+    canvas_positions: int = 0
+
+
 class EngineHost:
     """The far end of a link: the methods of one started engine, with arguments and results that can be pickled."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._counts: OrderedDict[str, int] = OrderedDict()
+        self._counts: OrderedDict[str, StreamCounts] = OrderedDict()
 
     async def start(self) -> AsyncGenerator[EngineProperties | None, None]:
         """Yield None when the call has been heard, and the properties when the engine runs, after a death again."""
@@ -77,20 +86,22 @@ class EngineHost:
 
     async def generate(
         self, stream_id: str, token_ids: Sequence[int], sampling: Sampling, cache_salt: str
-    ) -> AsyncGenerator[TokenDelta, None]:
+    ) -> AsyncGenerator[tuple[TokenDelta, int, int], None]:
+        """Yield each delta with the passes and the canvas positions so far."""
         stream = self._engine.generate(token_ids, sampling, cache_salt)
         try:
             async for delta in stream:
-                yield delta
+                yield delta, stream.passes, canvas_positions(stream)
         finally:
             await stream.aclose()
-            self._counts[stream_id] = stream.generated_tokens
+            counts = StreamCounts(stream.generated_tokens, stream.passes, canvas_positions(stream))
+            self._counts[stream_id] = counts
             if len(self._counts) > _KEPT_COUNTS:
                 self._counts.popitem(last=False)
 
-    async def count(self, stream_id: str) -> int:
-        """How many tokens that stream had generated in the end; 0 when it is not known."""
-        return self._counts.get(stream_id, 0)
+    async def count(self, stream_id: str) -> StreamCounts:
+        """What that stream had done in the end; nothing when it is not known."""
+        return self._counts.get(stream_id, StreamCounts())
 
     async def read(self, token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str) -> Reading:
         return await self._engine.read(token_ids, candidate_ids, cache_salt)
@@ -184,11 +195,7 @@ class _LinkedStream:
         self._link, self._id = link, stream_id
         self._deltas = link.stream("generate", stream_id, prompt, sampling, cache_salt, session=stream_id)
         self._is_begun = self._is_over = False
-        self.generated_tokens = 0
-
-    @property
-    def passes(self) -> int:
-        return self.generated_tokens
+        self.generated_tokens = self.passes = self.canvas_positions = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -198,7 +205,8 @@ class _LinkedStream:
             raise StopAsyncIteration
         self._is_begun = True
         try:
-            delta: TokenDelta = await anext(self._deltas)
+            delta: TokenDelta
+            delta, self.passes, self.canvas_positions = await anext(self._deltas)
         except (ReasonRTError, StopAsyncIteration):
             self._is_over = True
             raise
@@ -211,6 +219,8 @@ class _LinkedStream:
         if self._is_begun and not self._is_over:
             self._is_over = True
             with suppress(EngineError):
-                counted = await self._link.call("count", self._id, session=self._id)
-                self.generated_tokens = max(self.generated_tokens, counted)
+                counted: StreamCounts = await self._link.call("count", self._id, session=self._id)
+                self.generated_tokens = max(self.generated_tokens, counted.generated_tokens)
+                self.passes = max(self.passes, counted.passes)
+                self.canvas_positions = max(self.canvas_positions, counted.canvas_positions)
         self._is_over = True

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Self
 
 from reasonrt.errors import EngineError
-from reasonrt.ports import Engine, GeneratesWhole, TokenStream, WholeStream
+from reasonrt.ports import Engine, GeneratesWhole, TokenStream, WholeStream, canvas_positions
 from reasonrt.tasks import cancel
 from reasonrt.types import Sampling, TokenDelta
 
@@ -39,6 +39,10 @@ class JoinedStreams:
     @property
     def passes(self) -> int:
         return sum(stream.passes for stream in self._streams)
+
+    @property
+    def canvas_positions(self) -> int:
+        return sum(map(canvas_positions, self._streams))
 
     def __aiter__(self) -> Self:
         return self
