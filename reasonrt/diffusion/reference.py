@@ -26,8 +26,7 @@ class Written:
     Attributes:
         tokens: with the one that ended the text, where one did.
         logprobs: of the tokens, unscaled, when they were committed.
-        passes: that predicted something, and those that did nothing but commit a block; of `self_speculation`, whose
-            rule says nothing of them, one a token.
+        passes: that predicted something or only committed a block; of `self_speculation` one a token.
     """
 
     tokens: list[int]
@@ -44,26 +43,15 @@ class _Guess:
     logits: Tensor  # [tokens]
     token: int
     logprob: float
+    confidence: float
     entropy: float
-
-    @property
-    def confidence(self) -> float:
-        return math.exp(self.logprob)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def write(
     model: DiffusionModel, task: Task, decoding: Decoding, drawing: Drawing, reference: DiffusionModel | None = None
 ) -> Written:
-    """The text after `task.prompt`.
-
-    Args:
-        model: on the CPU.
-        task: what to write.
-        decoding: read by `read_decoding`.
-        drawing: how tokens are drawn.
-        reference: the model of `residual_start: reference`.
-    """
+    """What follows `task.prompt`, by a model on the CPU; `reference` is that of `residual_start: reference`."""
     writing = _Writing(model, task, decoding, drawing)
     is_causal = decoding.strategy == "self_speculation"
     return writing.token_by_token() if is_causal else writing.block_by_block(reference)
@@ -143,10 +131,10 @@ class _Writing:
             self.fixed.add(start)
         residual = self._begin_residual(start, end, reference)
         waits = bool(decoding.residual) and decoding.residual_start == "self"  # for a pass that commits nothing
-        num_passes, begun = 0, set[int]()
+        num_passes, begun, can_edit = 0, set[int](), decoding.edit_threshold is not None
         while masked := [p for p in range(start, self._needed_end(start, end)) if p not in self.at]:
             part, stop = self._part(start, end, masked[0]), self._needed_end(start, end)
-            wanted = [p for p in part if p < stop and (p not in self.at or self._is_editable(p))]
+            wanted = [p for p in part if p < stop and (p not in self.at or (can_edit and p not in self.fixed))]
             guesses = self._guess(self._rows(start, end, part, begun), wanted, start, end, residual)
             if decoding.strategy == "adaptive" and not begun:
                 end = self._adapted_end(start, end, guesses)
@@ -180,9 +168,6 @@ class _Writing:
     def _commit(self, guess: _Guess) -> None:
         self.at[guess.position], self.logprobs[guess.position] = guess.token, guess.logprob
 
-    def _is_editable(self, position: int) -> bool:
-        return self.decoding.edit_threshold is not None and position not in self.fixed
-
     # one pass
 
     def _rows(self, start: int, end: int, part: range, begun: set[int]) -> range:
@@ -215,8 +200,8 @@ class _Writing:
             noisy = scaled + self.drawing.noise(np.array([position]), len(scaled))[0]
             token = order[noisy[order].where(is_kept, -torch.inf).argmax()]
         logprobs = logits.log_softmax(-1)
-        entropy = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum()
-        return _Guess(position, logits, int(token), float(logprobs[token]), float(entropy))
+        entropy, logprob = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum(), float(logprobs[token])
+        return _Guess(position, logits, int(token), logprob, math.exp(logprob), float(entropy))
 
     # the rules
 
