@@ -49,7 +49,7 @@ def _tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: An
             elif weight.dim() == 2:
                 is_table = "embedding" in name or "head" in name
                 weight.normal_(0, 0.5 if is_table else 2 / weight.shape[1] ** 0.5, generator=generator)
-    model.to(dtype).eval()
+    model.to(dtype).eval().requires_grad_(False)
     return model
 
 
