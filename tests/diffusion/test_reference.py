@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from reasonrt.diffusion.batcher import Batcher, Job
 from reasonrt.diffusion.decoding import Caching, Start, Strategy, read_decoding
-from reasonrt.diffusion.model import CONTEXTS, DiffusionModel
+from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.reference import Written, write
 from reasonrt.diffusion.sampling import Drawing
+from reasonrt.diffusion.shape import CONTEXTS
 from reasonrt.diffusion.writers import Task
 
 MADE = [

@@ -27,7 +27,8 @@ def answer(writer: Writer, work: Work, said: dict[int, tuple[int, float]]) -> li
     """Let `writer` take a token and its confidence at each position; where nothing is said, token 9 with 0.1."""
     tokens, confidences = zip(*[said.get(int(target), (9, 0.1)) for target in work.targets], strict=True)
     chances = np.array(confidences)
-    return writer.take(Predictions(np.array(tokens), chances, np.zeros(len(chances)), np.log(chances))).tolist()
+    stays = writer.take(Predictions(np.array(tokens), chances, np.zeros(len(chances)), np.log(chances)))
+    return [bool(flag) for flag in stays]
 
 
 def rows(work: Work) -> list[tuple[int, int]]:
