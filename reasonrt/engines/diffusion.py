@@ -240,7 +240,9 @@ class DiffusionEngine:
         return read_decoding(merged, self.shape, has_reference=self._reference_shape is not None)
 
     def _check_prompt(self, prompt: Sequence[int], new_tokens: int) -> None:
-        if not prompt or len(prompt) + new_tokens > self.max_model_len:
+        if not prompt:
+            raise RequestError(f"engine {self.name!r}: the prompt is empty; give at least one token")
+        if len(prompt) + new_tokens > self.max_model_len:
             raise RequestError(
                 f"engine {self.name!r}: {len(prompt)} prompt tokens and {new_tokens} new ones do not fit into "
                 f"max_model_len {self.max_model_len}; shorten the prompt or raise it"
@@ -541,13 +543,16 @@ class _Worker:
         return True
 
     def _pass(self) -> None:
+        failure: str | None = None
         try:
             self._batcher.step()
         except Exception as error:  # noqa: BLE001 (torch has many: out of memory, a broken kernel; the others go on)
             _log.exception("a pass of engine %s failed", self._name)
+            failure = _reason(error)
+        if failure is not None:  # the error is gone by now, and with it what its frames held
             for job in self._batcher.abandon():
                 if (asked := self._forget(job)) is not None:
-                    message = f"engine {self._name!r}: a forward pass failed: {_reason(error)}; ask again"
+                    message = f"engine {self._name!r}: a forward pass failed: {failure}; ask again"
                     self._outbox.append((asked, EngineError(message)))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
