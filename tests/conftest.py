@@ -31,7 +31,7 @@ from reasonrt.types import Message
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 SERVER_START_S = 120.0
-TINY_DIFFUSION = {
+TINY_DIFFUSION: dict[str, Any] = {
     "hidden": 32,
     "layers": 2,
     "mlp": 48,
