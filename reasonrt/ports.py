@@ -7,7 +7,7 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 * `generate_whole`, which an engine may leave out, yields each of several generations once, when it has ended.
 * Closing the stream aborts the work in the engine within one step; `generated_tokens` is exact after it.
 * `read` costs one forward pass and is normalized over the whole vocabulary.
-* `verify` costs one forward pass, and says what a greedy `generate` would have written.
+* `verify` costs one forward pass, and says what a greedy `generate` that writes token by token would have written.
 * Calls with different values of `cache_salt` share nothing of the prefix cache.
 * A dead engine raises `EngineError` and comes back by itself; what it can never do raises `CapabilityError`.
 """
@@ -84,7 +84,10 @@ class TokenStream(Protocol):
 
     @property
     def passes(self) -> int:
-        """Forward passes that brought these tokens: one for each, unless the engine itself speculates."""
+        """Forward passes that brought these tokens: one for each, unless the engine itself speculates or denoises.
+
+        Exact once closed.
+        """
 
     def __aiter__(self) -> Self: ...
 
@@ -181,7 +184,7 @@ class Engine(Protocol):
     async def verify(
         self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
     ) -> Verified:
-        """What the engine itself would write, greedily, where a draft has written `drafted_ids`."""
+        """What the engine itself would write token by token, greedily, where a draft has written `drafted_ids`."""
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         """The scalar head of a reward or router model, read at the last token."""

@@ -1,4 +1,4 @@
-"""The diffusion bench: what residual context is worth against an equally trained control, and what commit merging saves.
+"""The diffusion bench: residual context against an equally trained control, and what commit merging saves.
 
 Each model is an engine of one runtime, and each of its thresholds an arm; all arms solve the same problems, in turns.
 Passes are counted as requests see them: all that denoised or committed something, prompts that fill a pass alone left
@@ -167,7 +167,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], list[tupl
 
 
 def area(curve: Sequence[tuple[float, float]], low: float, high: float) -> float:
-    """Mean accuracy over tokens per pass in [low, high]: the area under the straight lines between points, by its width.
+    """Mean accuracy over tokens per pass in [low, high]: the area under the lines between points, by its width.
 
     Raises:
         ValueError: the curve does not span the range.

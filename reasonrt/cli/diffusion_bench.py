@@ -84,7 +84,9 @@ def _print(result: Mapping[str, Any]) -> None:
             str(row["seeds"]),
             f"{row['control_accuracy']:.1%} at {row['control_tokens_per_pass']:.2f}",
             f"{row['accuracy']:.1%} at {row['tokens_per_pass']:.2f}",
-            f"{100 * row['difference']:+.1f} ({100 * row['difference_low']:+.1f} to {100 * row['difference_high']:+.1f})",
+            "{:+.1f} ({:+.1f} to {:+.1f})".format(
+                *(100 * row[name] for name in ("difference", "difference_low", "difference_high"))
+            ),
             by_seed,
         )
     console.print(table)
@@ -105,8 +107,8 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
     for row in summary["equal_accuracy"]:
         times = f"{row['times']:.2f} times as many" if row["times"] else "never as accurate"
         console.print(
-            f"seed {row['seed']}, at the control's {row['accuracy']:.1%} with {row['control_tokens_per_pass']:.2f} tokens "
-            f"a pass: residual {times}"
+            f"seed {row['seed']}, at the control's {row['accuracy']:.1%} with {row['control_tokens_per_pass']:.2f} "
+            f"tokens a pass: residual {times}"
         )
 
 

@@ -130,6 +130,8 @@ class Batcher:
         hidden = self._forward(jobs, works)
         self._predict(jobs, works, hidden)
         for job, work in zip(jobs, works, strict=True):
+            if self._slots[job.slot].job is not job:  # another one's report has cancelled it
+                continue
             is_own = work.canvas > 0 or len(work.heads) > 0 or not self._is_prompt(job, work)
             job.passes += is_own
             job.canvas += work.canvas
@@ -171,8 +173,7 @@ class Batcher:
     def _admit(self, job: Job, index: int, source: int, common: int) -> None:
         if source != index and common:
             self._cache.copy(source, index, common)
-        job.slot = index
-        job.writer = job.make(job.task, job.decoding, self.model.shape, common)
+        job.slot, job.writer = index, job.make(job.task, job.decoding, self.model.shape, common)
         job.cached = job.writer.num_cached
         slot = self._slots[index]
         slot.job, slot.salt, slot.used = job, job.salt, self._pass

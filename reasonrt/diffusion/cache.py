@@ -42,6 +42,7 @@ class KvCache:
     def __init__(self, shape: ModelShape, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.slots, self.length, self.device = shape, slots, length, device
         size = (slots, length, shape.kv_heads, shape.head_dim)
+        # zeros: where padding is read, its weight is 0, and 0 times what happens to be in memory may be NaN
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
 
@@ -56,7 +57,7 @@ class KvCache:
             buffer[target, :length] = buffer[source, :length]
 
     def clear(self, slot: int) -> None:
-        """Zero what slot `slot` holds: attention over padding reads it, and NaN times nothing is NaN."""
+        """Forget what slot `slot` holds, be it NaN."""
         for buffer in (*self.keys, *self.values):
             buffer[slot] = 0
 

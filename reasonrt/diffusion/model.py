@@ -14,8 +14,6 @@ from reasonrt.diffusion.shape import ModelShape
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`(layer, queries [..., heads, head_dim], keys [..., kv_heads, head_dim], values) -> mixed values`, as the queries."""
 
-CONTEXTS = ("block", "causal", "full")
-
 
 def attend_among_rows(limits: Tensor) -> Attend:
     """Attention without a cache: the rows are the whole sequence, row i attends to those before `limits[i]`."""
@@ -38,8 +36,9 @@ class DiffusionModel(nn.Module):  # type: ignore[misc]
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
         self.norm = nn.Parameter(torch.ones(shape.hidden))
         self.head = self.embedding if shape.is_tied else nn.Embedding(shape.vocab_size, shape.hidden)
-        exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
-        angles = torch.outer(torch.arange(shape.max_positions, dtype=torch.float64), shape.rope_theta**-exponents)
+        exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float64, device="cpu") / shape.head_dim
+        positions = torch.arange(shape.max_positions, dtype=torch.float64, device="cpu")  # not meta, as weights may be
+        angles = torch.outer(positions, shape.rope_theta**-exponents)
         self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
@@ -52,9 +51,10 @@ class DiffusionModel(nn.Module):  # type: ignore[misc]
         return nn.functional.rms_norm(hidden, (self.shape.hidden,), self.norm, self.shape.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., tokens], in fp32: the mask token and the padding of the table have no logit above -inf."""
+        """[..., tokens], in fp32 or better: the mask token's is -inf, the padding of the table has none."""
         shape = self.shape
-        logits = nn.functional.linear(hidden, self.head.weight[: shape.tokens]).float()
+        logits = nn.functional.linear(hidden, self.head.weight[: shape.tokens])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if shape.mask_token_id < shape.tokens:
             logits[..., shape.mask_token_id] = -torch.inf
         return logits

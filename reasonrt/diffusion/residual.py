@@ -31,5 +31,5 @@ def blend_probs(model: DiffusionModel, expected: Tensor, weighing: Tensor, top_k
         top = expected.topk(top_k, dim=-1)
         shares = top.values / top.values.sum(-1, keepdim=True)
         mean = torch.einsum("rk,rkd->rd", shares.to(table.dtype), table[top.indices])
-    alpha = alpha.to(table.dtype)
+    alpha = alpha.clamp(0, 1).to(table.dtype)  # rounding may lead beyond
     return alpha * mean + (1 - alpha) * table[model.shape.mask_token_id]

@@ -40,7 +40,7 @@ class Drawing:
         """A random distribution [1, tokens], for `residual_start: dirichlet`."""
         alpha = torch.full((1, shape.tokens), decoding.dirichlet_concentration, dtype=torch.float64)
         gamma = torch._standard_gamma(alpha, generator=self._generator("start", position))
-        return (gamma / gamma.sum()).float()
+        return gamma / gamma.sum()
 
     def _generator(self, purpose: str, position: int) -> torch.Generator:
         digest = hashlib.blake2b(f"{self._seed}/{purpose}/{position}".encode(), digest_size=8).digest()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+CONTEXTS = ("block", "causal", "full")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:

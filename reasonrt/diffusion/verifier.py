@@ -14,11 +14,12 @@ from reasonrt.types import FinishReason
 class Verifier:
     """Reads a prompt and a draft causally, and hands over what the model itself would write, greedily.
 
-    That are the tokens of the draft up to the first that the model would not write, and its own in place of that one.
+    These are the tokens of the draft up to the first that the model would not write, and its own in place of that one.
+    For models with causal context, where the row of a committed token predicts the one after it.
 
     Args:
         task: its prompt is the prompt and the draft.
-        shape: of a model with causal context whose logits are not shifted, or are those of a masked position only.
+        decoding: read by `read_decoding`.
         num_drafted: how many tokens at the end are the draft, at least one.
         num_cached: so many tokens of prompt and draft are in the cache.
     """

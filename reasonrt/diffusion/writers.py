@@ -148,6 +148,7 @@ class BlockWriter:
         self._passes = 0  # that committed something of this block
         self._part, self._is_part_begun = 0, False
         self._is_begun = False  # whether a pass has computed the block
+        self._find_part()
 
     def _length_of_block(self, start: int) -> int:
         return self._block_length
@@ -179,7 +180,7 @@ class BlockWriter:
         """Committed tokens before the block that are not in the cache yet."""
         begin, end = self.num_cached, self._start
         if begin == end and self._inherits():
-            begin -= self._block_length  # its last row is asked for a prediction
+            begin -= 1  # the last row is asked for a prediction
         end = min(end, begin + max(most // self._block_length, 1) * self._block_length)
         if begin == end:
             return None
@@ -239,6 +240,7 @@ class BlockWriter:
             return np.zeros(0, np.bool_)
         if self._inherits():
             self._commit(targets, predictions, np.array([0]))
+            self._editable[0] = False  # the row before the block predicts it, which is not computed again
             self._close_block()
             return np.zeros(1, np.bool_)
         is_masked = self._masked[targets]
@@ -273,10 +275,8 @@ class BlockWriter:
 
     def _close_block(self) -> bool:
         """Start the next block where this one needs nothing more, or end the text; whether it was so."""
-        is_open = self._masked & self._needed()
-        if is_open.any():
-            while self.decoding.strategy == "sub_blocks" and not (self._masked & self._wanted()).any():
-                self._part, self._is_part_begun = self._part + 1, False
+        if (self._masked & self._needed()).any():
+            self._find_part()
             return False
         filled = slice(self._num_pinned, int(self._needed().sum()))
         self.ids += self._tokens[filled].tolist()
@@ -288,6 +288,12 @@ class BlockWriter:
         else:
             self._start_block(self._start + self._length)
         return True
+
+    def _find_part(self) -> None:
+        """Go on to the part of the leftmost position that is masked and needed."""
+        part = int(np.argmax(self._masked)) // self.decoding.sub_block_length
+        if part != self._part:
+            self._part, self._is_part_begun = part, False
 
     def settled(self) -> Settled:
         tokens, logprobs = self.ids[len(self._task.prompt) :], list(self._logprobs)
@@ -322,10 +328,14 @@ class FullWriter(BlockWriter):
         self.num_cached = self._start
         return super().plan(most_context)
 
+    def _inherits(self) -> bool:
+        return False
+
     def _canvas_rows(self) -> tuple[int, int]:
         if not self._is_begun or self.decoding.caching == "none":
             return 0, self._total
-        return self._start, self._total if self.decoding.caching == "prefix" else self._start + self._length
+        first = self._start - self._shape.is_shifted
+        return first, self._total if self.decoding.caching == "prefix" else self._start + self._length
 
     def _canvas(self, first: int, last: int) -> Run:
         tokens = np.full(self._total, self._shape.mask_token_id, np.int64)
@@ -390,10 +400,10 @@ class SelfSpeculator:
         ]
         if self._planned < start:
             return Work(runs, _NONE, _NONE, start, 0, _NONE)
-        masks = np.full(self._block_length, self._shape.mask_token_id, np.int64)
+        masks = np.full(min(self._block_length, left), self._shape.mask_token_id, np.int64)
         runs.append(Run(start, masks, np.full(len(masks), start + len(masks)), masks < -1))
         # the last committed token predicts the first new one; the canvas drafts those after it
-        wanted = np.arange(1, min(len(masks), left))
+        wanted = np.arange(1, len(masks))
         heads = len(context) - 1 + np.concatenate(([0], 1 + wanted))
         return Work(runs, heads, start + np.concatenate(([0], wanted)), start, len(masks), _NONE)
 

@@ -149,7 +149,8 @@ class DiffusionEngine:
     ) -> Reading:
         """How likely each candidate is at the first position of a block that is masked whole.
 
-        One that is never written, such as the mask token, has the log-probability minus infinity.
+        Where `self_speculation` is the default, it is that of the model that writes token by token. A candidate that
+        is never written, such as the mask token, has the log-probability minus infinity.
 
         Raises:
             RequestError: the prompt does not fit, or an id is none of the vocabulary.
@@ -157,7 +158,9 @@ class DiffusionEngine:
         self._check_prompt(prompt_token_ids, 1)
         self._check_ids(candidate_ids, "candidate")
         task = Task(tuple(prompt_token_ids), 1, frozenset())
-        plain = read_decoding({"block_length": self._decoding.block, "residual": False}, self.shape)
+        is_causal = self._decoding.strategy == "self_speculation"
+        options = {"block_length": self._decoding.block, "residual": False}
+        plain = read_decoding(options | ({"strategy": "self_speculation"} if is_causal else {}), self.shape)
         watch = _Distribution(candidate_ids)
         job = Job(task, plain, Drawing(), _unheard, cache_salt, watch)
         await self._run(job)

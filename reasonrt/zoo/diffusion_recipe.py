@@ -11,13 +11,13 @@ control trains on the very same passes and reads the plain mask embedding.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from reasonrt.diffusion.checkpoints import load_model, save_model
+from reasonrt.diffusion.checkpoints import load_for_training, save_model
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.residual import blend_probs
 from reasonrt.zoo.corpus import IGNORED, Batches
@@ -259,13 +259,8 @@ def train_diffusion(
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    model = load_model(begin, torch.float32)
-    model.shape = replace(
-        model.shape,
-        mask_token_id=tokenizer.pad_token_id,
-        block_length=BLOCK_LENGTH,
-        context="causal",
-        is_residual=recipe.residual,
+    model = load_for_training(
+        begin, mask_token_id=tokenizer.pad_token_id, block_length=BLOCK_LENGTH, is_residual=recipe.residual
     )
     for layer in model.layers:
         layer.project = torch.compile(layer.project, dynamic=True)
