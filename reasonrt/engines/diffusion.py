@@ -138,6 +138,9 @@ class DiffusionEngine:
         if worker is not None:
             await worker.end()
 
+    def check_decoding(self, decoding: Mapping[str, Any]) -> None:
+        self._read_decoding(decoding)
+
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
         return _Stream(self, list(prompt_token_ids), sampling, cache_salt)
 
