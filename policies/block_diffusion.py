@@ -16,7 +16,7 @@ from reasonrt.diffusion.decoding import Decoding
 from reasonrt.options import option_names
 from reasonrt.policies.options import read_together
 from reasonrt.policies.single import Role
-from reasonrt.ports import Engines, Policy
+from reasonrt.ports import ChecksDecoding, Engine, Engines, Policy
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop
 from reasonrt.writing import sampling_for, write_steps
@@ -59,6 +59,12 @@ class BlockDiffusion(Policy):
     @property
     def settings(self) -> Mapping[str, Any]:
         return {"engine": self.engine, **self.decoding}
+
+    def accept(self, request: Request, engines: Mapping[str, Engine]) -> None:
+        super().accept(request, engines)
+        engine = engines[self.engine]
+        if isinstance(engine, ChecksDecoding):
+            engine.check_decoding(self.decoding)
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]

@@ -138,6 +138,9 @@ class DiffusionEngine:
         if worker is not None:
             await worker.end()
 
+    def check_decoding(self, decoding: Mapping[str, Any]) -> None:
+        self._read_decoding(decoding)
+
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
         return _Stream(self, list(prompt_token_ids), sampling, cache_salt)
 
@@ -241,7 +244,9 @@ class DiffusionEngine:
         return read_decoding(merged, self.shape, has_reference=self._reference_shape is not None)
 
     def _check_prompt(self, prompt: Sequence[int], new_tokens: int) -> None:
-        if not prompt or len(prompt) + new_tokens > self.max_model_len:
+        if not prompt:
+            raise RequestError(f"engine {self.name!r}: the prompt is empty; give at least one token")
+        if len(prompt) + new_tokens > self.max_model_len:
             raise RequestError(
                 f"engine {self.name!r}: {len(prompt)} prompt tokens and {new_tokens} new ones do not fit into "
                 f"max_model_len {self.max_model_len}; shorten the prompt or raise it"
@@ -391,7 +396,7 @@ class _Stream:
             await asyncio.shield(asyncio.ensure_future(self._count_rest(self._asked)))
 
     async def _count_rest(self, asked: "_Asked") -> None:
-        with suppress(EngineError):
+        with suppress(ReasonRTError):
             while not asked.is_over:
                 self.generated_tokens += len((await asked.next()).tokens)
 
@@ -430,7 +435,7 @@ class _Asked:
     def __init__(self, job: Job, worker: "_Worker") -> None:
         self.job, self._worker = job, worker
         self.loop = asyncio.get_running_loop()
-        self.items: asyncio.Queue[Settled | EngineError | None] = asyncio.Queue()
+        self.items: asyncio.Queue[Settled | ReasonRTError | None] = asyncio.Queue()
         self.is_over = False
 
     async def next(self) -> Settled:
@@ -438,9 +443,10 @@ class _Asked:
 
         Raises:
             EngineError: a pass failed, or the engine died.
+            RequestError: the batcher refuses it.
         """
         item = await self.items.get()
-        if isinstance(item, EngineError):
+        if isinstance(item, ReasonRTError):
             self.is_over = True
             raise item
         self.is_over = item is None or item.finish is not None
@@ -464,7 +470,7 @@ class _Worker:
         self._name, self._build = name, build
         self.live: dict[Job, _Asked] = {}
         self._orders: queue.SimpleQueue[tuple[bool, _Asked] | None] = queue.SimpleQueue()
-        self._outbox: list[tuple[_Asked, Settled | EngineError | None]] = []
+        self._outbox: list[tuple[_Asked, Settled | ReasonRTError | None]] = []
         self._is_dead = False
         self._lock = threading.Lock()  # of `live` and `_is_dead`
         self._started: Future[None] = Future()
@@ -534,21 +540,31 @@ class _Worker:
                 is_idle = False
                 is_new, asked = order
                 if is_new:
-                    self._batcher.add(asked.job)
+                    self._add(asked)
                 elif self._forget(asked.job):
                     self._batcher.cancel(asked.job)
                     self._outbox.append((asked, None))
             return False
         return True
 
+    def _add(self, asked: _Asked) -> None:
+        try:
+            self._batcher.add(asked.job)
+        except RequestError as error:
+            self._forget(asked.job)
+            self._outbox.append((asked, error))
+
     def _pass(self) -> None:
+        failure: str | None = None
         try:
             self._batcher.step()
         except Exception as error:  # noqa: BLE001 (torch has many: out of memory, a broken kernel; the others go on)
             _log.exception("a pass of engine %s failed", self._name)
+            failure = _reason(error)
+        if failure is not None:  # the error is gone by now, and with it what its frames held
             for job in self._batcher.abandon():
                 if (asked := self._forget(job)) is not None:
-                    message = f"engine {self._name!r}: a forward pass failed: {_reason(error)}; ask again"
+                    message = f"engine {self._name!r}: a forward pass failed: {failure}; ask again"
                     self._outbox.append((asked, EngineError(message)))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -566,7 +582,7 @@ class _Worker:
 
     def _deliver(self) -> None:
         """Into the event loops of those who asked: one call for each loop and pass."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Asked, Settled | EngineError | None]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Asked, Settled | ReasonRTError | None]]] = {}
         for asked, item in self._outbox:
             by_loop.setdefault(asked.loop, []).append((asked, item))
         self._outbox.clear()
@@ -575,7 +591,7 @@ class _Worker:
                 loop.call_soon_threadsafe(_hand_over, items)
 
 
-def _hand_over(items: list[tuple[_Asked, Settled | EngineError | None]]) -> None:
+def _hand_over(items: list[tuple[_Asked, Settled | ReasonRTError | None]]) -> None:
     for asked, item in items:
         asked.items.put_nowait(item)
 
