@@ -1,6 +1,6 @@
 """Block diffusion as its rules are written down: one request, no batches, no cache of what is committed.
 
-The rules are those of `Decoding`. The engine is proved against this: it shares the transformer and the noise with it,
+The rules are those of `decoding`. The engine is proved against this: it shares the transformer and the noise with it,
 nothing else. Every pass computes every row again, but for the two approximations that are part of the rules: `caching`
 of models with full attention, and `sub_blocks`.
 """
@@ -113,9 +113,9 @@ class _Writing:
             start = end
 
     def _written(self, stop: int) -> Written:
-        new = range(self.prompt, stop)
-        finish = FinishReason.STOP if self.at[stop - 1] in self.task.end_ids else FinishReason.LENGTH
-        return Written([self.at[p] for p in new], [self.logprobs[p] for p in new], finish, self.passes)
+        tokens, logprobs = zip(*[(self.at[p], self.logprobs[p]) for p in range(self.prompt, stop)], strict=True)
+        finish = FinishReason.STOP if tokens[-1] in self.task.end_ids else FinishReason.LENGTH
+        return Written(list(tokens), list(logprobs), finish, self.passes)
 
     def _needed_end(self, start: int, end: int) -> int:
         """Where the text, as far as it is known, leaves the block."""
@@ -156,19 +156,17 @@ class _Writing:
         return range(first, min(first + size, end))
 
     def _take(self, guesses: list[_Guess], num_passes: int) -> None:
-        masked = [guess for guess in guesses if guess.position not in self.at]
+        chosen = self._chosen([guess for guess in guesses if guess.position not in self.at], num_passes)
         for guess in guesses:
-            position, threshold = guess.position, self.decoding.edit_threshold
-            if position in self.at and guess.token != self.at[position] and guess.confidence > (threshold or 0):
+            is_another = guess.token != self.at.get(guess.position, guess.token)
+            if is_another and guess.confidence > (self.decoding.edit_threshold or 0):
                 self._commit(guess)
-                self.fixed.add(position)
-        for guess in self._chosen(masked, num_passes):
+                self.fixed.add(guess.position)
+        for guess in chosen:
             self._commit(guess)
 
     def _commit(self, guess: _Guess) -> None:
         self.at[guess.position], self.logprobs[guess.position] = guess.token, guess.logprob
-
-    # one pass
 
     def _rows(self, start: int, end: int, part: range, begun: set[int]) -> range:
         """Which rows a pass computes: all, but for the two approximations."""
@@ -203,8 +201,6 @@ class _Writing:
         entropy, logprob = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum(), float(logprobs[token])
         return _Guess(position, logits, int(token), logprob, math.exp(logprob), float(entropy))
 
-    # the rules
-
     def _chosen(self, guesses: list[_Guess], num_passes: int) -> list[_Guess]:
         """Those of the guesses at masked positions, from the left, that are committed."""
         decoding = self.decoding
@@ -227,14 +223,12 @@ class _Writing:
         is_sure = surest is not None and surest.confidence >= self.decoding.delimiter_threshold
         return surest.position + 1 if surest and is_sure else min(start + self.block, end)
 
-    # residual context
-
     def _begin_residual(self, start: int, end: int, reference: DiffusionModel | None) -> dict[int, Tensor]:
         """What the first pass of a block reads at its masked positions, where that is not the mask."""
-        decoding, masked = self.decoding, [position for position in range(start, end) if position not in self.at]
+        decoding, masked = self.decoding, [p for p in range(start, end) if p not in self.at]
         if decoding.residual and decoding.residual_start == "dirichlet":
-            drawn = {position: self.drawing.dirichlet(position, self.shape, decoding)[0] for position in masked}
-            return {position: self._expect(probs, probs) for position, probs in drawn.items()}
+            drawn = {p: self.drawing.dirichlet(p, self.shape, decoding)[0] for p in masked}
+            return {p: self._expect(probs, probs) for p, probs in drawn.items()}
         if decoding.residual and decoding.residual_start == "reference" and reference is not None and masked:
             stop = self.total if self.is_full else end
             reading = _Writing(reference, self.task, decoding, Drawing())

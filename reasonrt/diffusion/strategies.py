@@ -1,7 +1,7 @@
 """Which predictions of a pass are committed: one function for each strategy.
 
 Each gets what was predicted at the open positions of one block, in their order, and returns which of them to commit, at
-least one. The rules of ties and comparisons are those of `Decoding`.
+least one. The rules of ties and comparisons are those of `decoding`.
 """
 
 from dataclasses import dataclass
