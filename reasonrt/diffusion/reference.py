@@ -108,8 +108,7 @@ class _Writing:
             stop = self._needed_end(start, end)
             if self.at[stop - 1] in self.task.end_ids or stop == self.last:
                 return self._written(stop)
-            if not (self.is_full or self.shape.is_shifted or self.decoding.merge_commits):
-                self.passes += 1  # the block is committed in a pass of its own
+            self.passes += not (self.is_full or self.shape.is_shifted or self.decoding.merge_commits)  # for the commit
             start = end
 
     def _written(self, stop: int) -> Written:
@@ -220,7 +219,7 @@ class _Writing:
     def _adapted_end(self, start: int, end: int, guesses: list[_Guess]) -> int:
         line_ends = [guess for guess in guesses if guess.token in self.task.delimiter_ids]
         surest = max(line_ends, key=lambda guess: guess.confidence, default=None)  # the leftmost among equals
-        is_sure = surest is not None and surest.confidence >= self.decoding.delimiter_threshold
+        is_sure = surest and surest.confidence >= self.decoding.delimiter_threshold
         return surest.position + 1 if surest and is_sure else min(start + self.block, end)
 
     def _begin_residual(self, start: int, end: int, reference: DiffusionModel | None) -> dict[int, Tensor]:
