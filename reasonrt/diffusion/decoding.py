@@ -142,7 +142,7 @@ def read_decoding(options: Mapping[str, Any], shape: ModelShape, has_reference: 
 
 def _refuse(decoding: Decoding, shape: ModelShape, has_reference: bool) -> None:
     if decoding.strategy == "self_speculation":
-        if shape.context != "causal" or shape.is_shifted:
+        if shape.context != "causal":
             raise RequestError("strategy 'self_speculation' needs a model that can write token by token as well")
         if decoding.edit_threshold is not None or decoding.residual_start != "cold":
             raise RequestError("strategy 'self_speculation' drafts in one pass: no edit_threshold, no residual_start")

@@ -102,7 +102,7 @@ class DiffusionEngine:
             raise ConfigError(f"engine {name!r}: decoding: {error}") from None
         self.tokenizer = HFTokenizer(model)
         known = {Capability.LOGPROBS, Capability.READ, Capability.TOKEN_IDS}
-        self._can_verify = self.shape.context == "causal" and not self.shape.is_shifted
+        self._can_verify = self.shape.context == "causal"
         self.capabilities = frozenset(known | ({Capability.VERIFY} if self._can_verify else set()))
         self.restarts = 0
         self._worker: _Worker | None = None
