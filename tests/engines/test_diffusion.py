@@ -56,8 +56,8 @@ async def causal_engine(diffusion_folder: Callable[[str], Path]) -> AsyncIterato
 class running:  # noqa: N801 (read as a verb)
     """An engine that has started, until the block ends."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.engine = DiffusionEngine("diffusion", folder, DiffusionSettings(**{"max_num_seqs": 8} | settings))
+    def __init__(self, folder: Path, name: str = "diffusion", **settings: Any) -> None:
+        self.engine = DiffusionEngine(name, folder, DiffusionSettings(**{"max_num_seqs": 8} | settings))
 
     async def __aenter__(self) -> DiffusionEngine:
         return await self.engine.start()
@@ -340,9 +340,7 @@ async def test_memory_decides_how_many_run_concurrently(
 
     engine = DiffusionEngine("big", folder, DiffusionSettings(max_model_len=100_000, kv_cache_mib=1))
     engine.max_model_len = 100_000
-    with pytest.raises(
-        ConfigError, match=r"one sequence of 100000 tokens takes 49 MiB; kv_cache_mib is 1, and \d+ MiB"
-    ):
+    with pytest.raises(ConfigError, match=r"one sequence of 100000 tokens takes 25 MiB; kv_cache_mib is 1, and"):
         await engine.start()
 
 
@@ -424,13 +422,13 @@ async def test_dead_thread_fails_what_runs_and_comes_back(
 
 
 async def test_closing_the_engine_fails_what_runs(diffusion_folder: Callable[[str], Path]) -> None:
-    async with running(diffusion_folder("causal")) as engine:
+    async with running(diffusion_folder("causal"), "closes") as engine:
         stream = engine.generate(PROMPT, Sampling(900))
         await anext(stream)
         await engine.aclose()
         with pytest.raises(EngineError, match="died or was closed"):
             await rest_of(stream)
-        assert not [thread for thread in threading.enumerate() if thread.name == "passes of diffusion"]
+        assert not [thread for thread in threading.enumerate() if thread.name == "passes of closes"]
 
 
 async def test_cancellation_takes_a_request_out_within_a_pass(engine: DiffusionEngine) -> None:
@@ -473,8 +471,8 @@ async def test_cancelled_task_in_the_middle_of_a_block_leaves_the_others_alone(
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone binds threads to cores")
 async def test_thread_takes_its_place(diffusion_folder: Callable[[str], Path]) -> None:
     core = max(os.sched_getaffinity(0))
-    async with running(diffusion_folder("causal"), cores=str(core), niceness=7):
-        (thread,) = [thread for thread in threading.enumerate() if thread.name == "passes of diffusion"]
+    async with running(diffusion_folder("causal"), "placed", cores=str(core), niceness=7):
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "passes of placed"]
         assert thread.native_id is not None
         assert os.sched_getaffinity(thread.native_id) == {core}
         assert os.getpriority(os.PRIO_PROCESS, thread.native_id) == 7
