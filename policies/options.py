@@ -33,6 +33,25 @@ class PolicyOptions(Policy):
         return (cls,)
 
 
+def read_together(name: str, options: Mapping[str, Any], *kinds: type) -> tuple[Any, ...]:
+    """A value of each of several dataclasses, whose options stand side by side in `options`.
+
+    Args:
+        name: what a message calls them together.
+
+    Raises:
+        RequestError: an option that none of them knows, or a value that is not allowed.
+    """
+    names = {kind: option_names(kind) for kind in kinds}
+    known = sorted({option for own in names.values() for option in own})
+    if unknown := sorted(set(map(str, options)) - {*known}):
+        raise RequestError(f"unknown option {unknown[0][:64]!r}; {name} knows {', '.join(known)}")
+    return tuple(
+        read_options(kind, {option: options[option] for option in own if option in options}, name)
+        for kind, own in names.items()
+    )
+
+
 @cache
 def operator_only(kind: type) -> frozenset[str]:
     """Paths of the options that only the operator may set, such as `stopping.record`."""

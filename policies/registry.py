@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.options import option_names, read_options
 from reasonrt.plugins import FAILURES, Plugin, PluginGroup, reason_of
+from reasonrt.policies.block_diffusion import BlockDiffusion
 from reasonrt.policies.options import refuse_operator_only
 from reasonrt.policies.program_search import ProgramSearch
 from reasonrt.policies.self_consistency import SelfConsistency
@@ -40,6 +41,7 @@ _OWN: Mapping[str, PolicyKind] = {
     "target": Target,
     "draft": Draft,
     "self_consistency": SelfConsistency,
+    "block_diffusion": BlockDiffusion,
     "program_search": ProgramSearch,
     "oracle": Oracle,
     **{name: SpeculationKind(name, kind) for name, kind in ROUTERS.items()},

@@ -1,6 +1,6 @@
 """The one reader of configuration: a YAML file, changes over it, and what they stand for.
 
-Without a file, the models that ship with reasonrt serve as `draft`, `target`, `router` and `reward`.
+Without a file, the models that ship with reasonrt serve as `draft`, `target`, `router`, `reward` and `diffusion`.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from reasonrt.types import Limits
 DEFAULT_FILE = Path("reasonrt.yaml")
 ZOO_FOLDER = Path(__file__).parent / "zoo" / "models"
 ZOO_PREFIX = "zoo:"
+DIFFUSION_MODEL = "nano-diffusion-rcd"
 _KINDS = ("vllm", "diffusion", "remote", "plugin")
 _LIMITS = Limits()
 
@@ -114,6 +115,8 @@ def _zoo() -> dict[str, EngineConfig]:
         role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}") for role in ("draft", "target")
     }
     judges = {role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}", scores=True) for role in ("router", "reward")}
+    if (ZOO_FOLDER / DIFFUSION_MODEL).is_dir():
+        models["diffusion"] = DiffusionConfig(kind="diffusion", model=f"{ZOO_PREFIX}{DIFFUSION_MODEL}")
     return models | judges
 
 

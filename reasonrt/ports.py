@@ -203,6 +203,18 @@ class GeneratesWhole(Protocol):
         """
 
 
+@runtime_checkable
+class ChecksDecoding(Protocol):
+    """What an engine has that writes by schedules: it says before it is asked what it would refuse."""
+
+    def check_decoding(self, decoding: Mapping[str, Any]) -> None:
+        """Look at what `Sampling.decoding` would hold; the engine need not be started.
+
+        Raises:
+            RequestError: an option that is not known, a value that is not allowed, or what this model cannot do.
+        """
+
+
 def refuse_decoding(engine_name: str, *samplings: Sampling) -> None:
     """For an engine that writes token by token and knows no other schedule.
 

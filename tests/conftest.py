@@ -31,6 +31,22 @@ from reasonrt.types import Message
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 SERVER_START_S = 120.0
+TINY_DIFFUSION: dict[str, Any] = {
+    "hidden": 32,
+    "layers": 2,
+    "mlp": 48,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 2048,
+    "tokens": 2048,
+    "max_positions": 4096,
+    "mask_token_id": 0,
+    "block_length": 8,
+    "context": "causal",
+    "is_tied": False,
+    "end_token_ids": (1,),
+}
 SHARED = {"engines": "engines", "policies": "engines", "serve": "serve"}
 """Folders of tests whose fixtures of a session are expensive: they are set up once."""
 ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
@@ -193,6 +209,41 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def diffusion_folder(nano_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder with a diffusion model of random weights, by changes of its shape, and the zoo's tokenizer.
+
+    It writes half a dozen steps in 100 tokens, all of them nonsense, and hardly ever the end.
+    """
+    import torch
+
+    from reasonrt.diffusion.checkpoints import save_model
+    from reasonrt.diffusion.model import DiffusionModel
+    from reasonrt.diffusion.shape import ModelShape
+    from reasonrt.engines.tokenizer import HFTokenizer
+
+    blank_lines = [token for token, text in HFTokenizer(nano_target).vocabulary().items() if text.endswith("\n\n")]
+
+    @cache
+    def make(**changes: Any) -> Path:
+        generator = torch.Generator().manual_seed(1)
+        model = DiffusionModel(ModelShape(**(TINY_DIFFUSION | changes)))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.dim() == 2:
+                    is_table = "embedding" in name or "head" in name
+                    weight.normal_(0, 0.5 if is_table else 2 / weight.shape[1] ** 0.5, generator=generator)
+            model.head.weight[model.shape.end_token_ids[0]] = 0
+            model.head.weight[blank_lines] *= 2.5
+        folder = tmp_path_factory.mktemp("diffusion")
+        save_model(model, folder, torch.float32)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(nano_target / file, folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ POLICIES = policy_names()
 
 def make_runtime(script: Any = TEXT, **settings: Any) -> Runtime:
     script = continuing(script) if isinstance(script, str) else script
-    return Runtime({role: ScriptedEngine(role, script, **settings) for role in ("target", "draft", "reward")})
+    roles = ("target", "draft", "reward", "diffusion")
+    return Runtime({role: ScriptedEngine(role, script, **settings) for role in roles})
 
 
 def scripted(runtime: Runtime) -> list[ScriptedEngine]:
@@ -274,7 +275,7 @@ async def test_engine_that_does_not_close_keeps_no_other_open() -> None:
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
-        (Request.ask("?", "magic"), RequestError, r"unknown policy 'magic'; there are arbitrage, draft, .*target"),
+        (Request.ask("?", "magic"), RequestError, r"unknown policy 'magic'; there are arbitrage, .*draft, .*target"),
         (Request.ask("?", options={"k": 3}), RequestError, r"unknown option 'k'; Target knows engine"),
         (
             Request.ask("?", "self_consistency", options={"n": 3}),

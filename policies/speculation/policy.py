@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from reasonrt.answers import holds_answer
-from reasonrt.errors import RequestError
-from reasonrt.options import option_names, read_options
-from reasonrt.policies.options import settings_of
+from reasonrt.policies.options import read_together, settings_of
 from reasonrt.policies.speculation.loop import SpeculationLoop
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.ports import Engine, Engines, Policy
@@ -110,13 +108,5 @@ class SpeculationKind:
 
     def from_options(self, options: Mapping[str, Any]) -> Speculation:
         """Raises: RequestError: an option that is not known, or a value that is not allowed."""
-        own, common = option_names(self.kind.options), option_names(SpeculationOptions)
-        if unknown := sorted(set(map(str, options)) - {*own, *common}):
-            known = ", ".join(sorted({*own, *common}))
-            raise RequestError(f"unknown option {unknown[0][:64]!r}; {self.name} knows {known}")
         given = {**self.kind.defaults, **options}
-        return Speculation(
-            self.kind,
-            read_options(SpeculationOptions, {key: given[key] for key in common if key in given}, self.name),
-            read_options(self.kind.options, {key: given[key] for key in own if key in given}, self.name),
-        )
+        return Speculation(self.kind, *read_together(self.name, given, SpeculationOptions, self.kind.options))

@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from reasonrt.cli.common import ConfigOption, JsonOption, console, write_json
-from reasonrt.config import Config, PluginConfig, VllmConfig, load_config, model_folder
+from reasonrt.config import Config, DiffusionConfig, PluginConfig, VllmConfig, load_config, model_folder
 from reasonrt.engines.build import ENGINES, build_engine
 from reasonrt.engines.vllm_settings import cpu_dtype
 from reasonrt.errors import ConfigError
@@ -151,6 +151,10 @@ def _engines(config: Config) -> list[Finding]:
     for role, engine in config.engines.items():
         if isinstance(engine, PluginConfig):
             findings.append(_built(f"engine {role}", f"plugin {engine.name}", partial(build_engine, role, engine)))
+            continue
+        if isinstance(engine, DiffusionConfig):
+            value = f"{engine.model}, {engine.max_model_len} tokens"
+            findings.append(_built(f"engine {role}", value, partial(build_engine, role, engine)))
             continue
         if not isinstance(engine, VllmConfig):
             findings.append(Finding(f"engine {role}", engine.kind))

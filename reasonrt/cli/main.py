@@ -10,8 +10,10 @@ from reasonrt.cli import (
     calibrate,
     config,
     demo,
+    diffusion_bench,
     doctor,
     evaluation,
+    plan,
     programs,
     sandbox_bench,
     serve,
@@ -42,12 +44,18 @@ app.command("eval", epilog="Example: reasonrt eval --task zoo --policy target --
 )
 app.command("serve", epilog="Example: reasonrt serve --local --port 8000")(serve.serve)
 app.command("doctor", epilog="Example: reasonrt doctor --json doctor.json")(doctor.doctor)
-app.command("plan", epilog="Example: reasonrt plan --problems 20 --concurrency 8")(speculation.plan)
+plan.app.command("speculation", epilog="Example: reasonrt plan speculation --problems 20 --concurrency 8")(
+    speculation.plan
+)
+app.add_typer(plan.app, name="plan")
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(config.app, name="config")
 bench.app.command(
     "speculation", epilog="Example: reasonrt bench speculation --inflate 6 --family arbitrage --out runs/speculation"
 )(speculation.bench)
+bench.app.command("diffusion", epilog="Example: reasonrt bench diffusion --problems 400 --json diffusion.json")(
+    diffusion_bench.bench
+)
 bench.app.command("stopping", epilog="Example: reasonrt bench stopping --part validity --draws 500")(
     stopping_bench.bench
 )

@@ -72,7 +72,10 @@ def _print_step(step: Step) -> None:
 
 
 def _print_end(completion: Completion) -> None:
-    spent = ", ".join(f"{usage.generated} by {name}" for name, usage in completion.usage.items())
+    spent = ", ".join(
+        f"{usage.generated} by {name}" + (f" in {usage.passes} passes" if usage.canvas else "")
+        for name, usage in completion.usage.items()
+    )
     if completion.finish_reason is not FinishReason.STOP:
         console.print(f"[yellow]ended by {completion.finish_reason}[/]: this is what was committed by then")
     console.print(f"[bold]{escape(completion.content or '(no answer)')}[/]")

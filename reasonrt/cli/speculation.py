@@ -1,4 +1,4 @@
-"""`reasonrt bench speculation` and `reasonrt plan`: what calling the large model only where it pays is worth."""
+"""`reasonrt bench speculation` and `plan speculation`: what calling the large model only where it pays is worth."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -2,8 +2,11 @@
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress as Bar
@@ -11,7 +14,12 @@ from rich.progress import TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from reasonrt.cli.common import JsonOption, console, run, write_json
+from reasonrt.config import ZOO_FOLDER
 from reasonrt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reasonrt.zoo.diffusion_recipe import DiffusionRecipe
+    from reasonrt.zoo.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="List, train and measure the small models that ship with reasonrt.")
 
@@ -40,19 +48,32 @@ def list_models(json_file: JsonOption = None) -> None:
 
 @app.command(epilog="Example: reasonrt zoo train nano-draft --out runs/zoo/nano-draft")
 def train(
-    name: Annotated[str, typer.Argument(help="Train this model: nano-draft, nano-target or nano-thinker.")],
+    name: Annotated[str, typer.Argument(help="Train this model, such as nano-draft or nano-diffusion-rcd.")],
     out: Annotated[
         Path | None, typer.Option(help="Write the model into this folder; by default runs/zoo/NAME.")
     ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draw data and masks with this seed.")] = 1,
+    begin: Annotated[
+        Path | None, typer.Option(help="Begin a diffusion model with the weights in this folder, not the recipe's.")
+    ] = None,
 ) -> None:
-    """Train a model from nothing. Ctrl-C stops it; the same command continues from its checkpoint."""
+    """Train a model of the zoo. Ctrl-C stops it; the same command continues from its checkpoint."""
     from reasonrt.zoo.catalog import write_training_card
+    from reasonrt.zoo.diffusion_recipe import DIFFUSION_RECIPES, train_diffusion
     from reasonrt.zoo.recipe import RECIPES, Progress
     from reasonrt.zoo.recipe import train as train_model
 
-    if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}; there are {', '.join(sorted(RECIPES))}")
-    folder, recipe, started = out or Path("runs/zoo") / name, RECIPES[name], time.perf_counter()
+    folder, started = out or Path("runs/zoo") / name, time.perf_counter()
+    train_it: Callable[[Callable[[Progress], None]], None]
+    recipe: Recipe | DiffusionRecipe
+    if name in DIFFUSION_RECIPES:
+        recipe = replace(DIFFUSION_RECIPES[name], seed=seed)
+        train_it = partial(train_diffusion, recipe, begin or _weights_of(recipe.begin), folder)
+    elif name in RECIPES:
+        recipe = replace(RECIPES[name], seed=seed)
+        train_it = partial(train_model, recipe, folder)
+    else:
+        raise ConfigError(f"there is no recipe {name!r}; there are {', '.join(sorted(RECIPES | DIFFUSION_RECIPES))}")
     logging.getLogger("torch").setLevel(logging.ERROR)
     columns = (*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Bar(*columns, console=console) as bar:
@@ -62,12 +83,24 @@ def train(
             bar.update(task, completed=progress.tokens, loss=progress.loss)
 
         try:
-            train_model(recipe, folder, report)
+            train_it(report)
         except KeyboardInterrupt:
             console.print(f"stopped; `reasonrt zoo train {name} --out {folder}` continues from the checkpoint")
             raise typer.Exit(130) from None
     write_training_card(name, folder, recipe, time.perf_counter() - started)
     console.print(f"{name}: {folder}")
+
+
+def _weights_of(name: str) -> Path:
+    """The folder of a model that ships, or that was trained into the default folder."""
+    folder = ZOO_FOLDER / name
+    if not (folder / "config.json").exists():
+        folder = Path("runs/zoo") / name
+    if not (folder / "config.json").exists():
+        raise ConfigError(
+            f"training begins with {name}, which is not in {folder}: `reasonrt zoo train {name}`, or --begin"
+        )
+    return folder
 
 
 @app.command(epilog="Example: reasonrt zoo measure nano-draft --limit 100")

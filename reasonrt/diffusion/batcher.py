@@ -15,11 +15,11 @@ from torch import Tensor
 
 from reasonrt.diffusion.cache import KvCache, Segment
 from reasonrt.diffusion.decoding import Decoding
-from reasonrt.diffusion.model import DiffusionModel, ModelShape, attend_among_rows
+from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
 from reasonrt.diffusion.residual import blend, blend_probs
 from reasonrt.diffusion.sampling import Drawing, predict
-from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, full_length, make_writer, reusable
-from reasonrt.errors import RequestError
+from reasonrt.diffusion.shape import ModelShape
+from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, make_writer, reusable
 
 MOST_CONTEXT = 256  # rows of a request's context in one pass: longer prompts take several
 _LOGIT_BYTES = 256 * 2**20  # of one chunk of rows
@@ -95,20 +95,7 @@ class Batcher:
         return not self._waiting and not self._running()
 
     def add(self, job: Job) -> None:
-        """Let `job` take part from the next pass on, or wait for a slot.
-
-        Raises:
-            RequestError: it is too long for a slot, or, rounded up to whole blocks, for the model.
-        """
-        prompt, most = len(job.task.prompt), job.task.max_tokens
-        if prompt + most > self.length:
-            raise RequestError(f"prompt and max_tokens must be at most {self.length} tokens, got {prompt} and {most}")
-        shape, taken = self.model.shape, full_length(prompt, most, job.decoding, self.model.shape)
-        if taken > shape.max_positions:
-            raise RequestError(
-                f"prompt and max_tokens, {prompt} and {most}, take {taken} positions, whole blocks that they are; "
-                f"the model has {shape.max_positions}: ask for fewer tokens"
-            )
+        """Let `job` take part from the next pass on, or wait for a slot."""
         self._waiting.append(job)
 
     def cancel(self, job: Job) -> None:

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reasonrt.diffusion.model import Attend, ModelShape
+from reasonrt.diffusion.model import Attend
+from reasonrt.diffusion.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,133 +1,181 @@
 """From a folder of published weights to a `DiffusionModel`, and back.
 
-Three layouts are read: Qwen3's, as SDAR publishes it; Qwen2's, as Fast-dLLM v2 does; and LLaDA's own.
+Read are SDAR, Fast-dLLM v2, LLaDA (see `layouts`) and what `save_model` writes.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from reasonrt.diffusion.model import DiffusionModel, ModelShape
-
-ARCHITECTURE = "BlockDiffusionForCausalLM"
-"""Of the models that ship: SDAR's layout, whose `config.json` says what they were trained for as well."""
-
-
-def load_model(folder: Path, dtype: torch.dtype) -> DiffusionModel:
-    """The model in `folder`."""
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "config.json").read_text())
-    weights: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(path)
-    model = DiffusionModel(_shape_of(config, config["vocab_size"]))
-    fill_from_qwen(model, weights)
-    return model.to(dtype)
+from reasonrt.diffusion.layouts import ARCHITECTURE, BEGINNINGS, DIFFUSION, OURS, Layout, read_json, read_layout
+from reasonrt.diffusion.model import DiffusionModel
+from reasonrt.diffusion.shape import ModelShape
+from reasonrt.errors import ConfigError
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """What `config.json` in `folder` says of its model."""
-    config = json.loads((folder / "config.json").read_text())
-    return _shape_of(config, config["vocab_size"])
+    """The shape of the diffusion model in `folder`; no weight is read.
+
+    Raises:
+        ConfigError: `config.json`, or what stands beside it, cannot be read or is of a model that cannot be run.
+    """
+    return read_layout(folder, DIFFUSION)[0]
 
 
-def _shape_of(config: dict[str, Any], tokens: int) -> ModelShape:
-    ends = config.get("eos_token_id")
-    rope = config.get("rope_parameters") or {}
-    return ModelShape(
-        hidden=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        mlp=config["intermediate_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-        vocab_size=config["vocab_size"],
-        tokens=tokens,
-        max_positions=config["max_position_embeddings"],
-        mask_token_id=config.get("mask_token_id", 0),
-        block_length=config.get("block_size", 4),
-        context=config.get("context", "block"),
-        is_residual=config.get("residual_context", False),
-        is_tied=config["tie_word_embeddings"],
-        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 10000.0),
-        norm_eps=config["rms_norm_eps"],
-        end_token_ids=tuple(ends) if isinstance(ends, list) else (ends,),
+def load_model(folder: Path, dtype: torch.dtype) -> DiffusionModel:
+    """The diffusion model in `folder`, as published on Hugging Face or written by `save_model`, in main memory.
+
+    Weights are read one by one into the model, which has type `dtype` from the start.
+
+    Raises:
+        ConfigError: as `read_shape`; or a weight is missing, left over, of another size, or cannot be read.
+    """
+    return _load(folder, dtype, *read_layout(folder, DIFFUSION))
+
+
+def load_for_training(folder: Path, *, mask_token_id: int, block_length: int, is_residual: bool) -> DiffusionModel:
+    """The weights in `folder`, in float32, as what a diffusion model with causal context begins with.
+
+    They are an autoregressive Qwen3 model's or those of one that `save_model` wrote.
+
+    Args:
+        mask_token_id: a token that no text holds.
+        block_length: of the blocks that it will be trained on, the longest.
+        is_residual: whether it will be trained to read residual context.
+
+    Raises:
+        ConfigError: as `load_model`.
+    """
+    shape, layout = read_layout(folder, BEGINNINGS)
+    shape = replace(
+        shape, mask_token_id=mask_token_id, block_length=block_length, context="causal", is_residual=is_residual
     )
+    return _load(folder, torch.float32, shape, layout)
 
 
 def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write weights and configuration in Qwen3's layout."""
-    from safetensors.torch import save_file
-
+    """Write weights and configuration; the tokenizer's files are added by who has them."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in _qwen_names(model)}
+    names = OURS.names
+    weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in _named_weights(model, names)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_to_config(model.shape, dtype), indent=2) + "\n")
-
-
-def _qwen_names(model: DiffusionModel) -> Iterator[tuple[str, Tensor]]:
-    shape = model.shape
-    yield "model.embed_tokens.weight", model.embedding.weight
-    yield "model.norm.weight", model.norm
-    if not shape.is_tied:
-        yield "lm_head.weight", model.head.weight
-    sizes = [shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.head_dim]
-    for index, layer in enumerate(model.layers):
-        name = f"model.layers.{index}."
-        yield name + "input_layernorm.weight", layer.attention_norm
-        yield name + "post_attention_layernorm.weight", layer.mlp_norm
-        if shape.has_qk_norm:
-            yield name + "self_attn.q_norm.weight", layer.query_norm
-            yield name + "self_attn.k_norm.weight", layer.key_norm
-        for part, weight in zip("qkv", layer.qkv.weight.split(sizes), strict=True):
-            yield name + f"self_attn.{part}_proj.weight", weight
-        if shape.has_qkv_bias:
-            for part, bias in zip("qkv", layer.qkv.bias.split(sizes), strict=True):
-                yield name + f"self_attn.{part}_proj.bias", bias
-        yield name + "self_attn.o_proj.weight", layer.out.weight
-        for part, weight in zip(("gate", "up"), layer.gate_up.weight.chunk(2), strict=True):
-            yield name + f"mlp.{part}_proj.weight", weight
-        yield name + "mlp.down_proj.weight", layer.down.weight
-
-
-def fill_from_qwen(model: DiffusionModel, weights: dict[str, Tensor]) -> None:
-    """Copy weights with Qwen's names into `model`.
-
-    Raises:
-        KeyError: the name of a weight that is missing.
-        RuntimeError: one has another size.
-    """
-    with torch.no_grad():
-        for name, weight in _qwen_names(model):
-            weight.copy_(weights[name])
-
-
-def _to_config(shape: ModelShape, dtype: torch.dtype) -> dict[str, Any]:
-    ends = list(shape.end_token_ids)
-    return {
+    shape = asdict(model.shape)
+    config = {
         "architectures": [ARCHITECTURE],
         "model_type": "block_diffusion",
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.mlp,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocab_size,
-        "max_position_embeddings": shape.max_positions,
-        "rms_norm_eps": shape.norm_eps,
-        "rope_theta": shape.rope_theta,
-        "tie_word_embeddings": shape.is_tied,
-        "attention_bias": shape.has_qkv_bias,
-        "eos_token_id": ends[0] if len(ends) == 1 else ends,
-        "mask_token_id": shape.mask_token_id,
-        "block_size": shape.block_length,
-        "context": shape.context,
-        "residual_context": shape.is_residual,
+        **{keys[0]: shape[name] for name, keys in OURS.keys.items()},
+        "eos_token_id": list(model.shape.end_token_ids),
         "dtype": str(dtype).removeprefix("torch."),
     }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A weight in a file."""
+
+    file: Path
+    size: tuple[int, ...]
+    dtype: str
+
+    def read(self, name: str) -> Tensor:
+        with safe_open(self.file, framework="pt") as weights:  # opened for each: what has been read leaves memory
+            return weights.get_tensor(name)
+
+
+def _load(folder: Path, dtype: torch.dtype, shape: ModelShape, layout: Layout) -> DiffusionModel:
+    with torch.device("meta"):  # sizes alone: memory is taken once it is known that the weights fit
+        model = DiffusionModel(shape)
+    stored = _list_weights(folder)
+    head = layout.names["head"] + ".weight"
+    _check_weights(folder, stored, dict(_named_weights(model, layout.names)), head)
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty_like(weight, dtype=dtype, device="cpu")))
+    model.to(dtype)  # what is no weight: the tables of rotary embeddings
+    with torch.no_grad():
+        for name, weight in _named_weights(model, layout.names):
+            weight.copy_(stored[name].read(name))
+    if shape.is_tied and head in stored and not torch.equal(stored[head].read(head).to(dtype), model.head.weight):
+        raise ConfigError(
+            f"{stored[head].file}: {head} is not the embedding table; say in config.json that it is untied"
+        )
+    return model
+
+
+def _list_weights(folder: Path) -> dict[str, _Stored]:
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{index} has no weight_map from weights to files; fetch it again")
+    stored = {}
+    for file in sorted(folder / name for name in names):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118
+                    part = weights.get_slice(name)
+                    stored[name] = _Stored(file, tuple(part.get_shape()), part.get_dtype())
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{file}: {error}; weights must be in safetensors: fetch or convert them again") from None
+    return stored
+
+
+def _check_weights(folder: Path, stored: Mapping[str, _Stored], expected: Mapping[str, Tensor], head: str) -> None:
+    missing = [name for name in expected if name not in stored]
+    unexpected = [name for name in stored if name not in expected and name != head]
+    if missing or unexpected:
+        kind, names = ("lacks", missing) if missing else ("also has", unexpected)
+        rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise ConfigError(f"{folder} {kind} the weight {names[0]}{rest}, by config.json; fetch all its files again")
+    for name, weight in expected.items():
+        found = stored[name]
+        if found.size != tuple(weight.shape):
+            raise ConfigError(
+                f"{found.file}: {name} has size {list(found.size)}, by config.json it has {list(weight.shape)}; "
+                "both must be of the same model"
+            )
+        if found.dtype not in _DTYPES:
+            raise ConfigError(f"{found.file}: {name} is {found.dtype}; give weights in one of {', '.join(_DTYPES)}")
+
+
+_DTYPES = ("BF16", "F16", "F32", "F64")
+
+
+def _named_weights(model: DiffusionModel, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """The weights of `model` as they are published; of what is one matrix here, the parts."""
+    yield names["embedding"] + ".weight", model.embedding.weight
+    yield names["norm"] + ".weight", model.norm
+    if not model.shape.is_tied:
+        yield names["head"] + ".weight", model.head.weight
+    for index, layer in enumerate(model.layers):
+        for part, weight in _layer_parts(layer, model.shape):
+            name, ending = part.split(".")
+            yield f"{names[name].format(index)}.{ending}", weight
+
+
+def _layer_parts(layer: Any, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    sizes = [shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.head_dim]
+    yield "attention_norm.weight", layer.attention_norm
+    for part, weight in zip(("query", "key", "value"), layer.qkv.weight.split(sizes), strict=True):
+        yield f"{part}.weight", weight
+    if shape.has_qkv_bias:
+        for part, bias in zip(("query", "key", "value"), layer.qkv.bias.split(sizes), strict=True):
+            yield f"{part}.bias", bias
+    if shape.has_qk_norm:
+        yield "query_norm.weight", layer.query_norm
+        yield "key_norm.weight", layer.key_norm
+    yield "out.weight", layer.out.weight
+    yield "mlp_norm.weight", layer.mlp_norm
+    for part, weight in zip(("gate", "up"), layer.gate_up.weight.chunk(2), strict=True):
+        yield f"{part}.weight", weight
+    yield "down.weight", layer.down.weight

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from reasonrt.diffusion.model import ModelShape
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.errors import RequestError
 from reasonrt.options import read_options
 

@@ -5,53 +5,14 @@ attend to, so attention is handed in: a function that gets the queries, keys and
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from reasonrt.diffusion.shape import ModelShape
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`(layer, queries [..., heads, head_dim], keys [..., kv_heads, head_dim], values) -> mixed values`, as the queries."""
-
-CONTEXTS = ("block", "causal", "full")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """What a checkpoint says of its model.
-
-    Attributes:
-        vocab_size: rows of the embedding table, padding included.
-        tokens: ids that can be written: the first so many rows, without the mask token.
-        mask_token_id: what stands where no token has been committed.
-        block_length: of the blocks that it was trained on, the longest.
-        context: what a committed token attends to: `block`, its own block and those before it (SDAR), `causal`, what
-            precedes it, `full`, everything, what is still masked included (LLaDA).
-        is_shifted: whether the logits of a position predict the token after it (Fast-dLLM v2), not its own.
-        is_residual: whether it was trained to read residual context.
-        end_token_ids: each ends a text.
-    """
-
-    hidden: int
-    layers: int
-    mlp: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    tokens: int
-    max_positions: int
-    mask_token_id: int
-    block_length: int
-    context: str = "block"
-    is_shifted: bool = False
-    is_residual: bool = False
-    is_tied: bool = True
-    has_qk_norm: bool = True
-    has_qkv_bias: bool = False
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-6
-    end_token_ids: tuple[int, ...] = ()
 
 
 def attend_among_rows(limits: Tensor) -> Attend:
@@ -75,8 +36,9 @@ class DiffusionModel(nn.Module):  # type: ignore[misc]
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
         self.norm = nn.Parameter(torch.ones(shape.hidden))
         self.head = self.embedding if shape.is_tied else nn.Embedding(shape.vocab_size, shape.hidden)
-        exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
-        angles = torch.outer(torch.arange(shape.max_positions, dtype=torch.float64), shape.rope_theta**-exponents)
+        exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float64, device="cpu") / shape.head_dim
+        positions = torch.arange(shape.max_positions, dtype=torch.float64, device="cpu")  # not meta, as weights may be
+        angles = torch.outer(positions, shape.rope_theta**-exponents)
         self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
 

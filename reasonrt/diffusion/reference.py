@@ -102,12 +102,14 @@ class _Writing:
         self.logprobs: dict[int, float] = {}
         self.fixed = set(self.at)  # positions that are never edited
         self.memory = _Memory(self.total + self.block)
+        self.shift = int(self.shape.is_shifted)
         self.passes = 0
 
     def token_by_token(self) -> Written:
+        self.shift = 1  # the row of a committed token predicts the one after it
         while True:
             position = len(self.at)
-            self._commit(self._guess(range(position), [position], position, position, {}, shift=1)[0])
+            self._commit(self._guess(range(position), [position], position, position, {})[0])
             if self.at[position] in self.task.end_ids or position + 1 == self.last:
                 return self._written(position + 1)
 
@@ -143,10 +145,8 @@ class _Writing:
         waits = bool(decoding.residual) and decoding.residual_start == "self"  # for a pass that commits nothing
         num_passes, begun = 0, set[int]()
         while masked := [p for p in range(start, self._needed_end(start, end)) if p not in self.at]:
-            part = self._part(start, end, masked[0])
-            wanted = [
-                p for p in part if p < self._needed_end(start, end) and (p not in self.at or self._is_editable(p))
-            ]
+            part, stop = self._part(start, end, masked[0]), self._needed_end(start, end)
+            wanted = [p for p in part if p < stop and (p not in self.at or self._is_editable(p))]
             guesses = self._guess(self._rows(start, end, part, begun), wanted, start, end, residual)
             if decoding.strategy == "adaptive" and not begun:
                 end = self._adapted_end(start, end, guesses)
@@ -188,24 +188,14 @@ class _Writing:
     def _rows(self, start: int, end: int, part: range, begun: set[int]) -> range:
         """Which rows a pass computes: all, but for the two approximations."""
         if self.is_full:
-            begin = start - self.shape.is_shifted
+            begin = start - self.shift
             rows = {"none": range(self.total), "prefix": range(begin, self.total), "dual": range(begin, end)}
             return rows[self.decoding.caching if begun else "none"]
-        return (
-            range(max(start, part.start - self.shape.is_shifted), part.stop)
-            if part.start in begun and (self.decoding.strategy == "sub_blocks")
-            else range(end)
-        )
+        if self.decoding.strategy == "sub_blocks" and part.start in begun:
+            return range(max(start, part.start - self.shift), part.stop)
+        return range(end)
 
-    def _guess(
-        self,
-        rows: range,
-        wanted: list[int],
-        start: int,
-        end: int,
-        residual: dict[int, Tensor],
-        shift: int | None = None,
-    ) -> list[_Guess]:
+    def _guess(self, rows: range, wanted: list[int], start: int, end: int, residual: dict[int, Tensor]) -> list[_Guess]:
         """What one pass over `rows` predicts at the positions `wanted`, for the block from `start` to `end`."""
         table, grid = self.model.embedding.weight, self.block if self.shape.context == "block" else 1
         limits = [end if row >= start else (row // grid + 1) * grid for row in rows]
@@ -213,7 +203,7 @@ class _Writing:
         embeds = [table[self.at[p]] if p in self.at else residual.get(p, table[self.shape.mask_token_id]) for p in rows]
         hidden = self.model(torch.stack(embeds), torch.tensor(rows), attend)
         self.passes += 1
-        heads = [rows.index(position - (self.shape.is_shifted if shift is None else shift)) for position in wanted]
+        heads = [rows.index(position - self.shift) for position in wanted]
         return [self._drawn(p, logits) for p, logits in zip(wanted, self.model.logits(hidden[heads]), strict=True)]
 
     def _drawn(self, position: int, logits: Tensor) -> _Guess:

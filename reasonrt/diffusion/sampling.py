@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonrt.diffusion.decoding import Decoding
-from reasonrt.diffusion.model import ModelShape
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.strategies import Predictions
 
 # of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as signed numbers

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from reasonrt.diffusion.decoding import Decoding
-from reasonrt.diffusion.model import ModelShape
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.strategies import Predictions
 from reasonrt.diffusion.writers import Flags, Run, Settled, Task, Work
 from reasonrt.types import FinishReason

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reasonrt.diffusion.decoding import Decoding
-from reasonrt.diffusion.model import ModelShape
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.strategies import Predictions, choose
 from reasonrt.types import FinishReason
 

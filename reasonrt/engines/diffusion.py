@@ -27,8 +27,9 @@ from reasonrt.diffusion.batcher import Batcher, Job
 from reasonrt.diffusion.cache import KvCache
 from reasonrt.diffusion.checkpoints import load_model, read_shape
 from reasonrt.diffusion.decoding import Decoding, read_decoding
-from reasonrt.diffusion.model import DiffusionModel, ModelShape
+from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.sampling import Drawing
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.verifier import Verifier
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task
 from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
@@ -136,6 +137,9 @@ class DiffusionEngine:
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.end()
+
+    def check_decoding(self, decoding: Mapping[str, Any]) -> None:
+        self._read_decoding(decoding)
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
         return _Stream(self, list(prompt_token_ids), sampling, cache_salt)

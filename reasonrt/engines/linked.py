@@ -8,13 +8,13 @@ import asyncio
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from reasonrt.errors import EngineError, ReasonRTError
-from reasonrt.ports import Capability, Engine, Reading, Score, Verified, canvas_positions
+from reasonrt.ports import Capability, ChecksDecoding, Engine, Reading, Score, Verified, canvas_positions
 from reasonrt.tasks import cancel
 from reasonrt.types import Sampling, TokenDelta
 
@@ -125,8 +125,8 @@ class LinkedEngine:
     def __init__(self, like: Engine, link: Link) -> None:
         self.name, self.max_model_len, self.tokenizer = like.name, like.max_model_len, like.tokenizer
         self.capabilities = like.capabilities
+        self._like, self._link = like, link
         self._known: Engine | EngineProperties = like
-        self._link = link
         self._starting: asyncio.Task[None] | None = None
         self._ids = itertools.count()
 
@@ -168,6 +168,11 @@ class LinkedEngine:
     async def aclose(self) -> None:
         await self._link.aclose()
         await cancel(self._starting)
+
+    def check_decoding(self, decoding: Mapping[str, Any]) -> None:
+        """What the near end knows: the far end was built from the same settings."""
+        if isinstance(self._like, ChecksDecoding):
+            self._like.check_decoding(decoding)
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_LinkedStream":
         stream_id = f"{os.getpid()}-{id(self)}-{next(self._ids)}"

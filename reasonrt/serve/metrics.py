@@ -33,6 +33,13 @@ class Metrics:
         self._tokens = Counter(
             "reasonrt_tokens", "Tokens by kind; wasted ones are generated ones.", ["engine", "kind"], registry=registry
         )
+        self._passes = Counter("reasonrt_passes", "Forward passes.", ["engine"], registry=registry)
+        self._canvas = Counter(
+            "reasonrt_canvas_positions",
+            "Positions of blocks of masked tokens, in each pass anew.",
+            ["engine"],
+            registry=registry,
+        )
         self._step_seconds = Histogram(
             "reasonrt_step_seconds", "From one committed step to the next.", buckets=_SECONDS, registry=registry
         )
@@ -93,6 +100,9 @@ class Metrics:
             }
             for kind, tokens in kinds.items():
                 self._tokens.labels(engine, kind).inc(tokens)
+            self._passes.labels(engine).inc(usage.passes)
+            if usage.canvas:
+                self._canvas.labels(engine).inc(usage.canvas)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

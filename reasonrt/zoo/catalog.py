@@ -105,13 +105,17 @@ def _write(folder: Path, card: dict[str, Any]) -> None:
 
 def _as_text(card: dict[str, Any]) -> str:
     recipe = card["recipe"]
+    begin = f", from the weights of {recipe['begin']}" if recipe.get("begin") else ""
+    kind = ""
+    if "residual" in recipe:
+        kind = ", block diffusion with residual context" if recipe["residual"] else ", block diffusion"
     lines = [
         f"# {card['name']}",
         "",
-        f"{card['parameters'] / 1e6:.2f} M parameters, Qwen3 architecture, bfloat16. Made by "
+        f"{card['parameters'] / 1e6:.2f} M parameters, Qwen3 architecture{kind}, bfloat16. Made by "
         f"`reasonrt zoo train {card['name']}` on {card['trained_on']} in {card['training_minutes']} minutes "
-        f"({card['training_machine']}), {recipe['tokens'] / 1e6:.0f} M tokens of problems with worked solutions "
-        "(`reasonrt/zoo/corpus.py`; word problems from reasoning_gym's gsm_symbolic).",
+        f"({card['training_machine']}){begin}, on {recipe['tokens'] / 1e6:.2g} M tokens of problems with worked "
+        "solutions (`reasonrt/zoo/corpus.py`; word problems from reasoning_gym's gsm_symbolic).",
         "",
         *([card["remark"], ""] if "remark" in card else []),
         "It solves the problems that it was trained for and nothing else: it is a test bed for reasoning policies,",

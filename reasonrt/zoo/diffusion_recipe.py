@@ -11,13 +11,13 @@ control trains on the very same passes and reads the plain mask embedding.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from reasonrt.diffusion.checkpoints import load_model, save_model
+from reasonrt.diffusion.checkpoints import load_for_training, save_model
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.residual import blend_probs
 from reasonrt.zoo.corpus import IGNORED, Batches
@@ -136,13 +136,13 @@ class DiffusionRecipe:
     """How one diffusion model of the zoo is trained.
 
     Attributes:
-        begin: the model of the zoo that training begins with.
+        begin: the model that training begins with: one that ships, or one that is trained first.
         stage: `adapt` or `unroll`.
         residual: whether the second pass of `unroll` reads residual context; its control has everything else alike.
         tokens: how many tokens of clean text to train on, padding left out.
         batch_tokens: tokens per optimizer step, padding included.
         lr: peak rate of Muon (matrices) and AdamW (embedding, norms) alike.
-        decay_share: the last share of training, in which the rate falls linearly to zero.
+        decay_share: the last share of training, in which the rate falls linearly to zero; 0: it does not fall.
         max_tokens: longest training example.
         block_lengths: of the blocks, in equal parts of the training.
         next_token_weight: of the loss of the next token, beside the one of masked tokens.
@@ -240,11 +240,13 @@ def _next_token_loss(model: DiffusionModel, reader: Reader, labels: Tensor) -> T
     return _cross_entropy(model.logits(reader.hidden[:, :-1][learned]), labels[:, 1:][learned])
 
 
+_BASE = "nano-diffusion-base"
 DIFFUSION_RECIPES = {
-    "nano-diffusion-base": DiffusionRecipe("nano-target", "adapt", 2_000_000, block_lengths=(4, 16, 32, 32, 32)),
-    "nano-diffusion": DiffusionRecipe("nano-diffusion-base", "unroll", 1_000_000, lr=1e-3),
-    "nano-diffusion-rcd": DiffusionRecipe("nano-diffusion-base", "unroll", 1_000_000, lr=1e-3, residual=True),
+    _BASE: DiffusionRecipe("nano-target", "adapt", 1_200_000, decay_share=0.0, block_lengths=(4, 16, 32)),
+    "nano-diffusion": DiffusionRecipe(_BASE, "unroll", 1_000_000, lr=1e-3),
+    "nano-diffusion-rcd": DiffusionRecipe(_BASE, "unroll", 1_000_000, lr=1e-3, residual=True),
 }
+"""The last two differ in `residual` only: the second is what residual context is measured against the first by."""
 
 
 def train_diffusion(
@@ -257,13 +259,8 @@ def train_diffusion(
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    model = load_model(begin, torch.float32)
-    model.shape = replace(
-        model.shape,
-        mask_token_id=tokenizer.pad_token_id,
-        block_length=BLOCK_LENGTH,
-        context="causal",
-        is_residual=recipe.residual,
+    model = load_for_training(
+        begin, mask_token_id=tokenizer.pad_token_id, block_length=BLOCK_LENGTH, is_residual=recipe.residual
     )
     for layer in model.layers:
         layer.project = torch.compile(layer.project, dynamic=True)

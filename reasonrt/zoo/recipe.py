@@ -190,8 +190,8 @@ def build_optimizers(model: nn.Module, lr: float, with_muon: bool) -> list[torch
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay_share: float, share: float) -> None:
-    """Warm up over the first hundredth, hold, then fall to zero over the last `decay_share`."""
-    factor = min(1.0, 0.05 + share / 0.01, (1 - share) / decay_share)
+    """Warm up over the first hundredth, hold, then fall to zero over the last `decay_share`, where there is one."""
+    factor = min(1.0, 0.05 + share / 0.01, (1 - share) / decay_share if decay_share else 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * factor

@@ -22,7 +22,10 @@ def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProc
     ("arguments", "expected"),
     [
         (["solve", ""], "the prompt is empty; give a question"),
-        (["solve", "1 + 1", "--policy", "magic"], "unknown policy 'magic'; there are arbitrage, draft, "),
+        (
+            ["solve", "1 + 1", "--policy", "magic"],
+            "unknown policy 'magic'; there are arbitrage, block_diffusion, ",
+        ),
         (["solve", "1 + 1", "--max-tokens", "-3"], "max_tokens must be in [1, 1000000], got -3"),
         (["solve", "1 + 1", "--deadline", "0"], "deadline_s must be positive, got 0"),
         (["solve", "1 + 1", "--temperature", "9"], "temperature must be in [0, 2], got 9.0"),
@@ -31,7 +34,7 @@ def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProc
         (["solve", "1 + 1", "--policy", "self_consistency", "-o", "k=0"], "k must be a whole number in [1, 64], got 0"),
         (["solve", "1 + 1", "--config", "no.yaml"], "cannot read no.yaml"),
         (["config", "show", "--config", "no.yaml"], "cannot read no.yaml"),
-        (["zoo", "train", "giant"], "there is no recipe 'giant'; there are nano-draft, nano-target"),
+        (["zoo", "train", "giant"], "there is no recipe 'giant'; there are nano-diffusion, "),
         (["eval", "--task", "zoo", "--policy", "magic", "--out", "x"], "unknown policy 'magic'"),
         (["eval", "--task", "nothing", "--policy", "target", "--out", "x"], "nothing"),
     ],

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from reasonrt.diffusion.batcher import Batcher, Job
-from reasonrt.diffusion.model import DiffusionModel, ModelShape
+from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.reference import Written
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.writers import Settled
 from reasonrt.types import FinishReason
 

@@ -72,7 +72,7 @@ def close_clients(clients: list[OpenAI | httpx.Client]) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def start(clients: list[OpenAI | httpx.Client]) -> Iterator[Start]:
     """Start a server: the script, keys of `serve`, settings of the engines (`engine=`) and their class (`kind=`),
-    default options of policies (`policies=`)."""
+    default options of policies (`policies=`); or engines by role (`engines=`), which the server starts."""
     servers: list[tuple[Server, threading.Thread]] = []
 
     def begin(
@@ -81,10 +81,12 @@ def start(clients: list[OpenAI | httpx.Client]) -> Iterator[Start]:
         engine: dict[str, Any] | None = None,
         kind: Any = ScriptedEngine,
         policies: dict[str, Any] | None = None,
+        engines: dict[str, Any] | None = None,
         **keys: Any,
     ) -> Running:
         config = ServeConfig.model_validate({"port": 0} | keys)
-        runtime = Runtime({role: kind(role, script, **(engine or {})) for role in ("draft", "target")}, policies)
+        scripted = {role: kind(role, script, **(engine or {})) for role in ("draft", "target")}
+        runtime = Runtime(engines or scripted, policies)
         server = Server(build_app(Worker(runtime), Catalog(runtime, config), config), config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -50,6 +50,8 @@ def test_counters_follow_requests(start: Any) -> None:
     assert found["reasonrt_tokens_total", "target", "generated"] == generated
     wasted = sum(answer["reasonrt"]["usage"]["target"]["discarded"] for answer in answers)
     assert found["reasonrt_tokens_total", "target", "wasted"] == wasted > 0
+    passes = sum(answer["reasonrt"]["usage"]["target"]["passes"] for answer in answers)
+    assert found["reasonrt_passes_total", "target"] == passes > 0
     assert found["reasonrt_http_responses_total", "404"] == 1
     assert found["reasonrt_first_step_seconds_count",] >= 3
     assert found["reasonrt_step_seconds_count",] >= 3 * 3

@@ -1,0 +1,263 @@
+"""The diffusion bench: residual context against an equally trained control, and what commit merging saves.
+
+Each model is an engine of one runtime, and each of its thresholds an arm; all arms solve the same problems, in turns.
+Passes are counted as requests see them: all that denoised or committed something, prompts that fill a pass alone left
+out. Tokens are those of the answer, its end included and nothing after it.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from reasonrt.errors import ConfigError
+from reasonrt.evals.journal import Record
+from reasonrt.evals.report import Report
+from reasonrt.evals.run import PolicySpec
+from reasonrt.evals.statistics import paired_difference_interval, wilson_interval
+
+CONTROL, RESIDUAL, OFF = "control", "residual", "residual, off"
+MANY_TOKENS = 3.0
+"""Tokens per pass from which the control is compared at: below it there is little to win."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchModel:
+    """A trained model of the comparison: `arm` is `control` or `residual`, `model` a folder or zoo:NAME."""
+
+    arm: str
+    seed: int
+    model: str
+
+    @property
+    def role(self) -> str:
+        return f"{self.arm}_{self.seed}"
+
+
+def read_model(text: str) -> BenchModel:
+    """`ARM:SEED=MODEL` as a model of the comparison.
+
+    Raises:
+        ConfigError: it is spelled otherwise.
+    """
+    found = re.fullmatch(rf"({CONTROL}|{RESIDUAL}):(\d+)=(.+)", text)
+    if not found:
+        raise ConfigError(f"a model is control:SEED=MODEL or residual:SEED=MODEL, got {text[:80]!r}")
+    return BenchModel(found[1], int(found[2]), found[3])
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One setting of one model."""
+
+    name: str
+    seed: int
+    threshold: float
+    policy: PolicySpec
+
+
+def arms_of(models: Sequence[BenchModel], thresholds: Sequence[float], options: Mapping[str, Any]) -> list[Arm]:
+    """Every model at every threshold, and the residual ones once more with the residual switched off."""
+    arms = []
+    for model in models:
+        for threshold in thresholds:
+            setting = {"engine": model.role, "threshold": threshold, **options}
+            arms.append(Arm(model.arm, model.seed, threshold, PolicySpec("block_diffusion", setting)))
+            if model.arm == RESIDUAL:
+                policy = PolicySpec("block_diffusion", setting | {"residual": False})
+                arms.append(Arm(OFF, model.seed, threshold, policy))
+    return arms
+
+
+def arm_rows(arms: Sequence[Arm], report: Report) -> list[dict[str, Any]]:
+    """One row for each arm that has solved something."""
+    rows = []
+    for arm in arms:
+        if not (records := report.of(arm.policy.label)):
+            continue
+        n, right = len(records), sum(record.correct for record in records)
+        low, high = wilson_interval(right, n)
+        rows.append(
+            {
+                "arm": arm.name,
+                "seed": arm.seed,
+                "threshold": arm.threshold,
+                "n": n,
+                "accuracy": right / n,
+                "accuracy_low": low,
+                "accuracy_high": high,
+                "tokens_per_pass": _spent(records, "generated") / max(1, _spent(records, "passes")),
+                "seconds_per_problem": sum(record.share_s for record in records) / n,
+                "tokens_per_problem": _spent(records, "generated") / n,
+                "errors": sum(bool(record.error) for record in records),
+            }
+        )
+    return rows
+
+
+def _spent(records: Sequence[Record], what: str) -> int:
+    return sum(usage[what] for record in records for usage in record.usage.values())
+
+
+def compare(arms: Sequence[Arm], report: Report) -> list[dict[str, Any]]:
+    """Residual against control at each threshold: difference of accuracy, seed by seed and over all.
+
+    `difference_low` and `difference_high` hold over problems, with these models; `by_seed_low` and `by_seed_high` are a
+    95 % interval over training seeds, absent with fewer than two.
+    """
+    rows = {(row["arm"], row["seed"], row["threshold"]): row for row in arm_rows(arms, report)}
+    right = {
+        (arm.name, arm.seed, arm.threshold): {r.problem: r.correct for r in report.of(arm.policy.label)} for arm in arms
+    }
+    seeds = sorted(
+        {arm.seed for arm in arms if arm.name == CONTROL} & {arm.seed for arm in arms if arm.name == RESIDUAL}
+    )
+    found = []
+    for name in (RESIDUAL, OFF):
+        for threshold in sorted({arm.threshold for arm in arms}):
+            pairs = [(rows.get((name, seed, threshold)), rows.get((CONTROL, seed, threshold))) for seed in seeds]
+            both = [(ours, control) for ours, control in pairs if ours and control]
+            if not both:
+                continue
+            counts = [0, 0, 0, 0]
+            for seed in seeds:
+                a, b = right[name, seed, threshold], right[CONTROL, seed, threshold]
+                for problem in a.keys() & b.keys():
+                    counts[(not a[problem]) * 2 + (not b[problem])] += 1
+            low, high = paired_difference_interval(*counts)
+            differences = [ours["accuracy"] - control["accuracy"] for ours, control in both]
+            found.append(
+                {
+                    "arm": name,
+                    "threshold": threshold,
+                    "seeds": len(both),
+                    "control_accuracy": fmean(control["accuracy"] for _, control in both),
+                    "control_tokens_per_pass": fmean(control["tokens_per_pass"] for _, control in both),
+                    "accuracy": fmean(ours["accuracy"] for ours, _ in both),
+                    "tokens_per_pass": fmean(ours["tokens_per_pass"] for ours, _ in both),
+                    "difference": fmean(differences),
+                    "difference_low": low,
+                    "difference_high": high,
+                    "differences": differences,
+                    **_over_seeds(differences),
+                }
+            )
+    return found
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, float]:
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return {}
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return {"by_seed_low": fmean(values) - half, "by_seed_high": fmean(values) + half}
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], list[tuple[float, float]]]:
+    """(tokens per pass, accuracy) of each arm and seed, in ascending order of the former."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for row in rows:
+        found.setdefault((row["arm"], row["seed"]), []).append((row["tokens_per_pass"], row["accuracy"]))
+    return {key: sorted(points) for key, points in found.items()}
+
+
+def area(curve: Sequence[tuple[float, float]], low: float, high: float) -> float:
+    """Mean accuracy over tokens per pass in [low, high]: the area under the lines between points, by its width.
+
+    Raises:
+        ValueError: the curve does not span the range.
+    """
+    if not curve[0][0] <= low < high <= curve[-1][0]:
+        raise ValueError(f"the curve spans {curve[0][0]:.2f} to {curve[-1][0]:.2f}, not {low:.2f} to {high:.2f}")
+    inner = [(x, y) for x, y in curve if low < x < high]
+    points = [(low, _at(curve, low)), *inner, (high, _at(curve, high))]
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)) / (high - low)
+
+
+def _at(curve: Sequence[tuple[float, float]], x: float) -> float:
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if x0 <= x <= x1:
+            return y0 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return curve[-1][1]
+
+
+def tokens_per_pass_at(curve: Sequence[tuple[float, float]], accuracy: float) -> float | None:
+    """The most tokens per pass at which a curve still has this accuracy; None where it never has."""
+    best = None
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if y1 >= accuracy:
+            best = x1
+        elif y0 >= accuracy:
+            best = x0 + (x1 - x0) * (y0 - accuracy) / (y0 - y1)
+    return curve[0][0] if best is None and curve[0][1] >= accuracy else best
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Areas under accuracy against tokens per pass over the range that all arms span, and tokens per pass at equal
+    accuracy, at the control's settings of `MANY_TOKENS` or more."""
+    found = curves(rows)
+    low = max((curve[0][0] for curve in found.values()), default=0.0)
+    high = min((curve[-1][0] for curve in found.values()), default=0.0)
+    areas = [
+        {"arm": arm, "seed": seed, "area": area(curve, low, high)}
+        for (arm, seed), curve in sorted(found.items())
+        if low < high
+    ]
+    equal = []
+    for row in rows:
+        ours = found.get((RESIDUAL, row["seed"]))
+        if row["arm"] == CONTROL and row["tokens_per_pass"] >= MANY_TOKENS and ours:
+            reached = tokens_per_pass_at(ours, row["accuracy"])
+            equal.append(
+                {
+                    "seed": row["seed"],
+                    "threshold": row["threshold"],
+                    "accuracy": row["accuracy"],
+                    "control_tokens_per_pass": row["tokens_per_pass"],
+                    "residual_tokens_per_pass": reached,
+                    "times": reached and reached / row["tokens_per_pass"],
+                }
+            )
+    return {"from_tokens_per_pass": low, "to_tokens_per_pass": high, "areas": areas, "equal_accuracy": equal}
+
+
+def merging_row(report: Report, merged: str, separate: str) -> dict[str, Any]:
+    """What merging commits saves, from the same problems with and without it; `identical` counts equal texts."""
+    with_it, without = ({record.problem: record for record in report.of(label)} for label in (merged, separate))
+    common = sorted(with_it.keys() & without.keys())
+    passes = [_spent([arm[problem] for problem in common], "passes") for arm in (with_it, without)]
+    tokens = [_spent([arm[problem] for problem in common], "generated") for arm in (with_it, without)]
+    return {
+        "n": len(common),
+        "identical": sum(with_it[problem].text == without[problem].text for problem in common),
+        "passes_per_token": passes[0] / tokens[0],
+        "passes_per_token_separate": passes[1] / tokens[1],
+        "saved": 1 - (passes[0] / tokens[0]) / (passes[1] / tokens[1]),
+    }
+
+
+def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy against tokens per pass: a line for each arm and seed."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = {CONTROL: "#D55E00", RESIDUAL: "#0072B2", OFF: "#009E73"}
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    seen: set[str] = set()
+    for (arm, _), curve in sorted(curves(rows).items()):
+        label = arm if arm not in seen else None
+        seen.add(arm)
+        axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color=colours[arm], label=label, alpha=0.8)
+    axes.set(xlabel="tokens per pass", ylabel="accuracy", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

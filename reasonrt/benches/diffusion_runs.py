@@ -1,0 +1,180 @@
+"""The measurements of the diffusion bench: which engines run, on which problems, and in which order."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reasonrt.benches.diffusion import (
+    RESIDUAL,
+    BenchModel,
+    arm_rows,
+    arms_of,
+    compare,
+    merging_row,
+    summarize,
+)
+from reasonrt.config import DiffusionConfig, VllmConfig, model_folder
+from reasonrt.engines.build import build_engine
+from reasonrt.evals.journal import Record
+from reasonrt.evals.report import Report
+from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings, evaluate
+from reasonrt.evals.tasks import TaskProblem, load_task
+from reasonrt.ports import Engine
+from reasonrt.runtime import Runtime
+from reasonrt.types import Limits, Message
+
+_ACCURATE = 0.9  # the threshold that speed is measured at, beside self-speculation
+_BLOCK = 100  # problems that one arm solves before the next one has its turn
+_REFERENCE = 8  # problems: the reference takes one at a time, as slowly as it is plain
+_FAST: dict[str, dict[str, Any]] = {
+    "threshold": {"threshold": _ACCURATE},
+    "self-speculation": {"strategy": "self_speculation"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionBench:
+    """One comparison; what `out` holds of it already is not measured again."""
+
+    models: Sequence[BenchModel]
+    task: str
+    split: str
+    max_tokens: int
+    out: Path
+
+    async def measure(
+        self,
+        thresholds: Sequence[float],
+        problems: int,
+        timed: int,
+        concurrencies: Sequence[int],
+        report: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, Any]:
+        """Accuracy against tokens per pass, what merging saves and, for `timed` problems, tokens per second."""
+        chosen = load_task(self.task, problems, self.split)
+        result = await self._accuracy(thresholds, chosen, report)
+        result["merging"] = await self._merging(chosen[: max(1, problems // 4)], report)
+        if timed:
+            result["speed"] = await self._speed(chosen[:timed], concurrencies, report)
+        return result
+
+    async def _accuracy(
+        self, thresholds: Sequence[float], problems: Sequence[TaskProblem], report: Callable[[str], None]
+    ) -> dict[str, Any]:
+        arms = arms_of(self.models, thresholds, {})
+        engines = {model.role: _diffusion(model.role, model.model) for model in self.models}
+        async with Runtime(engines) as runtime:
+            found = await self._run(runtime, problems, [arm.policy for arm in arms], 32, "accuracy", report)
+        rows = arm_rows(arms, found)
+        return {"rows": rows, "against_control": compare(arms, found), "summary": summarize(rows)}
+
+    async def _merging(self, problems: Sequence[TaskProblem], report: Callable[[str], None]) -> dict[str, Any]:
+        ours = self._ours()
+        arms = [
+            PolicySpec("block_diffusion", {"engine": ours.role, "threshold": _ACCURATE, "merge_commits": merge})
+            for merge in (True, False)
+        ]
+        async with Runtime({ours.role: _diffusion(ours.role, ours.model)}) as runtime:
+            found = await self._run(runtime, problems, arms, 32, "merging", report)
+        return merging_row(found, *(arm.label for arm in arms))
+
+    async def _speed(
+        self, problems: Sequence[TaskProblem], concurrencies: Sequence[int], report: Callable[[str], None]
+    ) -> list[dict[str, Any]]:
+        ours = self._ours()
+        engines = {
+            "target": build_engine("target", VllmConfig(model="zoo:nano-target", own_process=True)),
+            ours.role: _diffusion(ours.role, ours.model),
+        }
+        arms = {"nano-target in vLLM": PolicySpec("target")} | {
+            f"diffusion, {name}": PolicySpec("block_diffusion", {"engine": ours.role, **options})
+            for name, options in _FAST.items()
+        }
+        rows = []
+        async with Runtime(engines) as runtime:
+            warm = load_task(self.task, _REFERENCE, "router")
+            await self._run(runtime, warm, list(arms.values()), 4, f"warm-{time.time_ns()}", report)
+            for concurrency in concurrencies:
+                name = f"speed-{concurrency}"
+                found = await self._run(runtime, problems, list(arms.values()), concurrency, name, report)
+                target = _tokens_per_s(found.of(arms["nano-target in vLLM"].label))
+                for name, policy in arms.items():
+                    records = found.of(policy.label)
+                    times = {"times_target": _tokens_per_s(records) / target}
+                    rows.append(_speed_row(name, concurrency, records) | times)
+        report("the reference ...")
+        return [_reference_row(ours, problems[:_REFERENCE], self.max_tokens), *rows]
+
+    def _ours(self) -> BenchModel:
+        """The model whose speed is measured: one with residual context, where there is one."""
+        return next((model for model in self.models if model.arm == RESIDUAL), self.models[0])
+
+    async def _run(
+        self,
+        runtime: Runtime,
+        problems: Sequence[TaskProblem],
+        policies: Sequence[PolicySpec],
+        concurrency: int,
+        name: str,
+        report: Callable[[str], None],
+    ) -> Report:
+        limits = Limits(max_tokens=self.max_tokens)
+        block = _BLOCK if name == "accuracy" else max(8, min(32, concurrency * 4))
+        settings = RunSettings(f"{self.task}/{self.split}", limits, concurrency=concurrency, block=block)
+
+        def tell(progress: EvalProgress) -> None:
+            report(f"{name}: {progress.done} of {progress.total}, {progress.label}")
+
+        return await evaluate(runtime, problems, policies, settings, self.out / name, tell)
+
+
+def _diffusion(role: str, model: str) -> Engine:
+    return build_engine(role, DiffusionConfig(kind="diffusion", model=model))
+
+
+def _tokens_per_s(records: Sequence[Record]) -> float:
+    return sum(record.tokens for record in records) / sum(record.share_s for record in records)
+
+
+def _speed_row(arm: str, concurrency: int, records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "concurrency": concurrency,
+        "n": len(records),
+        "accuracy": sum(record.correct for record in records) / len(records),
+        "tokens_per_s": _tokens_per_s(records),
+    }
+
+
+def _reference_row(model: BenchModel, problems: Sequence[TaskProblem], max_tokens: int) -> dict[str, Any]:
+    """How fast the reference writes: one problem after the other, without a cache."""
+    import torch
+
+    from reasonrt.diffusion.checkpoints import load_model
+    from reasonrt.diffusion.decoding import read_decoding
+    from reasonrt.diffusion.reference import write
+    from reasonrt.diffusion.sampling import Drawing
+    from reasonrt.diffusion.writers import Task
+    from reasonrt.engines.tokenizer import HFTokenizer
+
+    folder = model_folder(model.model)
+    network, tokenizer = load_model(folder, torch.float32), HFTokenizer(folder)
+    decoding = read_decoding({"threshold": _ACCURATE}, network.shape)
+    ends = frozenset(network.shape.end_token_ids)
+    tokens, right, seconds = 0, 0, 0.0
+    for problem in problems:
+        prompt = tokenizer.chat([Message("user", problem.question)])
+        began = time.perf_counter()
+        written = write(network, Task(tuple(prompt), max_tokens, ends), decoding, Drawing())
+        seconds += time.perf_counter() - began
+        tokens += len(written.tokens)
+        right += f"\\boxed{{{problem.answer}}}" in tokenizer.decode(written.tokens)
+    return {
+        "arm": "reference, threshold",
+        "concurrency": 1,
+        "n": len(problems),
+        "accuracy": right / len(problems),
+        "tokens_per_s": tokens / seconds,
+    }
