@@ -474,7 +474,6 @@ class _Worker:
         self._is_dead = False
         self._lock = threading.Lock()  # of `live` and `_is_dead`
         self._started: Future[None] = Future()
-        self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"passes of {name}")
 
     @property
@@ -489,7 +488,7 @@ class _Worker:
     async def end(self) -> None:
         """What runs fails."""
         self._orders.put(None)
-        await asyncio.wrap_future(self._ended)
+        await asyncio.to_thread(self._thread.join)
 
     def add(self, job: Job) -> _Asked:
         """Raises: EngineError: the thread has died."""
@@ -530,7 +529,6 @@ class _Worker:
         self._outbox += [(asked, self._death()) for asked in left]
         self._deliver()
         del self._batcher
-        self._ended.set_result(None)
 
     def _follow_orders(self) -> bool:
         """All that have come; wait for one where there is nothing to compute. Whether to go on."""
@@ -605,10 +603,8 @@ def _read_shape(name: str, folder: Path) -> ModelShape:
         raise ConfigError(f"engine {name!r}: {folder} holds no model (no config.json); give a folder with one")
     try:
         return read_shape(folder)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"engine {name!r}: {folder / 'config.json'} is of no block-diffusion model that is known: {_reason(error)}"
-        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"engine {name!r}: {error}") from None
 
 
 def _device() -> torch.device:

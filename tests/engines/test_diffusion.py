@@ -137,7 +137,8 @@ async def test_batch_independence(engine: DiffusionEngine) -> None:
 async def test_logprobs_are_those_of_the_pass_that_committed_the_token(causal_engine: DiffusionEngine) -> None:
     """With one position a pass, from left to right, each is what a read after the text so far says."""
     decoding = {"strategy": "sequential", "block_length": 1}
-    ids, logprobs = [], []
+    ids: list[int] = []
+    logprobs: list[float] = []
     for delta in await write(causal_engine, PROMPT, Sampling(6, logprobs=True, decoding=decoding)):
         ids += delta.token_ids
         logprobs += delta.logprobs
@@ -412,7 +413,7 @@ async def test_dead_thread_fails_what_runs_and_comes_back(
         def die() -> None:
             raise SystemExit
 
-        batcher_of(engine).step = die  # type: ignore[method-assign]
+        batcher_of(engine).step = die
         with pytest.raises(EngineError, match="died or was closed while it worked on this request; ask again"):
             await rest_of(stream)
         await stream.aclose()
@@ -543,7 +544,7 @@ async def test_usage_counts_passes_and_canvas_positions(
 
     usage = metered.usage(committed_tokens=len(ids))
 
-    streams = (stream, closed, whole)
+    streams: tuple[Any, ...] = (stream, closed, whole)
     assert usage.passes == sum(each.passes for each in streams) > 0
     assert usage.canvas == sum(map(canvas_positions, streams)) == 8 * usage.passes
     assert usage.generated == sum(each.generated_tokens for each in streams)
