@@ -28,7 +28,7 @@ from reasonrt.diffusion.cache import KvCache
 from reasonrt.diffusion.checkpoints import load_model, read_shape
 from reasonrt.diffusion.decoding import Decoding, read_decoding
 from reasonrt.diffusion.model import DiffusionModel
-from reasonrt.diffusion.sampling import Drawing
+from reasonrt.diffusion.sampling import Drawing, log_probs
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.verifier import Verifier
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task
@@ -421,8 +421,9 @@ class _TopLogprobs:
         self._values: dict[int, tuple[float, ...]] = {}
 
     def __call__(self, targets: NDArray[np.int64], logits: Tensor) -> None:
-        highest = logits.topk(self._count, dim=-1).values - logits.logsumexp(-1, keepdim=True)
-        self._values.update(zip(targets.tolist(), map(tuple, highest.tolist()), strict=True))
+        top = logits.topk(min(self._count, logits.shape[-1]), dim=-1).values
+        values = log_probs(top, logits, top[:, :1])
+        self._values.update(zip(targets.tolist(), map(tuple, values.tolist()), strict=True))
 
     def at(self, positions: range) -> tuple[tuple[float, ...], ...]:
         """Once for each position."""

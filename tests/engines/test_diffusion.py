@@ -33,6 +33,7 @@ from tests.engines.conftest import write_random_model
 
 CONTEXTS = ("causal", "block")
 PROMPT = [20, 300, 301, 302, 303, 304, 305, 306, 307, 308, 309, 310, 311]
+LONG = [25, *PROMPT[1:]]  # whose text is longer than 300 tokens
 DECODINGS: tuple[dict[str, Any], ...] = (
     {},
     {"strategy": "static", "passes": 3, "block_length": 6},
@@ -366,7 +367,7 @@ async def test_out_of_memory_in_a_pass_ends_its_requests_and_no_others(
     async with running(diffusion_folder("block"), max_num_seqs=2) as engine:
         expected = await write_ids(engine, PROMPT, Sampling(30))
         model = batcher_of(engine).model
-        streams = [engine.generate(PROMPT, Sampling(900), str(index)) for index in range(2)]
+        streams = [engine.generate(LONG, Sampling(900), str(index)) for index in range(2)]
         firsts = [await anext(stream) for stream in streams]
         waiting = asyncio.create_task(write_ids(engine, PROMPT, Sampling(30), "waits"))
         with broken(model, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")):
@@ -407,7 +408,7 @@ async def test_dead_thread_fails_what_runs_and_comes_back(
 ) -> None:
     async with running(diffusion_folder("causal")) as engine:
         expected = await write_ids(engine, PROMPT, Sampling(30))
-        stream = engine.generate(PROMPT, Sampling(900))
+        stream = engine.generate(LONG, Sampling(900))
         await anext(stream)
 
         def die() -> None:
@@ -424,7 +425,7 @@ async def test_dead_thread_fails_what_runs_and_comes_back(
 
 async def test_closing_the_engine_fails_what_runs(diffusion_folder: Callable[[str], Path]) -> None:
     async with running(diffusion_folder("causal"), "closes") as engine:
-        stream = engine.generate(PROMPT, Sampling(900))
+        stream = engine.generate(LONG, Sampling(900))
         await anext(stream)
         await engine.aclose()
         with pytest.raises(EngineError, match="died or was closed"):
@@ -433,7 +434,7 @@ async def test_closing_the_engine_fails_what_runs(diffusion_folder: Callable[[st
 
 
 async def test_cancellation_takes_a_request_out_within_a_pass(engine: DiffusionEngine) -> None:
-    stream = engine.generate(PROMPT, Sampling(900, stop_token_ids=frozenset()))
+    stream = engine.generate(LONG, Sampling(900))
     first = await anext(stream)
     batcher = batcher_of(engine)
 
@@ -453,19 +454,29 @@ async def test_cancellation_takes_a_request_out_within_a_pass(engine: DiffusionE
     assert len(first.token_ids) <= stream.generated_tokens < 900
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.004, 0.02])
+@pytest.mark.parametrize("num_deltas", [0, 1, 3, 12])
 async def test_cancelled_task_in_the_middle_of_a_block_leaves_the_others_alone(
-    delay_s: float, engine: DiffusionEngine
+    num_deltas: int, engine: DiffusionEngine
 ) -> None:
-    alone = await write_ids(engine, PROMPT, Sampling(40), f"alone {delay_s}")
-    stays = asyncio.create_task(write_ids(engine, PROMPT, Sampling(40), f"stays {delay_s}"))
-    leaves = asyncio.create_task(write_ids(engine, PROMPT[:-1], Sampling(200), f"leaves {delay_s}"))
-    await asyncio.sleep(delay_s)
+    alone = await write_ids(engine, PROMPT, Sampling(40), f"alone {num_deltas}")
+    stays = asyncio.create_task(write_ids(engine, PROMPT, Sampling(40), f"stays {num_deltas}"))
+    has_come = asyncio.Event()
+
+    async def write_on() -> None:
+        sampling = Sampling(300, decoding={"strategy": "sequential"})
+        async with aclosing(engine.generate(LONG, sampling, f"leaves {num_deltas}")) as stream:
+            for _ in range(num_deltas):
+                await anext(stream)
+            has_come.set()
+            await rest_of(stream)
+
+    leaves = asyncio.create_task(write_on())
+    await has_come.wait()
     leaves.cancel()
 
-    assert await stays == alone
     with pytest.raises(asyncio.CancelledError):
         await leaves
+    assert await stays == alone
     assert engine.running == 0
 
 
@@ -515,7 +526,7 @@ async def test_passes_and_canvas_cross_the_link(causal_engine: DiffusionEngine, 
 
 
 async def test_passes_and_canvas_cross_the_link_after_an_early_close(linked_engine: LinkedEngine) -> None:
-    stream = linked_engine.generate(PROMPT, Sampling(900))
+    stream = linked_engine.generate(LONG, Sampling(900))
     first = await anext(stream)
     seen = stream.passes
 
@@ -535,7 +546,7 @@ async def test_usage_counts_passes_and_canvas_positions(
     metered = MeteredEngine(linked_engine if is_linked else causal_engine, Scope(Limits()))
     stream = metered.generate(PROMPT, Sampling(30))
     ids = [token_id async for delta in stream for token_id in delta.token_ids]
-    closed = metered.generate(PROMPT, Sampling(900))
+    closed = metered.generate(LONG, Sampling(900))
     await anext(closed)
     await closed.aclose()
     whole = metered.generate_whole(PROMPT, [Sampling(5), Sampling(9)])
