@@ -17,9 +17,10 @@ Choosing
     go to the leftmost position. "Above" excludes equality. Where a rule commits nothing, the most confident
     prediction is committed.
 Shifted models
-    With context `block` and `causal` the first token of a block is what the last row before the block predicts, in
-    the pass that commits that row; where the prompt begins the block, nothing is left to predict there. With `full`
-    the row before the block is computed together with it.
+    The row before a block predicts its first token, unless the prompt begins the block. With context `block` that is
+    done in the pass that commits that row, before the block is denoised. With `causal` and `full` the row is computed
+    together with the block; with `causal`, where it sees nothing of the block, its prediction counts as certain:
+    confidence 1, entropy 0.
 Parts (`sub_blocks`)
     The part of the leftmost masked position is filled. The first pass of each part computes the whole block, the
     others that part alone (of a shifted model with the row before it); the rest keeps the keys and values that were
@@ -142,7 +143,7 @@ def read_decoding(options: Mapping[str, Any], shape: ModelShape, has_reference: 
 
 def _refuse(decoding: Decoding, shape: ModelShape, has_reference: bool) -> None:
     if decoding.strategy == "self_speculation":
-        if shape.context != "causal" or shape.is_shifted:
+        if shape.context != "causal":
             raise RequestError("strategy 'self_speculation' needs a model that can write token by token as well")
         if decoding.edit_threshold is not None or decoding.residual_start != "cold":
             raise RequestError("strategy 'self_speculation' drafts in one pass: no edit_threshold, no residual_start")

@@ -6,7 +6,7 @@ of models with full attention, and `sub_blocks`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -108,7 +108,8 @@ class _Writing:
             stop = self._needed_end(start, end)
             if self.at[stop - 1] in self.task.end_ids or stop == self.last:
                 return self._written(stop)
-            self.passes += not (self.is_full or self.shape.is_shifted or self.decoding.merge_commits)  # for the commit
+            is_inherited = self.shape.is_shifted and self.shape.context == "block"
+            self.passes += not (self.is_full or is_inherited or self.decoding.merge_commits)  # for the commit
             start = end
 
     def _written(self, stop: int) -> Written:
@@ -125,12 +126,13 @@ class _Writing:
         """Commit the needed tokens of the block at `start`; returns where it ends."""
         decoding, window = self.decoding, 4 if self.decoding.strategy == "adaptive" else 1
         end = min(start + window * self.block, self.total) if self.is_full else start + self.block
-        if self.shape.is_shifted and not self.is_full and start not in self.at:
+        if self.shape.is_shifted and self.shape.context == "block" and start not in self.at:
             self._commit(self._guess(range(start), [start], start, start, {})[0])
             self.fixed.add(start)
         residual = self._begin_residual(start, end, reference)
         waits = bool(decoding.residual) and decoding.residual_start == "self"  # for a pass that commits nothing
         num_passes, begun, can_edit = 0, set[int](), decoding.edit_threshold is not None
+        is_sure = self.shape.is_shifted and self.shape.context == "causal"
         while masked := [p for p in range(start, self._needed_end(start, end)) if p not in self.at]:
             part, stop = self._part(start, end, masked[0]), self._needed_end(start, end)
             wanted = [p for p in part if p < stop and (p not in self.at or (can_edit and p not in self.fixed))]
@@ -138,6 +140,9 @@ class _Writing:
             if decoding.strategy == "adaptive" and not begun:
                 end = self._adapted_end(start, end, guesses)
                 guesses = [guess for guess in guesses if guess.position < end]
+            if is_sure and wanted[0] == start:  # it sees nothing of the block: certain, and never edited
+                guesses[0] = replace(guesses[0], confidence=1.0, entropy=0.0)
+                self.fixed.add(start)
             if begun or not waits:
                 self._take(guesses, num_passes)
                 num_passes += 1

@@ -75,11 +75,20 @@ def predict(
         if drawing.temperature > 0 and len(positions):
             drawn[rows] = _draw(logits[rows], drawing, positions)
         begin += len(positions)
-    masses = (logits - highest[:, None]).exp().sum(-1)  # in units of the most probable token's
-    logprobs = logits.gather(-1, drawn[:, None]).squeeze(-1) - highest - masses.log()
+    logprobs = log_probs(logits.gather(-1, drawn[:, None]), logits, highest[:, None]).squeeze(-1)
     entropies = entropy(logits.softmax(-1)) if needs_entropy else torch.zeros_like(logprobs)
     chances = logprobs.double().cpu().numpy()
     return Predictions(drawn.cpu().numpy(), np.exp(chances), entropies.double().cpu().numpy(), chances)
+
+
+def log_probs(values: Tensor, logits: Tensor, highest: Tensor) -> Tensor:
+    """Log-probabilities [rows, n] of tokens with the logits `values`, among logits [rows, tokens].
+
+    Args:
+        highest: [rows, 1] of the logits.
+    """
+    masses = (logits - highest).exp().sum(-1, keepdim=True)  # in units of the most probable token's
+    return values - highest - masses.log()
 
 
 def entropy(probs: Tensor) -> Tensor:

@@ -31,6 +31,12 @@ class Predictions:
     def __getitem__(self, index: slice | NDArray[np.intp]) -> "Predictions":
         return Predictions(self.tokens[index], self.confidences[index], self.entropies[index], self.logprobs[index])
 
+    def certain_of_first(self) -> "Predictions":
+        """The same, with the first one as sure as a prediction can be."""
+        confidences, entropies = self.confidences.copy(), self.entropies.copy()
+        confidences[0], entropies[0] = 1.0, 0.0
+        return Predictions(self.tokens, confidences, entropies, self.logprobs)
+
 
 def choose(predictions: Predictions, decoding: Decoding, passes_done: int) -> NDArray[np.bool_]:
     """Which open positions are committed after this pass.

@@ -117,6 +117,10 @@ class BlockWriter:
     after its last whole block stands in the first canvas and is never changed. With causal context a block starts
     where the text ends.
 
+    In a shifted model the row before a block predicts its first token. It sees nothing of the block, so that waiting
+    would tell it nothing: that token is committed first. With bidirectional context that takes a pass, as in Fast-dLLM
+    v2; with causal context the row is computed with the block's first pass, whose strategy takes it for certain.
+
     Args:
         task: what to write.
         decoding: read by `read_decoding`.
@@ -172,7 +176,7 @@ class BlockWriter:
         canvas = 0
         if self._cached_then == self._start and self._inherits():
             self._targets, heads = np.array([0]), np.array([count - 1])
-        elif self._cached_then == self._start and (self.decoding.merge_commits or not context):
+        elif self._cached_then == self._start and (self.decoding.merge_commits or self.num_cached == self._start):
             if self._starts_blended():
                 begins = np.flatnonzero(self._is_masked)
                 self._is_blended[begins] = True
@@ -187,7 +191,7 @@ class BlockWriter:
         """Committed tokens before the block that are not in the cache yet."""
         grid = self.decoding.block
         begin = self.num_cached
-        if begin == self._start and self._inherits():
+        if begin == self._start and self._shape.is_shifted and self._is_masked[0]:
             begin -= 1  # the last row is asked for a prediction
         end = min(self._start, begin + max(most // grid, 1) * grid)
         if begin == end:
@@ -197,8 +201,8 @@ class BlockWriter:
         return Run(begin, np.array(self.ids[begin:end], np.int64), limits, np.zeros(end - begin, np.bool_))
 
     def _inherits(self) -> bool:
-        """Whether the first token of the block is still to be predicted by the row before it."""
-        return self._shape.is_shifted and bool(self._is_masked[0])
+        """Whether the first token of the block is to be predicted before the others."""
+        return self._shape.is_shifted and self._shape.context == "block" and bool(self._is_masked[0])
 
     def _starts_blended(self) -> bool:
         is_given = self.decoding.residual_start in ("dirichlet", "reference")
@@ -238,9 +242,10 @@ class BlockWriter:
             return np.zeros(0, np.bool_)
         if self._inherits():
             self._commit(targets, predictions)
-            self._is_editable[0] = False  # the row that predicts it is not computed again
             self._close_block()
             return np.zeros(1, np.bool_)
+        if self._shape.is_shifted and self._shape.context == "causal" and targets[0] == 0:
+            predictions = predictions.certain_of_first()
         is_masked = self._is_masked[targets]
         is_start = bool(self.decoding.residual) and self.decoding.residual_start == "self" and not self._is_begun
         self._is_begun = True
@@ -259,6 +264,8 @@ class BlockWriter:
         self._chances[offsets] = predictions.logprobs
         self._is_masked[offsets] = False
         self._is_editable[offsets] = self.decoding.edit_threshold is not None
+        if self._shape.is_shifted and self._shape.context != "full":
+            self._is_editable[0] = False  # the row that predicts it is not computed again
         self._is_end[offsets] = [token in self._task.end_ids for token in predictions.tokens.tolist()]
 
     def _edit(self, predictions: Predictions, committed: Ids) -> None:
@@ -389,7 +396,7 @@ class SelfSpeculator:
         masks = np.full(length, self._shape.mask_token_id, np.int64)
         runs.append(self._run(start, masks, np.full(length, start + length)))
         offsets = np.arange(length)
-        heads = end - begin + np.where(offsets > 0, offsets, -1)
+        heads = end - begin + np.where(offsets > 0, offsets - self._shape.is_shifted, -1)
         return Work(runs, heads, start + offsets, start, length, _NONE)
 
     @staticmethod

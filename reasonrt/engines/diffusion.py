@@ -28,7 +28,7 @@ from reasonrt.diffusion.cache import KvCache
 from reasonrt.diffusion.checkpoints import load_model, read_shape
 from reasonrt.diffusion.decoding import Decoding, read_decoding
 from reasonrt.diffusion.model import DiffusionModel
-from reasonrt.diffusion.sampling import Drawing
+from reasonrt.diffusion.sampling import Drawing, log_probs
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.verifier import Verifier
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task
@@ -102,7 +102,7 @@ class DiffusionEngine:
             raise ConfigError(f"engine {name!r}: decoding: {error}") from None
         self.tokenizer = HFTokenizer(model)
         known = {Capability.LOGPROBS, Capability.READ, Capability.TOKEN_IDS}
-        self._can_verify = self.shape.context == "causal" and not self.shape.is_shifted
+        self._can_verify = self.shape.context == "causal"
         self.capabilities = frozenset(known | ({Capability.VERIFY} if self._can_verify else set()))
         self.restarts = 0
         self._worker: _Worker | None = None
@@ -421,8 +421,9 @@ class _TopLogprobs:
         self._values: dict[int, tuple[float, ...]] = {}
 
     def __call__(self, targets: NDArray[np.int64], logits: Tensor) -> None:
-        highest = logits.topk(self._count, dim=-1).values - logits.logsumexp(-1, keepdim=True)
-        self._values.update(zip(targets.tolist(), map(tuple, highest.tolist()), strict=True))
+        top = logits.topk(min(self._count, logits.shape[-1]), dim=-1).values
+        values = log_probs(top, logits, top[:, :1])
+        self._values.update(zip(targets.tolist(), map(tuple, values.tolist()), strict=True))
 
     def at(self, positions: range) -> tuple[tuple[float, ...], ...]:
         """Once for each position."""
@@ -474,7 +475,6 @@ class _Worker:
         self._is_dead = False
         self._lock = threading.Lock()  # of `live` and `_is_dead`
         self._started: Future[None] = Future()
-        self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"passes of {name}")
 
     @property
@@ -489,7 +489,7 @@ class _Worker:
     async def end(self) -> None:
         """What runs fails."""
         self._orders.put(None)
-        await asyncio.wrap_future(self._ended)
+        await asyncio.to_thread(self._thread.join)
 
     def add(self, job: Job) -> _Asked:
         """Raises: EngineError: the thread has died."""
@@ -530,7 +530,6 @@ class _Worker:
         self._outbox += [(asked, self._death()) for asked in left]
         self._deliver()
         del self._batcher
-        self._ended.set_result(None)
 
     def _follow_orders(self) -> bool:
         """All that have come; wait for one where there is nothing to compute. Whether to go on."""
@@ -605,10 +604,8 @@ def _read_shape(name: str, folder: Path) -> ModelShape:
         raise ConfigError(f"engine {name!r}: {folder} holds no model (no config.json); give a folder with one")
     try:
         return read_shape(folder)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"engine {name!r}: {folder / 'config.json'} is of no block-diffusion model that is known: {_reason(error)}"
-        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"engine {name!r}: {error}") from None
 
 
 def _device() -> torch.device:

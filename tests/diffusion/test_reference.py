@@ -29,7 +29,7 @@ def shapes(draw: st.DrawFn, strategy: str, context: str) -> dict[str, Any]:
     return {
         "seed": draw(st.integers(0, 3)),
         "context": context,
-        "is_shifted": strategy != "self_speculation" and draw(st.booleans()),
+        "is_shifted": draw(st.booleans()),
         "mask_token_id": draw(st.sampled_from((3, 41))),  # among the tokens, or in the padding
         "is_tied": draw(st.booleans()),
     }

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from reasonrt.diffusion.batcher import Batcher, Job
 from reasonrt.diffusion.decoding import read_decoding
-from reasonrt.diffusion.model import DiffusionModel, ModelShape, attend_among_rows
+from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
 from reasonrt.diffusion.sampling import Drawing
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.verifier import Verifier
 from reasonrt.diffusion.writers import Settled, Task
 from reasonrt.types import FinishReason
@@ -58,7 +59,7 @@ def verify(prompt: list[int], draft: list[int]) -> tuple[Settled, Job]:
     return settled, job
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def expected(prompt: list[int], draft: list[int]) -> list[int]:
     tokens = torch.tensor([*prompt, *draft])
     positions = torch.arange(len(tokens))

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import pytest
 import torch
 
 from reasonrt.config import ZOO_FOLDER, PluginConfig
-from reasonrt.diffusion.checkpoints import load_model, save_model
-from reasonrt.diffusion.model import DiffusionModel, ModelShape
+from reasonrt.diffusion.checkpoints import load_for_training, save_model
+from reasonrt.diffusion.model import DiffusionModel
+from reasonrt.diffusion.shape import ModelShape
 from reasonrt.engines.build import build_engine
 from reasonrt.ports import Engine
 
@@ -54,8 +54,7 @@ def diffusion_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 def speculating_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The zoo's draft model, which writes token by token, as one that is to draft blocks for itself."""
     folder = tmp_path_factory.mktemp("speculating")
-    model = load_model(ZOO_FOLDER / "nano-draft", torch.float32)
-    model.shape = replace(model.shape, context="causal", block_length=8)
+    model = load_for_training(ZOO_FOLDER / "nano-draft", mask_token_id=0, block_length=8, is_residual=False)
     save_model(model, folder, torch.float32)
     _copy_tokenizer(folder)
     return folder
