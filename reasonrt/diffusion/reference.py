@@ -21,12 +21,8 @@ from reasonrt.types import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written.
-
-    Attributes:
-        tokens: with the one that ended the text, where one did.
-        logprobs: of the tokens, unscaled, when they were committed.
-        passes: that predicted something or only committed a block; of `self_speculation` one a token.
+    """Tokens, with the one that ended the text; their log-probabilities, unscaled, when they were committed; and passes
+    that predicted something or only committed a block: of `self_speculation` one a token.
     """
 
     tokens: list[int]
