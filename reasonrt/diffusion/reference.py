@@ -243,8 +243,7 @@ class _Writing:
 
     def _expect(self, probs: Tensor, weighing: Tensor) -> Tensor:
         table = self.model.embedding.weight
-        entropy = -torch.special.xlogy(weighing, weighing).sum()
-        alpha = (entropy / math.log(self.shape.tokens)).clamp(0, 1).to(table.dtype)
+        alpha = -torch.special.xlogy(weighing, weighing).sum().to(table.dtype) / math.log(self.shape.tokens)
         top = probs.argsort(descending=True, stable=True)[: self.decoding.residual_top_k]
         expected = (probs[top] / probs[top].sum()).to(table.dtype) @ table[top]
         return (1 - alpha) * table[self.shape.mask_token_id] + alpha * expected
