@@ -233,7 +233,8 @@ class EngineUsage:
             verification one or two. Not counted are the further ones in which vLLM reads a prompt that is longer than
             what it takes in at a time; what a remote server saves by its own speculation is not known. Of block
             diffusion those that denoise or commit something, which may be more than tokens.
-        canvas: positions of the blocks of masked tokens over all passes; 0 of an engine that writes token by token.
+        canvas: positions of the blocks of masked tokens over all passes of generations; 0 of an engine that writes
+            token by token.
     """
 
     calls: int = 0

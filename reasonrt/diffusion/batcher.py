@@ -75,16 +75,17 @@ class Batcher:
         model: on its device, in its dtype.
         slots: how many requests are written concurrently; more wait.
         length: prompt and new tokens of one request, at most.
-        reference: the model of `residual_start: reference`.
+        reference: the model of `residual_start: reference`, with the same tokens, and the same mask token.
     """
 
     def __init__(self, model: DiffusionModel, slots: int, length: int, reference: DiffusionModel | None = None) -> None:
         weight = model.embedding.weight
         self.model, self.reference, self.length = model, reference, length
         self._device = weight.device
-        block = model.shape.block_length * (ADAPTIVE_WINDOW if model.shape.context == "full" else 1)
+        block = model.shape.block_length
+        window = block * (ADAPTIVE_WINDOW if model.shape.context == "full" else 1)
         self._cache = KvCache(model.shape, slots, length + block, weight.dtype, self._device)
-        self._blends = torch.zeros(slots, block, model.shape.hidden, dtype=weight.dtype, device=self._device)
+        self._blends = torch.zeros(slots, window, model.shape.hidden, dtype=weight.dtype, device=self._device)
         self._slots = [_Slot() for _ in range(slots)]
         self._waiting: deque[Job] = deque()
         self._pass = 0
@@ -127,8 +128,7 @@ class Batcher:
             return
         self._pass += 1
         works = [job.writer.plan(MOST_CONTEXT) for job in jobs]
-        hidden = self._forward(jobs, works)
-        self._predict(jobs, works, hidden)
+        self._predict(jobs, works, self._forward(jobs, works))
         for job, work in zip(jobs, works, strict=True):
             if self._slots[job.slot].job is not job:  # another one's report has cancelled it
                 continue
@@ -188,13 +188,16 @@ class Batcher:
     # the pass itself
 
     def _forward(self, jobs: list[Job], works: list[Work]) -> Tensor:
-        """Hidden states of all rows, job after job."""
+        """Hidden states at the heads, job after job."""
         for job, work in zip(jobs, works, strict=True):
             if len(work.begins):
                 self._begin_blended(job, work)
-        segments, tokens, blended, slots, offsets = [], [], [], [], []
+        segments, tokens, blended, slots, offsets, heads = [], [], [], [], [], []
+        num_rows = 0
         for job, work in zip(jobs, works, strict=True):
+            heads.append(num_rows + work.heads)
             for run in work.runs:
+                num_rows += len(run.tokens)
                 positions = np.arange(run.start, run.start + len(run.tokens))
                 segments.append(Segment(job.slot, positions, run.limits))
                 tokens.append(run.tokens)
@@ -206,28 +209,21 @@ class Batcher:
             read = self._blends[self._tensor(np.concatenate(slots)), self._tensor(np.concatenate(offsets))]
             embeds[self._tensor(rows)] = read
         positions = self._tensor(np.concatenate([segment.positions for segment in segments]))
-        return self.model(embeds, positions, self._cache.attention(segments))
+        return self.model(embeds, positions, self._cache.attention(segments), self._tensor(np.concatenate(heads)))
 
     def _predict(self, jobs: list[Job], works: list[Work], hidden: Tensor) -> None:
-        """Let each writer take the predictions at its heads, and keep the residual context that it wants."""
-        rows, begin = [], 0
-        for work in works:
-            rows.append(begin + work.heads)
-            begin += sum(len(run.tokens) for run in work.runs)
+        """Let each writer take the predictions at its heads; as many jobs at a time as the memory for logits allows."""
         most = max(1, _LOGIT_BYTES // (4 * self.model.shape.tokens))
-        group: list[int] = []
-        for index in range(len(jobs)):
-            group.append(index)
-            is_last = index + 1 == len(jobs)
-            if is_last or sum(len(rows[i]) for i in [*group, index + 1]) > most:
-                self._predict_group(
-                    [jobs[i] for i in group], [works[i] for i in group], hidden, [rows[i] for i in group]
-                )
-                group = []
+        first, rows = 0, [len(work.heads) for work in works]
+        for last in range(1, len(jobs) + 1):
+            if last == len(jobs) or sum(rows[first : last + 1]) > most:
+                count = sum(rows[first:last])
+                self._predict_some(jobs[first:last], works[first:last], hidden[:count])
+                first, hidden = last, hidden[count:]
 
-    def _predict_group(self, jobs: list[Job], works: list[Work], hidden: Tensor, rows: list[NDArray[np.int64]]) -> None:
-        logits = self.model.logits(hidden[self._tensor(np.concatenate(rows))])
-        counts = [len(heads) for heads in rows]
+    def _predict_some(self, jobs: list[Job], works: list[Work], hidden: Tensor) -> None:
+        """The same, and keep the residual context that each wants."""
+        logits = self.model.logits(hidden)
         needs_entropy = any(job.decoding.strategy == "entropy" for job in jobs)
         targets = [work.targets for work in works]
         predicted = predict(logits, [job.drawing for job in jobs], targets, needs_entropy)
@@ -235,15 +231,15 @@ class Batcher:
             raise FloatingPointError("the model computes no finite log-probabilities")
         blends: dict[Decoding, list[tuple[NDArray[np.intp], Job, NDArray[np.int64]]]] = {}
         begin = 0
-        for job, work, count in zip(jobs, works, counts, strict=True):
-            part = slice(begin, begin + count)
-            if job.watch is not None and count:
+        for job, work in zip(jobs, works, strict=True):
+            part = slice(begin, begin + len(work.heads))
+            if job.watch is not None and len(work.heads):
                 job.watch(work.targets, logits[part])
             stays = np.flatnonzero(job.writer.take(predicted[part]))
             if len(stays):
                 offsets = work.targets[stays] - work.block_start
                 blends.setdefault(job.decoding, []).append((begin + stays, job, offsets))
-            begin += count
+            begin = part.stop
         for decoding, group in blends.items():
             rows_of = self._tensor(np.concatenate([stays for stays, _, _ in group]))
             slots = self._tensor(np.concatenate([np.full(len(offsets), job.slot) for _, job, offsets in group]))
@@ -275,8 +271,8 @@ class Batcher:
             limits[:] = len(tokens)
         embeds = self.reference.embedding(self._tensor(tokens))
         attend = attend_among_rows(self._tensor(limits))
-        hidden = self.reference(embeds, self._tensor(positions), attend)
-        return self.reference.logits(hidden[self._tensor(work.begins - shape.is_shifted)])
+        wanted = self._tensor(work.begins - shape.is_shifted)
+        return self.reference.logits(self.reference(embeds, self._tensor(positions), attend, wanted))
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

@@ -40,24 +40,19 @@ def load_model(folder: Path, dtype: torch.dtype) -> DiffusionModel:
     return _load(folder, dtype, *read_layout(folder, DIFFUSION))
 
 
-def load_for_training(folder: Path, *, mask_token_id: int, block_length: int, is_residual: bool) -> DiffusionModel:
+def load_for_training(folder: Path, **trained_for: Any) -> DiffusionModel:
     """The weights in `folder`, in float32, as what a diffusion model with causal context begins with.
 
     They are an autoregressive Qwen3 model's or those of one that `save_model` wrote.
 
     Args:
-        mask_token_id: a token that no text holds.
-        block_length: of the blocks that it will be trained on, the longest.
-        is_residual: whether it will be trained to read residual context.
+        trained_for: fields of `ModelShape` that training decides, such as `mask_token_id` and `block_length`.
 
     Raises:
         ConfigError: as `load_model`.
     """
     shape, layout = read_layout(folder, BEGINNINGS)
-    shape = replace(
-        shape, mask_token_id=mask_token_id, block_length=block_length, context="causal", is_residual=is_residual
-    )
-    return _load(folder, torch.float32, shape, layout)
+    return _load(folder, torch.float32, replace(shape, context="causal", **trained_for), layout)
 
 
 def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -1,4 +1,43 @@
-"""How one request wants a block of masked tokens to become text."""
+"""How one request wants a block of masked tokens to become text: the options, and the rules behind them.
+
+Blocks
+    With context `block` they lie on a grid from position 0, and the rest of the prompt after its last whole block
+    belongs to the first one. With context `causal` and `full` the first one starts where the prompt ends. With `full`
+    the text has its last position from the start: `max_tokens` rounded up to whole blocks, all of them masked.
+What is needed
+    Positions before `max_tokens` new tokens, up to the first committed token of the block that ends the text; tokens
+    of the prompt end nothing. A block is finished when no needed position is masked. Predictions are made at needed
+    positions only; what is committed after an end stays in the block, and is no text.
+Drawing
+    At temperature 0 the most probable token, the lowest id among equals. Else the highest sum of logit / temperature
+    and noise, among the most probable tokens (lower ids first among equals) before which there is less than `top_p`
+    of the scaled probability. The noise of a position is the same in every pass. The mask token is never drawn.
+Choosing
+    A *confidence* is the probability of the token that was drawn, of the unscaled distribution (temperature 1). Ties
+    go to the leftmost position. "Above" excludes equality. Where a rule commits nothing, the most confident
+    prediction is committed.
+Shifted models
+    The row before a block predicts its first token, unless the prompt begins the block. With context `block` that is
+    done in the pass that commits that row, before the block is denoised. With `causal` and `full` the row is computed
+    together with the block; with `causal`, where it sees nothing of the block, its prediction counts as certain:
+    confidence 1, entropy 0.
+Parts (`sub_blocks`)
+    The part of the leftmost masked position is filled. The first pass of each part computes the whole block, the
+    others that part alone (of a shifted model with the row before it); the rest keeps the keys and values that were
+    computed last. With full attention `caching` decides instead.
+Adapted blocks (`adaptive`)
+    The first pass of a block predicts four blocks. Where the most confident prediction of the end of a line among
+    them has at least `delimiter_threshold`, the block ends with it, else after `block_length` positions. The same
+    pass commits in that block.
+Edits
+    Committed positions of the block, or part, that are needed and not of the prompt; in shifted models not those that
+    the row before the block predicted. Edits and commits of one pass go by the same predictions. A position is edited
+    once. A block is not kept open for edits.
+Residual context
+    A masked position reads that of the last prediction there in this block, else that of the start, else the mask
+    embedding. A start `self` is a first pass that commits nothing and counts in no quota. A start `reference` is one
+    pass of the reference model over the text and the block, on the grid of the request's blocks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,16 +61,14 @@ class Decoding:
     """The options of block diffusion; what is None is the model's own.
 
     Attributes:
-        strategy: which predictions of a pass are committed. A *confidence* is the probability of the token that was
-            drawn, of the unscaled distribution (temperature 1); ties go to the leftmost position, and at temperature 0
-            to the lowest token id. Where a rule commits nothing, the most confident prediction is committed.
+        strategy: which predictions of a pass are committed, by the rules of this module.
             `sequential`: the leftmost m; `static`: the m most confident; `threshold`: each above `threshold`;
             `entropy`: in ascending order of entropy, while their sum is at most `entropy_bound`; `factor`: the n most
             confident, for the largest n whose n-th confidence c has (n + 1)(1 - c) < `factor` (Fast-dLLM, 2505.22618);
-            `sub_blocks`: `threshold` within one part of the block after the other; after its first pass a part alone is
-            computed (Fast-dLLM v2, 2509.26328); `adaptive`: `threshold`, in blocks that end where the model expects the
-            end of a line (AdaBlock, 2509.26432); `self_speculation`: all are drafted in one pass, and the longest
-            prefix stays that the model itself would have written token by token (2607.05722).
+            `sub_blocks`: `threshold` within one part of the block after the other (Fast-dLLM v2, 2509.26328);
+            `adaptive`: `threshold`, in blocks that end where the model expects the end of a line (AdaBlock,
+            2509.26432); `self_speculation`: all are drafted in one pass, and the longest prefix stays that the model
+            itself would have written token by token (2607.05722).
         block_length: positions that are denoised together.
         passes: of `sequential` and `static`: in so many passes a block is full, so m = block_length / passes, one more
             in the first ones where it does not divide.
@@ -106,7 +143,7 @@ def read_decoding(options: Mapping[str, Any], shape: ModelShape, has_reference: 
 
 def _refuse(decoding: Decoding, shape: ModelShape, has_reference: bool) -> None:
     if decoding.strategy == "self_speculation":
-        if shape.context != "causal" or shape.is_shifted:
+        if shape.context != "causal":
             raise RequestError("strategy 'self_speculation' needs a model that can write token by token as well")
         if decoding.edit_threshold is not None or decoding.residual_start != "cold":
             raise RequestError("strategy 'self_speculation' drafts in one pass: no edit_threshold, no residual_start")

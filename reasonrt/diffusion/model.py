@@ -42,12 +42,23 @@ class DiffusionModel(nn.Module):  # type: ignore[misc]
         self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [..., hidden] after the last norm, for embeddings [..., hidden] at positions [...]."""
+    def forward(self, embeds: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        """Hidden states [..., hidden] after the last norm, for embeddings [..., hidden] at positions [...].
+
+        Args:
+            embeds: of all rows.
+            positions: of all rows.
+            attend: how the rows see each other.
+            wanted: [wanted] rows whose hidden states are returned, of embeddings [rows, hidden]; None: all. Of the
+                others the last layer makes keys and values only.
+        """
         cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
         hidden = embeds
         for index, layer in enumerate(self.layers):
-            hidden = layer(index, hidden, cos, sin, attend)
+            mixed = attend(index, *layer.project(hidden, cos, sin))
+            if wanted is not None and index == len(self.layers) - 1:
+                hidden, mixed = hidden[wanted], mixed[wanted]
+            hidden = layer.mix(hidden, mixed)
         return nn.functional.rms_norm(hidden, (self.shape.hidden,), self.norm, self.shape.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -75,19 +86,17 @@ class _Layer(nn.Module):  # type: ignore[misc]
         self.gate_up = nn.Linear(shape.hidden, 2 * shape.mlp, bias=False)
         self.down = nn.Linear(shape.mlp, shape.hidden, bias=False)
 
-    def forward(self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        return self.mix(hidden, attend(index, *self.project(hidden, cos, sin)))
-
     def project(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [..., heads, head_dim], keys and values [..., kv_heads, head_dim] of one layer."""
         shape = self.shape
         normed = nn.functional.rms_norm(hidden, (shape.hidden,), self.attention_norm, shape.norm_eps)
         heads = self.qkv(normed).unflatten(-1, (-1, shape.head_dim))
-        queries, keys, values = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=-2)
+        asked, values = heads.split([shape.heads + shape.kv_heads, shape.kv_heads], dim=-2)  # queries with keys
         if shape.has_qk_norm:
-            queries = nn.functional.rms_norm(queries, (shape.head_dim,), self.query_norm, shape.norm_eps)
-            keys = nn.functional.rms_norm(keys, (shape.head_dim,), self.key_norm, shape.norm_eps)
-        return _rotate(queries, cos, sin), _rotate(keys, cos, sin), values
+            weight = torch.cat((self.query_norm.expand(shape.heads, -1), self.key_norm.expand(shape.kv_heads, -1)))
+            asked = nn.functional.rms_norm(asked, (shape.head_dim,), None, shape.norm_eps) * weight
+        queries, keys = _rotate(asked, cos, sin).split([shape.heads, shape.kv_heads], dim=-2)
+        return queries, keys, values
 
     def mix(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output [..., hidden], from its input and what attention has mixed [..., heads, head_dim]."""

@@ -1,13 +1,14 @@
 """Block diffusion as its rules are written down: one request, no batches, no cache of what is committed.
 
-The rules are those of `Decoding`. The engine is proved against this: it shares the transformer and the noise with it,
+The rules are those of `decoding`. The engine is proved against this: it shares the transformer and the noise with it,
 nothing else. Every pass computes every row again, but for the two approximations that are part of the rules: `caching`
 of models with full attention, and `sub_blocks`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +26,7 @@ class Written:
     Attributes:
         tokens: with the one that ended the text, where one did.
         logprobs: of the tokens, unscaled, when they were committed.
-        passes: that predicted something, and those that did nothing but commit a block; of `self_speculation`, whose
-            rule says nothing of them, one a token.
+        passes: that predicted something or only committed a block; of `self_speculation` one a token.
     """
 
     tokens: list[int]
@@ -43,26 +43,15 @@ class _Guess:
     logits: Tensor  # [tokens]
     token: int
     logprob: float
+    confidence: float
     entropy: float
-
-    @property
-    def confidence(self) -> float:
-        return math.exp(self.logprob)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def write(
     model: DiffusionModel, task: Task, decoding: Decoding, drawing: Drawing, reference: DiffusionModel | None = None
 ) -> Written:
-    """The text after `task.prompt`.
-
-    Args:
-        model: on the CPU.
-        task: what to write.
-        decoding: read by `read_decoding`.
-        drawing: how tokens are drawn.
-        reference: the model of `residual_start: reference`.
-    """
+    """What follows `task.prompt`, by a model on the CPU; `reference` is that of `residual_start: reference`."""
     writing = _Writing(model, task, decoding, drawing)
     is_causal = decoding.strategy == "self_speculation"
     return writing.token_by_token() if is_causal else writing.block_by_block(reference)
@@ -101,12 +90,14 @@ class _Writing:
         self.logprobs: dict[int, float] = {}
         self.fixed = set(self.at)  # positions that are never edited
         self.memory = _Memory(self.total + self.block)
+        self.shift = int(self.shape.is_shifted)
         self.passes = 0
 
     def token_by_token(self) -> Written:
+        self.shift = 1  # the row of a committed token predicts the one after it
         while True:
             position = len(self.at)
-            self._commit(self._guess(range(position), [position], position, position, {}, shift=1)[0])
+            self._commit(self._guess(range(position), [position], position, position, {})[0])
             if self.at[position] in self.task.end_ids or position + 1 == self.last:
                 return self._written(position + 1)
 
@@ -117,14 +108,15 @@ class _Writing:
             stop = self._needed_end(start, end)
             if self.at[stop - 1] in self.task.end_ids or stop == self.last:
                 return self._written(stop)
-            if not (self.is_full or self.shape.is_shifted or self.decoding.merge_commits):
+            is_inherited = self.shape.is_shifted and self.shape.context == "block"
+            if not (self.is_full or is_inherited or self.decoding.merge_commits):
                 self.passes += 1  # the block is committed in a pass of its own
             start = end
 
     def _written(self, stop: int) -> Written:
-        new = range(self.prompt, stop)
-        finish = FinishReason.STOP if self.at[stop - 1] in self.task.end_ids else FinishReason.LENGTH
-        return Written([self.at[p] for p in new], [self.logprobs[p] for p in new], finish, self.passes)
+        tokens, logprobs = zip(*[(self.at[p], self.logprobs[p]) for p in range(self.prompt, stop)], strict=True)
+        finish = FinishReason.STOP if tokens[-1] in self.task.end_ids else FinishReason.LENGTH
+        return Written(list(tokens), list(logprobs), finish, self.passes)
 
     def _needed_end(self, start: int, end: int) -> int:
         """Where the text, as far as it is known, leaves the block."""
@@ -135,21 +127,23 @@ class _Writing:
         """Commit the needed tokens of the block at `start`; returns where it ends."""
         decoding, window = self.decoding, 4 if self.decoding.strategy == "adaptive" else 1
         end = min(start + window * self.block, self.total) if self.is_full else start + self.block
-        if self.shape.is_shifted and not self.is_full and start not in self.at:
+        if self.shape.is_shifted and self.shape.context == "block" and start not in self.at:
             self._commit(self._guess(range(start), [start], start, start, {})[0])
             self.fixed.add(start)
         residual = self._begin_residual(start, end, reference)
         waits = bool(decoding.residual) and decoding.residual_start == "self"  # for a pass that commits nothing
-        num_passes, begun = 0, set[int]()
+        num_passes, begun, can_edit = 0, set[int](), decoding.edit_threshold is not None
+        is_sure = self.shape.is_shifted and self.shape.context == "causal"
         while masked := [p for p in range(start, self._needed_end(start, end)) if p not in self.at]:
-            part = self._part(start, end, masked[0])
-            wanted = [
-                p for p in part if p < self._needed_end(start, end) and (p not in self.at or self._is_editable(p))
-            ]
+            part, stop = self._part(start, end, masked[0]), self._needed_end(start, end)
+            wanted = [p for p in part if p < stop and (p not in self.at or (can_edit and p not in self.fixed))]
             guesses = self._guess(self._rows(start, end, part, begun), wanted, start, end, residual)
             if decoding.strategy == "adaptive" and not begun:
                 end = self._adapted_end(start, end, guesses)
                 guesses = [guess for guess in guesses if guess.position < end]
+            if is_sure and wanted[0] == start:  # it sees nothing of the block: certain, and never edited
+                guesses[0] = replace(guesses[0], confidence=1.0, entropy=0.0)
+                self.fixed.add(start)
             if begun or not waits:
                 self._take(guesses, num_passes)
                 num_passes += 1
@@ -167,44 +161,29 @@ class _Writing:
         return range(first, min(first + size, end))
 
     def _take(self, guesses: list[_Guess], num_passes: int) -> None:
-        masked = [guess for guess in guesses if guess.position not in self.at]
+        chosen = self._chosen([guess for guess in guesses if guess.position not in self.at], num_passes)
         for guess in guesses:
-            position, threshold = guess.position, self.decoding.edit_threshold
-            if position in self.at and guess.token != self.at[position] and guess.confidence > (threshold or 0):
+            is_another = guess.token != self.at.get(guess.position, guess.token)
+            if is_another and guess.confidence > (self.decoding.edit_threshold or 0):
                 self._commit(guess)
-                self.fixed.add(position)
-        for guess in self._chosen(masked, num_passes):
+                self.fixed.add(guess.position)
+        for guess in chosen:
             self._commit(guess)
 
     def _commit(self, guess: _Guess) -> None:
         self.at[guess.position], self.logprobs[guess.position] = guess.token, guess.logprob
 
-    def _is_editable(self, position: int) -> bool:
-        return self.decoding.edit_threshold is not None and position not in self.fixed
-
-    # one pass
-
     def _rows(self, start: int, end: int, part: range, begun: set[int]) -> range:
         """Which rows a pass computes: all, but for the two approximations."""
         if self.is_full:
-            begin = start - self.shape.is_shifted
+            begin = start - self.shift
             rows = {"none": range(self.total), "prefix": range(begin, self.total), "dual": range(begin, end)}
             return rows[self.decoding.caching if begun else "none"]
-        return (
-            range(max(start, part.start - self.shape.is_shifted), part.stop)
-            if part.start in begun and (self.decoding.strategy == "sub_blocks")
-            else range(end)
-        )
+        if self.decoding.strategy == "sub_blocks" and part.start in begun:
+            return range(max(start, part.start - self.shift), part.stop)
+        return range(end)
 
-    def _guess(
-        self,
-        rows: range,
-        wanted: list[int],
-        start: int,
-        end: int,
-        residual: dict[int, Tensor],
-        shift: int | None = None,
-    ) -> list[_Guess]:
+    def _guess(self, rows: range, wanted: list[int], start: int, end: int, residual: dict[int, Tensor]) -> list[_Guess]:
         """What one pass over `rows` predicts at the positions `wanted`, for the block from `start` to `end`."""
         table, grid = self.model.embedding.weight, self.block if self.shape.context == "block" else 1
         limits = [end if row >= start else (row // grid + 1) * grid for row in rows]
@@ -212,7 +191,7 @@ class _Writing:
         embeds = [table[self.at[p]] if p in self.at else residual.get(p, table[self.shape.mask_token_id]) for p in rows]
         hidden = self.model(torch.stack(embeds), torch.tensor(rows), attend)
         self.passes += 1
-        heads = [rows.index(position - (self.shape.is_shifted if shift is None else shift)) for position in wanted]
+        heads = [rows.index(position - self.shift) for position in wanted]
         return [self._drawn(p, logits) for p, logits in zip(wanted, self.model.logits(hidden[heads]), strict=True)]
 
     def _drawn(self, position: int, logits: Tensor) -> _Guess:
@@ -221,14 +200,11 @@ class _Writing:
             scaled = logits.double() / self.drawing.temperature
             probs, order = scaled.softmax(-1).sort(descending=True, stable=True)
             is_kept = probs.cumsum(-1) - probs < self.drawing.top_p  # the mass of those before it
-            token = order[
-                (scaled + self.drawing.noise(position, len(scaled)))[order].where(is_kept, -torch.inf).argmax()
-            ]
+            noisy = scaled + self.drawing.noise(np.array([position]), len(scaled))[0]
+            token = order[noisy[order].where(is_kept, -torch.inf).argmax()]
         logprobs = logits.log_softmax(-1)
-        entropy = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum()
-        return _Guess(position, logits, int(token), float(logprobs[token]), float(entropy))
-
-    # the rules
+        entropy, logprob = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum(), float(logprobs[token])
+        return _Guess(position, logits, int(token), logprob, math.exp(logprob), float(entropy))
 
     def _chosen(self, guesses: list[_Guess], num_passes: int) -> list[_Guess]:
         """Those of the guesses at masked positions, from the left, that are committed."""
@@ -252,14 +228,12 @@ class _Writing:
         is_sure = surest is not None and surest.confidence >= self.decoding.delimiter_threshold
         return surest.position + 1 if surest and is_sure else min(start + self.block, end)
 
-    # residual context
-
     def _begin_residual(self, start: int, end: int, reference: DiffusionModel | None) -> dict[int, Tensor]:
         """What the first pass of a block reads at its masked positions, where that is not the mask."""
-        decoding, masked = self.decoding, [position for position in range(start, end) if position not in self.at]
+        decoding, masked = self.decoding, [p for p in range(start, end) if p not in self.at]
         if decoding.residual and decoding.residual_start == "dirichlet":
-            drawn = {position: self.drawing.dirichlet(position, self.shape, decoding)[0] for position in masked}
-            return {position: self._expect(probs, probs) for position, probs in drawn.items()}
+            drawn = {p: self.drawing.dirichlet(p, self.shape, decoding)[0] for p in masked}
+            return {p: self._expect(probs, probs) for p, probs in drawn.items()}
         if decoding.residual and decoding.residual_start == "reference" and reference is not None and masked:
             stop = self.total if self.is_full else end
             reading = _Writing(reference, self.task, decoding, Drawing())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.model import DiffusionModel
+from reasonrt.diffusion.sampling import entropy
 
 
 def blend(model: DiffusionModel, logits: Tensor, decoding: Decoding) -> Tensor:
@@ -24,7 +25,7 @@ def blend_probs(model: DiffusionModel, expected: Tensor, weighing: Tensor, top_k
     """The same from distributions [rows, tokens]: of the one embeddings are expected, of the other entropy is taken."""
     table = model.embedding.weight
     # the log of the true number of tokens: the padding of a table would make every weight too small
-    alpha = -torch.special.xlogy(weighing, weighing).sum(-1, keepdim=True) / math.log(model.shape.tokens)
+    alpha = entropy(weighing).unsqueeze(-1) / math.log(model.shape.tokens)
     if top_k is None or top_k >= model.shape.tokens:
         mean = expected.to(table.dtype) @ table[: model.shape.tokens]
     else:

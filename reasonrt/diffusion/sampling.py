@@ -17,6 +17,10 @@ from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.strategies import Predictions
 
+# of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as signed numbers
+_STEP = 0x9E3779B97F4A7C15 - 2**64
+_MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
 
 class Drawing:
     """How one request draws.
@@ -31,20 +35,26 @@ class Drawing:
         self.temperature, self.top_p = temperature, top_p
         self._seed = int.from_bytes(os.urandom(8)) if seed is None else seed
 
-    def noise(self, position: int, tokens: int) -> Tensor:
-        """Gumbel noise [tokens] of one position."""
-        uniform = torch.rand(tokens, generator=self._generator("noise", position), dtype=torch.float64)
-        return -torch.log(-torch.log(uniform.clamp_min(1e-300)))
+    def noise(self, positions: NDArray[np.int64], tokens: int, device: torch.device | None = None) -> Tensor:
+        """Gumbel noise [positions, tokens], made where it is used: a hash of seed, position and token (SplitMix64)."""
+        keys = torch.tensor([self._key("noise", int(position)) for position in positions], device=device)
+        bits = torch.arange(tokens, device=device) * _STEP + keys[:, None]
+        for shift, factor in _MIXING:
+            bits ^= (bits >> shift).bitwise_and_((1 << 64 - shift) - 1)  # as if without a sign
+            bits *= factor
+        uniform = bits.bitwise_right_shift_(12).bitwise_and_((1 << 52) - 1).double().add_(0.5).mul_(2.0**-52)
+        return uniform.log_().neg_().log_().neg_()
 
     def dirichlet(self, position: int, shape: ModelShape, decoding: Decoding) -> Tensor:
         """A random distribution [1, tokens], for `residual_start: dirichlet`."""
         alpha = torch.full((1, shape.tokens), decoding.dirichlet_concentration, dtype=torch.float64)
-        gamma = torch._standard_gamma(alpha, generator=self._generator("start", position))
+        gamma = torch._standard_gamma(alpha, generator=torch.Generator().manual_seed(self._key("start", position)))
         return gamma / gamma.sum()
 
-    def _generator(self, purpose: str, position: int) -> torch.Generator:
+    def _key(self, purpose: str, position: int) -> int:
+        """64 bits, signed."""
         digest = hashlib.blake2b(f"{self._seed}/{purpose}/{position}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+        return int.from_bytes(digest, signed=True)
 
 
 def predict(
@@ -58,17 +68,33 @@ def predict(
         targets: the positions that the rows of each request predict; rows come request after request.
         needs_entropy: else entropies are zero.
     """
-    drawn = logits.argmax(-1)
+    highest, drawn = logits.max(-1)  # the first of equals
     begin = 0
     for drawing, positions in zip(drawings, targets, strict=True):
         rows = slice(begin, begin + len(positions))
         if drawing.temperature > 0 and len(positions):
             drawn[rows] = _draw(logits[rows], drawing, positions)
         begin += len(positions)
-    logprobs = logits.gather(-1, drawn[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    entropies = torch.special.entr(logits.softmax(-1)).sum(-1) if needs_entropy else torch.zeros_like(logprobs)
+    logprobs = log_probs(logits.gather(-1, drawn[:, None]), logits, highest[:, None]).squeeze(-1)
+    entropies = entropy(logits.softmax(-1)) if needs_entropy else torch.zeros_like(logprobs)
     chances = logprobs.double().cpu().numpy()
     return Predictions(drawn.cpu().numpy(), np.exp(chances), entropies.double().cpu().numpy(), chances)
+
+
+def log_probs(values: Tensor, logits: Tensor, highest: Tensor) -> Tensor:
+    """Log-probabilities [rows, n] of tokens with the logits `values`, among logits [rows, tokens].
+
+    Args:
+        highest: [rows, 1] of the logits.
+    """
+    masses = (logits - highest).exp().sum(-1, keepdim=True)  # in units of the most probable token's
+    return values - highest - masses.log()
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """[...] in nats, of distributions [..., tokens]."""
+    # log, unlike xlogy and entr, is vectorized; where a probability is 0, so is the product
+    return -(probs * probs.clamp_min(torch.finfo(probs.dtype).tiny).log()).sum(-1)
 
 
 def _draw(logits: Tensor, drawing: Drawing, positions: NDArray[np.int64]) -> Tensor:
@@ -77,5 +103,4 @@ def _draw(logits: Tensor, drawing: Drawing, positions: NDArray[np.int64]) -> Ten
         probs, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
         is_beyond = probs.cumsum(-1) - probs >= drawing.top_p
         scaled = scaled.masked_fill(torch.zeros_like(is_beyond).scatter(-1, order, is_beyond), -torch.inf)
-    noise = torch.stack([drawing.noise(int(position), logits.shape[-1]) for position in positions])
-    return (scaled + noise.to(scaled.device)).argmax(-1)
+    return (scaled + drawing.noise(positions, logits.shape[-1], logits.device)).argmax(-1)

@@ -1,7 +1,7 @@
 """Which predictions of a pass are committed: one function for each strategy.
 
 Each gets what was predicted at the open positions of one block, in their order, and returns which of them to commit, at
-least one. The rules of ties and comparisons are those of `Decoding`.
+least one. The rules of ties and comparisons are those of `decoding`.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,12 @@ class Predictions:
 
     def __getitem__(self, index: slice | NDArray[np.intp]) -> "Predictions":
         return Predictions(self.tokens[index], self.confidences[index], self.entropies[index], self.logprobs[index])
+
+    def certain_of_first(self) -> "Predictions":
+        """The same, with the first one as sure as a prediction can be."""
+        confidences, entropies = self.confidences.copy(), self.entropies.copy()
+        confidences[0], entropies[0] = 1.0, 0.0
+        return Predictions(self.tokens, confidences, entropies, self.logprobs)
 
 
 def choose(predictions: Predictions, decoding: Decoding, passes_done: int) -> NDArray[np.bool_]:

@@ -117,6 +117,10 @@ class BlockWriter:
     after its last whole block stands in the first canvas and is never changed. With causal context a block starts
     where the text ends.
 
+    In a shifted model the row before a block predicts its first token. It sees nothing of the block, so that waiting
+    would tell it nothing: that token is committed first. With bidirectional context that takes a pass, as in Fast-dLLM
+    v2; with causal context the row is computed with the block's first pass, whose strategy takes it for certain.
+
     Args:
         task: what to write.
         decoding: read by `read_decoding`.
@@ -127,78 +131,85 @@ class BlockWriter:
     def __init__(self, task: Task, decoding: Decoding, shape: ModelShape, num_cached: int = 0) -> None:
         self.decoding, self.num_cached = decoding, num_cached
         self.ids = list(task.prompt)
-        self._task, self._shape, self._block_length = task, shape, decoding.block
+        self._task, self._shape = task, shape
         self._logprobs: list[float] = []
-        self._handed = 0  # tokens that `settled` has returned
+        self._num_handed = 0  # tokens that `settled` has returned
         self._last = len(task.prompt) + task.max_tokens  # where the text ends at the latest
         self._finish: FinishReason | None = None
-        self._cached_then = num_cached
-        self._start_block(first_block_start(len(task.prompt), shape, self._block_length))
+        self._start_block(first_block_start(len(task.prompt), shape, decoding.block))
 
     def _start_block(self, start: int) -> None:
         self._start, self._length = start, self._length_of_block(start)
         self._tokens = np.full(self._length, self._shape.mask_token_id, np.int64)
         self._chances = np.zeros(self._length)  # log-probabilities at which the tokens were committed
-        self._masked = np.ones(self._length, np.bool_)
+        self._is_masked = np.ones(self._length, np.bool_)
         self._num_pinned = len(self.ids) - start
         self._tokens[: self._num_pinned] = self.ids[start:]
-        self._masked[: self._num_pinned] = False
-        self._editable = np.zeros(self._length, np.bool_)
-        self._blended = np.zeros(self._length, np.bool_)
-        self._passes = 0  # that committed something of this block
-        self._part, self._is_part_begun = 0, False
+        self._is_masked[: self._num_pinned] = False
+        self._is_editable, self._is_end, self._is_blended = np.zeros((3, self._length), np.bool_)
         self._is_begun = False  # whether a pass has computed the block
-        self._find_part()
+        self._num_passes = 0  # that committed something
+        self._part = -1  # of `sub_blocks`: the one that is being filled
+        self._update()
 
     def _length_of_block(self, start: int) -> int:
-        return self._block_length
+        return self.decoding.block
+
+    def _update(self) -> None:
+        """Find out where the text, as far as it is known, leaves the block, and which part is filled next."""
+        self._needed = min(self._length, self._last - self._start)
+        if self._is_end[: self._needed].any():
+            self._needed = int(self._is_end.argmax()) + 1
+        if self.decoding.strategy == "sub_blocks":
+            part = int(self._is_masked.argmax()) // self.decoding.sub_block_length
+            self._is_part_begun = part == self._part and self._is_begun
+            self._part = part
 
     # what the pass is to compute
 
     def plan(self, most_context: int) -> Work:
         context = self._context(most_context)
-        self._cached_then = context.start + len(context.tokens) if context else self.num_cached
-        self._targets = _NONE  # offsets in the block
         runs, count = ([context], len(context.tokens)) if context else ([], 0)
-        is_ready = self._cached_then >= self._start and (self.decoding.merge_commits or not context)
-        if self._inherits():
-            if self._cached_then == self._start:  # the last row before the block predicts its first token
-                self._targets = np.array([0])
-                return Work(runs, np.array([count - 1]), self._targets + self._start, self._start, 0, _NONE)
-            is_ready = False
-        if not is_ready:
-            return Work(runs, _NONE, _NONE, self._start, 0, _NONE)
-        begins = np.flatnonzero(self._masked) if self._starts_blended() else _NONE
-        self._blended[begins] = True
-        first, last = self._canvas_rows()
-        runs.append(self._canvas(first, last))
-        self._targets = np.flatnonzero(self._wanted())
-        heads = count + self._start - first + self._targets - self._shape.is_shifted
-        return Work(runs, heads, self._start + self._targets, self._start, self._length, self._start + begins)
+        self._cached_then = context.start + count if context else self.num_cached
+        self._targets = _NONE  # offsets in the block
+        heads = begins = _NONE
+        canvas = 0
+        if self._cached_then == self._start and self._inherits():
+            self._targets, heads = np.array([0]), np.array([count - 1])
+        elif self._cached_then == self._start and (self.decoding.merge_commits or self.num_cached == self._start):
+            if self._starts_blended():
+                begins = np.flatnonzero(self._is_masked)
+                self._is_blended[begins] = True
+            first, last = self._canvas_rows()
+            runs.append(self._canvas(first, last))
+            self._targets = self._wanted()
+            heads = count + self._start - first + self._targets - self._shape.is_shifted
+            canvas = self._length
+        return Work(runs, heads, self._start + self._targets, self._start, canvas, self._start + begins)
 
     def _context(self, most: int) -> Run | None:
         """Committed tokens before the block that are not in the cache yet."""
-        begin, end = self.num_cached, self._start
-        if begin == end and self._inherits():
+        grid = self.decoding.block
+        begin = self.num_cached
+        if begin == self._start and self._shape.is_shifted and self._is_masked[0]:
             begin -= 1  # the last row is asked for a prediction
-        end = min(end, begin + max(most // self._block_length, 1) * self._block_length)
+        end = min(self._start, begin + max(most // grid, 1) * grid)
         if begin == end:
             return None
         positions = np.arange(begin, end)
-        grid = 1 if self._shape.context == "causal" else self._block_length
-        limits = (positions // grid + 1) * grid
+        limits = positions + 1 if self._shape.context == "causal" else (positions // grid + 1) * grid
         return Run(begin, np.array(self.ids[begin:end], np.int64), limits, np.zeros(end - begin, np.bool_))
 
     def _inherits(self) -> bool:
-        """Whether the first token of the block is still to be predicted by the row before it."""
-        return self._shape.is_shifted and self._start > 0 and bool(self._masked[0])
+        """Whether the first token of the block is to be predicted before the others."""
+        return self._shape.is_shifted and self._shape.context == "block" and bool(self._is_masked[0])
 
     def _starts_blended(self) -> bool:
-        start = self.decoding.residual_start
-        return bool(self.decoding.residual) and not self._is_begun and start in ("dirichlet", "reference")
+        is_given = self.decoding.residual_start in ("dirichlet", "reference")
+        return bool(self.decoding.residual) and not self._is_begun and is_given
 
     def _canvas_rows(self) -> tuple[int, int]:
-        """The positions whose rows are computed: of the block, but for `sub_blocks`."""
+        """The positions whose rows are computed: of the block, or of the part of `sub_blocks` after its first pass."""
         first, last = 0, self._length
         if self.decoding.strategy == "sub_blocks" and self._is_part_begun:
             first, last = self._part_bounds()
@@ -206,30 +217,21 @@ class BlockWriter:
         return self._start + first, self._start + last
 
     def _part_bounds(self) -> tuple[int, int]:
+        if self.decoding.strategy != "sub_blocks":
+            return 0, self._length
         size = self.decoding.sub_block_length
         return self._part * size, min((self._part + 1) * size, self._length)
 
     def _canvas(self, first: int, last: int) -> Run:
         inside = slice(first - self._start, last - self._start)
         limits = np.full(last - first, self._start + self._length)
-        return Run(first, self._tokens[inside], limits, self._blended[inside])
+        return Run(first, self._tokens[inside], limits, self._is_blended[inside])
 
-    def _wanted(self) -> Flags:
+    def _wanted(self) -> Ids:
         """Offsets at which a prediction is wanted."""
-        wanted = (self._masked | self._editable) & self._needed()
-        if self.decoding.strategy == "sub_blocks":
-            first, last = self._part_bounds()
-            wanted[:first] = wanted[last:] = False
-        return wanted
-
-    def _needed(self) -> Flags:
-        """Offsets that are part of the text, as far as it is known where that ends."""
-        needed = np.arange(self._start, self._start + self._length) < self._last
-        ends = np.isin(self._tokens, list(self._task.end_ids)) & ~self._masked
-        ends[: self._num_pinned] = False
-        if ends.any():
-            needed[int(np.argmax(ends)) + 1 :] = False
-        return needed
+        first, last = self._part_bounds()
+        inside = slice(first, min(last, self._needed))
+        return first + np.flatnonzero(self._is_masked[inside] | self._is_editable[inside])
 
     # what is made of the answer
 
@@ -239,94 +241,89 @@ class BlockWriter:
         if not len(targets):
             return np.zeros(0, np.bool_)
         if self._inherits():
-            self._commit(targets, predictions, np.array([0]))
-            self._editable[0] = False  # the row before the block predicts it, which is not computed again
+            self._commit(targets, predictions)
             self._close_block()
             return np.zeros(1, np.bool_)
-        is_masked = self._masked[targets]
-        is_start = bool(self.decoding.residual) and not self._is_begun and self.decoding.residual_start == "self"
-        self._is_begun = self._is_part_begun = True
+        if self._shape.is_shifted and self._shape.context == "causal" and targets[0] == 0:
+            predictions = predictions.certain_of_first()
+        is_masked = self._is_masked[targets]
+        is_start = bool(self.decoding.residual) and self.decoding.residual_start == "self" and not self._is_begun
+        self._is_begun = True
         if not is_start:
             self._edit(predictions, np.flatnonzero(~is_masked))
-            if is_masked.any():
-                among = np.flatnonzero(is_masked)
-                chosen = among[choose(predictions[among], self.decoding, self._passes)]
-                self._commit(targets[chosen], predictions, chosen)
-            self._passes += 1
-        stays = self._masked[targets] & bool(self.decoding.residual)
-        self._blended[targets] = stays
+            among = np.flatnonzero(is_masked)
+            chosen = among[choose(predictions[among], self.decoding, self._num_passes)]
+            self._commit(targets[chosen], predictions[chosen])
+            self._num_passes += 1
+        stays = self._is_masked[targets] & bool(self.decoding.residual)
+        self._is_blended[targets] = stays
         return stays & (not self._close_block())
 
-    def _commit(self, offsets: Ids, predictions: Predictions, indices: Ids) -> None:
-        self._tokens[offsets] = predictions.tokens[indices]
-        self._chances[offsets] = predictions.logprobs[indices]
-        self._masked[offsets] = False
-        self._editable[offsets] = self.decoding.edit_threshold is not None
+    def _commit(self, offsets: Ids, predictions: Predictions) -> None:
+        self._tokens[offsets] = predictions.tokens
+        self._chances[offsets] = predictions.logprobs
+        self._is_masked[offsets] = False
+        self._is_editable[offsets] = self.decoding.edit_threshold is not None
+        if self._shape.is_shifted and self._shape.context != "full":
+            self._is_editable[0] = False  # the row that predicts it is not computed again
+        self._is_end[offsets] = [token in self._task.end_ids for token in predictions.tokens.tolist()]
 
     def _edit(self, predictions: Predictions, committed: Ids) -> None:
         """Replace what the model now contradicts; once for each position, so that this ends."""
         if self.decoding.edit_threshold is None:
             return
-        offsets = self._targets[committed]
-        differs = self._tokens[offsets] != predictions.tokens[committed]
+        differs = self._tokens[self._targets[committed]] != predictions.tokens[committed]
         edited = committed[differs & (predictions.confidences[committed] > self.decoding.edit_threshold)]
-        self._commit(self._targets[edited], predictions, edited)
-        self._editable[self._targets[edited]] = False
+        self._commit(self._targets[edited], predictions[edited])
+        self._is_editable[self._targets[edited]] = False
 
     def _close_block(self) -> bool:
         """Start the next block where this one needs nothing more, or end the text; whether it was so."""
-        if (self._masked & self._needed()).any():
-            self._find_part()
+        self._update()
+        if self._is_masked[: self._needed].any():
             return False
-        filled = slice(self._num_pinned, int(self._needed().sum()))
+        filled = slice(self._num_pinned, self._needed)
         self.ids += self._tokens[filled].tolist()
         self._logprobs += self._chances[filled].tolist()
-        if self.ids[-1] in self._task.end_ids:
+        if self._is_end[self._needed - 1]:
             self._finish = FinishReason.STOP
-        elif len(self.ids) >= self._last:
+        elif len(self.ids) == self._last:
             self._finish = FinishReason.LENGTH
         else:
             self._start_block(self._start + self._length)
         return True
 
-    def _find_part(self) -> None:
-        """Go on to the part of the leftmost position that is masked and needed."""
-        part = int(np.argmax(self._masked)) // self.decoding.sub_block_length
-        if part != self._part:
-            self._part, self._is_part_begun = part, False
-
     def settled(self) -> Settled:
-        tokens, logprobs = self.ids[len(self._task.prompt) :], list(self._logprobs)
-        if self._finish is None and self.decoding.edit_threshold is None:
-            is_open = self._masked | ~self._needed()
-            filled = slice(self._num_pinned, int(np.argmax(is_open)) if is_open.any() else self._length)
+        begin = self._num_handed
+        tokens, logprobs = self.ids[len(self._task.prompt) + begin :], self._logprobs[begin:]
+        if self._finish is None and self.decoding.edit_threshold is None:  # what the open block begins with
+            handed = len(self._task.prompt) + begin + len(tokens) - self._start
+            filled = slice(handed, int(self._is_masked.argmax()))
             tokens += self._tokens[filled].tolist()
             logprobs += self._chances[filled].tolist()
-        begin, self._handed = self._handed, len(tokens)
-        return Settled(tokens[begin:], logprobs[begin:], self._finish)
+        self._num_handed += len(tokens)
+        return Settled(tokens, logprobs, self._finish)
 
 
 class FullWriter(BlockWriter):
     """Block after block with full attention, also to what is still masked after the block: LLaDA.
 
     Keys and values depend on everything, so what the cache holds is an approximation that the first pass of each block
-    renews (Fast-dLLM, 2505.22618); which part is `Decoding.caching`.
+    renews (Fast-dLLM, 2505.22618); which part is `Decoding.caching`. Of a shifted model (Dream) the row before the
+    block, which predicts its first token, is computed with it.
     """
 
     def __init__(self, task: Task, decoding: Decoding, shape: ModelShape) -> None:
-        self._total = full_length(len(task.prompt), task.max_tokens, decoding)
+        self._total = full_length(len(task.prompt), task.max_tokens, decoding, shape)
         super().__init__(task, decoding, shape)
 
     def _length_of_block(self, start: int) -> int:
         blocks = ADAPTIVE_WINDOW if self.decoding.strategy == "adaptive" else 1
-        return min(blocks * self._block_length, self._total - start)
+        return min(blocks * self.decoding.block, self._total - start)
 
     def _context(self, most: int) -> None:
-        return None
-
-    def plan(self, most_context: int) -> Work:
         self.num_cached = self._start
-        return super().plan(most_context)
+        return
 
     def _inherits(self) -> bool:
         return False
@@ -340,30 +337,28 @@ class FullWriter(BlockWriter):
     def _canvas(self, first: int, last: int) -> Run:
         tokens = np.full(self._total, self._shape.mask_token_id, np.int64)
         tokens[: len(self.ids)] = self.ids
-        tokens[self._start : self._start + self._length] = self._tokens
-        blended = np.zeros(self._total, np.bool_)
-        blended[self._start : self._start + self._length] = self._blended
-        return Run(first, tokens[first:last], np.full(last - first, self._total), blended[first:last])
+        tokens[self._start : self._start + self._length] = self._tokens[: self._length]
+        is_blended = np.zeros(self._total, np.bool_)
+        is_blended[self._start : self._start + self._length] = self._is_blended[: self._length]
+        return Run(first, tokens[first:last], np.full(last - first, self._total), is_blended[first:last])
 
     def take(self, predictions: Predictions) -> Flags:
         if self.decoding.strategy != "adaptive" or self._is_begun:
             return super().take(predictions)
-        length = self._adapted_length(predictions)
-        inside = int(np.count_nonzero(self._targets < length))
-        self._length, self._targets = length, self._targets[:inside]
-        for name in ("_tokens", "_chances", "_masked", "_editable", "_blended"):
-            setattr(self, name, getattr(self, name)[:length])
+        self._length = self._adapted_length(predictions)
+        inside = int(np.count_nonzero(self._targets < self._length))
+        self._targets = self._targets[:inside]
         stays = np.zeros(len(predictions.tokens), np.bool_)
         stays[:inside] = super().take(predictions[:inside])
         return stays
 
     def _adapted_length(self, predictions: Predictions) -> int:
         """Up to the surest end of a line, where there is one; else the default."""
-        is_line_end = np.isin(predictions.tokens, list(self._task.delimiter_ids))
+        is_line_end = [token in self._task.delimiter_ids for token in predictions.tokens.tolist()]
         sure = np.where(is_line_end, predictions.confidences, -1.0)
-        best = int(np.argmax(sure))
+        best = int(sure.argmax())
         if sure[best] < self.decoding.delimiter_threshold:
-            return min(self._block_length, self._length)
+            return min(self.decoding.block, self._length)
         return int(self._targets[best]) + 1
 
 
@@ -377,71 +372,74 @@ class SelfSpeculator:
     def __init__(self, task: Task, decoding: Decoding, shape: ModelShape, num_cached: int = 0) -> None:
         self.decoding, self.num_cached = decoding, min(num_cached, len(task.prompt) - 1)
         self.ids = list(task.prompt)
-        self._task, self._shape, self._block_length = task, shape, decoding.block
+        self._task, self._shape = task, shape
         self._logprobs: list[float] = []
-        self._handed = 0
+        self._num_handed = 0
+        self._last = len(task.prompt) + task.max_tokens
         self._finish: FinishReason | None = None
-        self._draft: Ids = _NONE
-        self._chance = 0.0  # of the draft's first token, which the model itself has written
+        self._draft = _NONE  # its first token is no draft: the model itself has written it
+        self._chance = 0.0  # log-probability of that one
 
     def plan(self, most_context: int) -> Work:
         start = len(self.ids)
-        self._planned = min(start, self.num_cached + most_context)
-        left = self._task.max_tokens - (start - len(self._task.prompt))
         if len(self._draft):
-            rows = np.arange(start, start + len(self._draft))
-            run = Run(start, self._draft, rows + 1, np.zeros(len(rows), np.bool_))
-            return Work([run], np.arange(len(rows)), rows + 1, start, len(rows), _NONE)
-        context = np.arange(self.num_cached, self._planned)
-        runs = [
-            Run(
-                self.num_cached, np.array(self.ids[self.num_cached : self._planned], np.int64), context + 1, context < 0
-            )
-        ]
-        if self._planned < start:
+            rows = np.arange(len(self._draft))
+            run = self._run(start, self._draft, start + rows + 1)
+            return Work([run], rows, start + rows + 1, start, len(rows), _NONE)
+        begin, end = self.num_cached, min(start, self.num_cached + most_context)
+        self._cached_then = end
+        runs = [self._run(begin, np.array(self.ids[begin:end], np.int64), np.arange(begin, end) + 1)]
+        if end < start:
             return Work(runs, _NONE, _NONE, start, 0, _NONE)
-        masks = np.full(min(self._block_length, left), self._shape.mask_token_id, np.int64)
-        runs.append(Run(start, masks, np.full(len(masks), start + len(masks)), masks < -1))
-        # the last committed token predicts the first new one; the canvas drafts those after it
-        wanted = np.arange(1, len(masks))
-        heads = len(context) - 1 + np.concatenate(([0], 1 + wanted))
-        return Work(runs, heads, start + np.concatenate(([0], wanted)), start, len(masks), _NONE)
+        # the last committed row predicts the first new token, the rows of the canvas draft those after it
+        length = min(self.decoding.block, self._last - start)
+        masks = np.full(length, self._shape.mask_token_id, np.int64)
+        runs.append(self._run(start, masks, np.full(length, start + length)))
+        offsets = np.arange(length)
+        heads = end - begin + np.where(offsets > 0, offsets - self._shape.is_shifted, -1)
+        return Work(runs, heads, start + offsets, start, length, _NONE)
+
+    @staticmethod
+    def _run(start: int, tokens: Ids, limits: Ids) -> Run:
+        return Run(start, tokens, limits, np.zeros(len(tokens), np.bool_))
 
     def take(self, predictions: Predictions) -> Flags:
         if len(self._draft):
             self._verify(predictions)
         else:
-            self.num_cached = self._planned
-            if len(predictions.tokens):
-                self._draft, self._chance = predictions.tokens, float(predictions.logprobs[0])
-                if len(self._draft) == 1 or int(self._draft[0]) in self._task.end_ids:
-                    self._write([int(self._draft[0])], [self._chance])
+            self.num_cached = self._cached_then
+            self._draft = predictions.tokens
+            if len(self._draft):
+                self._chance = float(predictions.logprobs[0])
+            if len(self._draft) == 1 or self._task.end_ids.intersection(self._draft[:1].tolist()):
+                self._write(self._draft[:1].tolist(), [self._chance])
         return np.zeros(len(predictions.tokens), np.bool_)
 
     def _verify(self, predictions: Predictions) -> None:
-        agrees = self._draft[1:] == predictions.tokens[:-1]
-        kept = 1 + (int(np.argmin(agrees)) if not agrees.all() else len(agrees))
+        differs = np.append(self._draft[1:] != predictions.tokens[:-1], True)
+        kept = 1 + int(differs.argmax())
         self.num_cached += kept
         written = [*self._draft[:kept].tolist(), int(predictions.tokens[kept - 1])]
         self._write(written, [self._chance, *predictions.logprobs[:kept].tolist()])
 
     def _write(self, written: list[int], chances: list[float]) -> None:
-        left = self._task.max_tokens - (len(self.ids) - len(self._task.prompt))
-        ends = [index for index, token in enumerate(written[:left]) if token in self._task.end_ids]
-        count = ends[0] + 1 if ends else min(left, len(written))
+        left = self._last - len(self.ids)
+        ends = [count for count, token in enumerate(written, 1) if token in self._task.end_ids]
+        count = min([left, len(written), *ends])
         self.ids += written[:count]
         self._logprobs += chances[:count]
         self.num_cached = min(self.num_cached, len(self.ids))
         self._draft = _NONE
-        if ends:
+        if count in ends:
             self._finish = FinishReason.STOP
         elif count == left:
             self._finish = FinishReason.LENGTH
 
     def settled(self) -> Settled:
-        tokens = self.ids[len(self._task.prompt) :]
-        begin, self._handed = self._handed, len(tokens)
-        return Settled(tokens[begin:], self._logprobs[begin:], self._finish)
+        begin = self._num_handed
+        tokens = self.ids[len(self._task.prompt) + begin :]
+        self._num_handed += len(tokens)
+        return Settled(tokens, self._logprobs[begin:], self._finish)
 
 
 def make_writer(task: Task, decoding: Decoding, shape: ModelShape, num_cached: int = 0) -> Writer:
@@ -469,9 +467,12 @@ def reusable(num_common: int, num_tokens: int, decoding: Decoding, shape: ModelS
     return min(num_common // grid * grid, first_block_start(num_tokens, shape, decoding.block))
 
 
-def full_length(num_tokens: int, max_tokens: int, decoding: Decoding) -> int:
+def full_length(num_tokens: int, max_tokens: int, decoding: Decoding, shape: ModelShape) -> int:
     """Positions that a request takes at most, whole blocks that they are."""
-    return num_tokens + -(-max_tokens // decoding.block) * decoding.block
+    if decoding.strategy == "self_speculation":
+        return num_tokens + max_tokens
+    start = first_block_start(num_tokens, shape, decoding.block)
+    return start + -(-(num_tokens + max_tokens - start) // decoding.block) * decoding.block
 
 
 _NONE: Ids = np.zeros(0, np.int64)

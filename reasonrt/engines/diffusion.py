@@ -28,7 +28,7 @@ from reasonrt.diffusion.cache import KvCache
 from reasonrt.diffusion.checkpoints import load_model, read_shape
 from reasonrt.diffusion.decoding import Decoding, read_decoding
 from reasonrt.diffusion.model import DiffusionModel
-from reasonrt.diffusion.sampling import Drawing
+from reasonrt.diffusion.sampling import Drawing, log_probs
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.verifier import Verifier
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task
@@ -102,7 +102,7 @@ class DiffusionEngine:
             raise ConfigError(f"engine {name!r}: decoding: {error}") from None
         self.tokenizer = HFTokenizer(model)
         known = {Capability.LOGPROBS, Capability.READ, Capability.TOKEN_IDS}
-        self._can_verify = self.shape.context == "causal" and not self.shape.is_shifted
+        self._can_verify = self.shape.context == "causal"
         self.capabilities = frozenset(known | ({Capability.VERIFY} if self._can_verify else set()))
         self.restarts = 0
         self._worker: _Worker | None = None
@@ -244,7 +244,9 @@ class DiffusionEngine:
         return read_decoding(merged, self.shape, has_reference=self._reference_shape is not None)
 
     def _check_prompt(self, prompt: Sequence[int], new_tokens: int) -> None:
-        if not prompt or len(prompt) + new_tokens > self.max_model_len:
+        if not prompt:
+            raise RequestError(f"engine {self.name!r}: the prompt is empty; give at least one token")
+        if len(prompt) + new_tokens > self.max_model_len:
             raise RequestError(
                 f"engine {self.name!r}: {len(prompt)} prompt tokens and {new_tokens} new ones do not fit into "
                 f"max_model_len {self.max_model_len}; shorten the prompt or raise it"
@@ -394,7 +396,7 @@ class _Stream:
             await asyncio.shield(asyncio.ensure_future(self._count_rest(self._asked)))
 
     async def _count_rest(self, asked: "_Asked") -> None:
-        with suppress(EngineError):
+        with suppress(ReasonRTError):
             while not asked.is_over:
                 self.generated_tokens += len((await asked.next()).tokens)
 
@@ -419,8 +421,9 @@ class _TopLogprobs:
         self._values: dict[int, tuple[float, ...]] = {}
 
     def __call__(self, targets: NDArray[np.int64], logits: Tensor) -> None:
-        highest = logits.topk(self._count, dim=-1).values - logits.logsumexp(-1, keepdim=True)
-        self._values.update(zip(targets.tolist(), map(tuple, highest.tolist()), strict=True))
+        top = logits.topk(min(self._count, logits.shape[-1]), dim=-1).values
+        values = log_probs(top, logits, top[:, :1])
+        self._values.update(zip(targets.tolist(), map(tuple, values.tolist()), strict=True))
 
     def at(self, positions: range) -> tuple[tuple[float, ...], ...]:
         """Once for each position."""
@@ -433,7 +436,7 @@ class _Asked:
     def __init__(self, job: Job, worker: "_Worker") -> None:
         self.job, self._worker = job, worker
         self.loop = asyncio.get_running_loop()
-        self.items: asyncio.Queue[Settled | EngineError | None] = asyncio.Queue()
+        self.items: asyncio.Queue[Settled | ReasonRTError | None] = asyncio.Queue()
         self.is_over = False
 
     async def next(self) -> Settled:
@@ -441,9 +444,10 @@ class _Asked:
 
         Raises:
             EngineError: a pass failed, or the engine died.
+            RequestError: the batcher refuses it.
         """
         item = await self.items.get()
-        if isinstance(item, EngineError):
+        if isinstance(item, ReasonRTError):
             self.is_over = True
             raise item
         self.is_over = item is None or item.finish is not None
@@ -467,11 +471,10 @@ class _Worker:
         self._name, self._build = name, build
         self.live: dict[Job, _Asked] = {}
         self._orders: queue.SimpleQueue[tuple[bool, _Asked] | None] = queue.SimpleQueue()
-        self._outbox: list[tuple[_Asked, Settled | EngineError | None]] = []
+        self._outbox: list[tuple[_Asked, Settled | ReasonRTError | None]] = []
         self._is_dead = False
         self._lock = threading.Lock()  # of `live` and `_is_dead`
         self._started: Future[None] = Future()
-        self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"passes of {name}")
 
     @property
@@ -486,7 +489,7 @@ class _Worker:
     async def end(self) -> None:
         """What runs fails."""
         self._orders.put(None)
-        await asyncio.wrap_future(self._ended)
+        await asyncio.to_thread(self._thread.join)
 
     def add(self, job: Job) -> _Asked:
         """Raises: EngineError: the thread has died."""
@@ -527,7 +530,6 @@ class _Worker:
         self._outbox += [(asked, self._death()) for asked in left]
         self._deliver()
         del self._batcher
-        self._ended.set_result(None)
 
     def _follow_orders(self) -> bool:
         """All that have come; wait for one where there is nothing to compute. Whether to go on."""
@@ -537,21 +539,31 @@ class _Worker:
                 is_idle = False
                 is_new, asked = order
                 if is_new:
-                    self._batcher.add(asked.job)
+                    self._add(asked)
                 elif self._forget(asked.job):
                     self._batcher.cancel(asked.job)
                     self._outbox.append((asked, None))
             return False
         return True
 
+    def _add(self, asked: _Asked) -> None:
+        try:
+            self._batcher.add(asked.job)
+        except RequestError as error:
+            self._forget(asked.job)
+            self._outbox.append((asked, error))
+
     def _pass(self) -> None:
+        failure: str | None = None
         try:
             self._batcher.step()
         except Exception as error:  # noqa: BLE001 (torch has many: out of memory, a broken kernel; the others go on)
             _log.exception("a pass of engine %s failed", self._name)
+            failure = _reason(error)
+        if failure is not None:  # the error is gone by now, and with it what its frames held
             for job in self._batcher.abandon():
                 if (asked := self._forget(job)) is not None:
-                    message = f"engine {self._name!r}: a forward pass failed: {_reason(error)}; ask again"
+                    message = f"engine {self._name!r}: a forward pass failed: {failure}; ask again"
                     self._outbox.append((asked, EngineError(message)))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -569,7 +581,7 @@ class _Worker:
 
     def _deliver(self) -> None:
         """Into the event loops of those who asked: one call for each loop and pass."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Asked, Settled | EngineError | None]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Asked, Settled | ReasonRTError | None]]] = {}
         for asked, item in self._outbox:
             by_loop.setdefault(asked.loop, []).append((asked, item))
         self._outbox.clear()
@@ -578,7 +590,7 @@ class _Worker:
                 loop.call_soon_threadsafe(_hand_over, items)
 
 
-def _hand_over(items: list[tuple[_Asked, Settled | EngineError | None]]) -> None:
+def _hand_over(items: list[tuple[_Asked, Settled | ReasonRTError | None]]) -> None:
     for asked, item in items:
         asked.items.put_nowait(item)
 
@@ -592,10 +604,8 @@ def _read_shape(name: str, folder: Path) -> ModelShape:
         raise ConfigError(f"engine {name!r}: {folder} holds no model (no config.json); give a folder with one")
     try:
         return read_shape(folder)
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"engine {name!r}: {folder / 'config.json'} is of no block-diffusion model that is known: {_reason(error)}"
-        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"engine {name!r}: {error}") from None
 
 
 def _device() -> torch.device:

@@ -1,8 +1,11 @@
 """How the zoo's diffusion models are made: from an autoregressive one, in two stages.
 
-*Adapt*: a text is read once as it is, causally, and twice with tokens masked; what one masked view hides, the other
-shows. Blocks grow from 4 to 32. The clean reading keeps learning the next token, so that the same weights can verify
-what they draft.
+They keep its order of things: committed tokens are read causally, and a row predicts the token after it, its own or a
+masked one (the token shift of Dream and Fast-dLLM v2). So what the model knew stays of use, and the same weights still
+write token by token.
+
+*Adapt*: a text is read once as it is, and twice with tokens masked; what one masked view hides, the other shows. Blocks
+grow from 4 to 32. The clean reading keeps learning the next token.
 
 *Unroll*: two denoising passes in a row, as decoding makes them: what the first one is sure of is shown to the second.
 With residual context the second pass reads what the first one expected at the positions that are still masked; the
@@ -44,6 +47,11 @@ class View:
     starts: Tensor
     learned: Tensor
 
+    @property
+    def is_first(self) -> Tensor:
+        """[rows, columns] first positions of blocks, which the clean row before them predicts."""
+        return self.positions == self.starts
+
 
 def cut_blocks(token_ids: Tensor, labels: Tensor, block: int, end_id: int, rng: torch.Generator) -> View:
     """Lay a grid of blocks over each text and take those that hold its answer.
@@ -78,18 +86,22 @@ def cut_blocks(token_ids: Tensor, labels: Tensor, block: int, end_id: int, rng: 
 def draw_masks(view: View, rng: torch.Generator, full_share: float, left_to_right: float) -> Tensor:
     """Which learned tokens are hidden, by a share drawn for each block; `full_share` of the blocks hide all.
 
+    The first token of a block is hidden with all others only: decoding commits it in the first pass.
+
     Args:
         left_to_right: how much likelier the later tokens of a block are hidden; 0 is not at all.
     """
     rows, columns = view.tokens.shape
     blocks = int(view.blocks.max()) + 1
     share = torch.rand(rows, blocks, generator=rng)
-    share = torch.where(torch.rand(rows, blocks, generator=rng) < full_share, 2.0, share)
+    is_full = torch.rand(rows, blocks, generator=rng) < full_share
+    share = torch.where(is_full, 2.0, share)
     bias = torch.rand(rows, blocks, generator=rng) * left_to_right
     index = view.blocks.clamp(min=0)
     place = (view.positions - view.starts).float() / BLOCK_LENGTH
     tilt = bias.gather(1, index) * (place - 0.5)
-    return view.learned & (torch.rand(rows, columns, generator=rng) < share.gather(1, index) + tilt)
+    is_hidden = torch.rand(rows, columns, generator=rng) < share.gather(1, index) + tilt
+    return view.learned & is_hidden & (~view.is_first | is_full.gather(1, index))
 
 
 class Reader:
@@ -170,7 +182,7 @@ def adapt_loss(
     """What one masked view hides the other shows: every token is learned once for each reading of its text."""
     reader = Reader(model, token_ids)
     hidden_once = draw_masks(view, rng, 0.1, 0.0)
-    shown_once = view.learned & ~hidden_once
+    shown_once = view.learned & ~hidden_once & ~view.is_first
     count = int(view.blocks.max()) + 1
     both = View(
         tokens=_twice(view.tokens),
@@ -179,10 +191,8 @@ def adapt_loss(
         starts=_twice(view.starts),
         learned=_twice(view.learned),
     )
-    masked = torch.cat((hidden_once, shown_once), dim=1)
-    shown = torch.where(masked, model.shape.mask_token_id, both.tokens)
-    hidden = reader.denoise(model.embedding(shown), both)
-    return _cross_entropy(model.logits(hidden[masked]), both.tokens[masked]), _next_token_loss(model, reader, labels)
+    loss, _ = _denoise(model, reader, both, torch.cat((hidden_once, shown_once), dim=1), None)
+    return loss, _next_token_loss(model, reader, labels)
 
 
 def unroll_loss(
@@ -205,12 +215,17 @@ def unroll_loss(
 def _denoise(
     model: DiffusionModel, reader: Reader, view: View, masked: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The loss at masked positions, and their logits; `context` stands in the place of the mask embedding."""
+    """The loss at masked positions but the first ones of blocks, and the logits there.
+
+    Args:
+        context: what stands in the place of the mask embedding, at masked positions.
+    """
     embeds = model.embedding(torch.where(masked, model.shape.mask_token_id, view.tokens))
     if context is not None:
         embeds = embeds.masked_scatter(masked.unsqueeze(-1), context)
-    logits = model.logits(reader.denoise(embeds, view)[masked])
-    return _cross_entropy(logits, view.tokens[masked]), logits
+    targets = masked & ~view.is_first
+    logits = model.logits(reader.denoise(embeds, view).roll(1, dims=1)[targets])  # the row before predicts
+    return _cross_entropy(logits, view.tokens[targets]), logits
 
 
 def _advance(
@@ -220,11 +235,12 @@ def _advance(
     probs = logits.softmax(-1)
     surest = probs.max(-1).values
     threshold = 0.4 + 0.58 * torch.rand(len(view.tokens), 1, generator=rng)
-    stays = surest <= threshold.expand(masked.shape)[masked]
+    targets = masked & ~view.is_first
+    stays = surest <= threshold.expand(masked.shape)[targets]
     if not stays.any():
         stays[0] = True
     context = blend_probs(model, probs[stays], probs[stays])
-    return masked.masked_scatter(masked, stays), context
+    return targets.masked_scatter(targets, stays), context
 
 
 def _twice(part: Tensor) -> Tensor:
@@ -242,7 +258,7 @@ def _next_token_loss(model: DiffusionModel, reader: Reader, labels: Tensor) -> T
 
 _BASE = "nano-diffusion-base"
 DIFFUSION_RECIPES = {
-    _BASE: DiffusionRecipe("nano-target", "adapt", 1_200_000, decay_share=0.0, block_lengths=(4, 16, 32)),
+    _BASE: DiffusionRecipe("nano-target", "adapt", 1_200_000, lr=1e-3, block_lengths=(4, 16, 32)),
     "nano-diffusion": DiffusionRecipe(_BASE, "unroll", 1_000_000, lr=1e-3),
     "nano-diffusion-rcd": DiffusionRecipe(_BASE, "unroll", 1_000_000, lr=1e-3, residual=True),
 }
@@ -260,7 +276,11 @@ def train_diffusion(
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     model = load_for_training(
-        begin, mask_token_id=tokenizer.pad_token_id, block_length=BLOCK_LENGTH, is_residual=recipe.residual
+        begin,
+        mask_token_id=tokenizer.pad_token_id,
+        block_length=BLOCK_LENGTH,
+        is_shifted=True,
+        is_residual=recipe.residual,
     )
     for layer in model.layers:
         layer.project = torch.compile(layer.project, dynamic=True)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from reasonrt.config import ZOO_FOLDER, ZOO_PREFIX, DiffusionConfig, VllmConfig
-from reasonrt.diffusion.checkpoints import ARCHITECTURE
+from reasonrt.diffusion.layouts import ARCHITECTURE
 from reasonrt.engines.build import build_engine
 from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
 from reasonrt.evals.tasks import load_task

@@ -1,7 +1,7 @@
 """What the tests of block diffusion share: tiny models with random weights, and requests through the engine's core."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -41,7 +41,7 @@ def tiny_model() -> Callable[..., DiffusionModel]:
 def _tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> DiffusionModel:
     """Weights so that predictions differ from position to position, with confidences from 0.1 to 0.99."""
     generator = torch.Generator().manual_seed(seed)
-    model = DiffusionModel(ModelShape(**(SHAPE | changes)))
+    model: DiffusionModel = DiffusionModel(ModelShape(**(SHAPE | changes)))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "query_norm" in name:
@@ -49,7 +49,8 @@ def _tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: An
             elif weight.dim() == 2:
                 is_table = "embedding" in name or "head" in name
                 weight.normal_(0, 0.5 if is_table else 2 / weight.shape[1] ** 0.5, generator=generator)
-    return model.to(dtype).eval()
+    model.to(dtype).eval().requires_grad_(False)
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ def generate() -> Callable[..., list[Written]]:
 def _generate(batcher: Batcher, jobs: Sequence[Job], joins: Sequence[int] = ()) -> list[Written]:
     settled: list[list[Settled]] = [[] for _ in jobs]
     for job, parts in zip(jobs, settled, strict=True):
-        job.report = lambda job, part, parts=parts: parts.append(part)
+        job.report = partial(_keep, parts)
     waiting = sorted(range(len(jobs)), key=lambda index: joins[index] if joins else 0)
     count = 0
     while waiting or not batcher.is_idle:
@@ -71,6 +72,10 @@ def _generate(batcher: Batcher, jobs: Sequence[Job], joins: Sequence[int] = ()) 
         count += 1
         assert count < 10_000, "it does not end"
     return [_joined(job, parts) for job, parts in zip(jobs, settled, strict=True)]
+
+
+def _keep(parts: list[Settled], job: Job, part: Settled) -> None:
+    parts.append(part)
 
 
 def _joined(job: Job, parts: list[Settled]) -> Written:

@@ -244,7 +244,7 @@ def test_what_config_does_not_say_is_as_the_authors_decode(
 
 
 @pytest.mark.parametrize(
-    "theta", [{"rope_theta": 7.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}]
+    "theta", [{"rope_theta": 7.0}, {"rope_theta": 7}, {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}]
 )
 def test_the_base_of_rotary_embeddings_is_read_in_both_spellings(theta: dict[str, Any], sdar: Path) -> None:
     change(sdar, {"rope_theta": None, "rope_parameters": None})

@@ -1,10 +1,14 @@
 """The contract of `reasonrt.ports`, for every engine: by the rules of `reasonrt.testing`, and what we know of ours."""
 
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import cast
 
 import pytest
 
+from reasonrt.config import DiffusionConfig
+from reasonrt.engines.build import build_engine
 from reasonrt.engines.linked import LinkedEngine
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import ScriptedEngine
@@ -26,11 +30,27 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return cast(Engine, request.getfixturevalue(name))
 
 
+@pytest.fixture(scope="session", params=["causal", "block", "linked"])
+async def diffusion_engine(
+    request: pytest.FixtureRequest, diffusion_folder: Callable[[str], Path]
+) -> AsyncIterator[Engine]:
+    folder = diffusion_folder("block" if request.param == "block" else "causal")
+    config = DiffusionConfig(kind="diffusion", model=str(folder), own_process=request.param == "linked")
+    engine = await build_engine("diffusion", config).start()
+    yield engine
+    await engine.aclose()
+
+
 @pytest.mark.parametrize("rule", ENGINE_RULES, ids=lambda rule: rule.__name__)
 async def test_engine_keeps_the_contract(rule: Rule[EngineCase], engine: Engine) -> None:
     if rule is reads_leave_others_alone and isinstance(engine, RemoteEngine):
         pytest.skip("up to the server; see test_remote_wire.py")
     await rule(EngineCase(engine, is_model=not isinstance(engine, ScriptedEngine | LinkedEngine)))
+
+
+@pytest.mark.parametrize("rule", ENGINE_RULES, ids=lambda rule: rule.__name__)
+async def test_diffusion_engine_keeps_the_contract(rule: Rule[EngineCase], diffusion_engine: Engine) -> None:
+    await rule(EngineCase(diffusion_engine, denoises=True, verifies_as={"strategy": "self_speculation"}))
 
 
 async def test_engine_has_every_member(engine: Engine) -> None:
@@ -45,6 +65,10 @@ async def test_text_comes_as_it_is_generated_and_is_about_the_question(engine: E
     text = engine.tokenizer.decode([token_id for part in parts for token_id in part])
     assert "23" in text
     assert text == "".join(map(engine.tokenizer.decode, parts))
+
+
+async def test_diffusion_engine_has_every_member(diffusion_engine: Engine) -> None:
+    await has_every_member(diffusion_engine)
 
 
 async def test_metered_engine_is_the_same_model(engine: Engine) -> None:
