@@ -3,11 +3,13 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from reasonrt.config import load_config
+from reasonrt.diffusion.decoding import Decoding, Strategy
 from reasonrt.policies.program_search import ProgramSearch
 from reasonrt.policies.registry import build_policy
 from reasonrt.programs.language import SIGNATURES
@@ -61,3 +63,11 @@ def test_programs_page_has_every_option_and_every_function() -> None:
 
     assert not {option.name for option in fields(ProgramSearch)} - described
     assert not {name for name in SIGNATURES if not name.startswith("_")} - functions
+
+
+def test_diffusion_page_has_every_option() -> None:
+    page = (ROOT / "docs" / "diffusion.md").read_text()
+    described = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+
+    assert not {"engine", *(option.name for option in fields(Decoding))} - described
+    assert not set(get_args(Strategy)) - described

@@ -18,7 +18,7 @@ from reasonrt.cli.common import (
     run,
     write_json,
 )
-from reasonrt.config import Config, VllmConfig, load_config
+from reasonrt.config import Config, DiffusionConfig, VllmConfig, load_config
 from reasonrt.errors import ConfigError
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings
@@ -134,11 +134,11 @@ def _timing_config(settings: Config, inflate: int, token_level: Sequence[str]) -
 
 
 def _is_shared(settings: Config) -> bool:
-    """Whether draft and target compute on the same device: engines in vLLM here do, unless their cores differ."""
+    """Whether draft and target compute on the same device: engines on this machine do, unless their cores differ."""
     cores: list[set[int]] = []
     for role in ("draft", "target"):
         engine = settings.engines[role]
-        if not isinstance(engine, VllmConfig):
+        if not isinstance(engine, VllmConfig | DiffusionConfig):
             return False
         spans = [part.split("-") for part in (engine.cores or "").split(",") if part]
         cores.append({core for span in spans for core in range(int(span[0]), int(span[-1]) + 1)})

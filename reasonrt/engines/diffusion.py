@@ -337,8 +337,9 @@ class DiffusionEngine:
         most = self.max_model_len - 1
         prompt = self.tokenizer.chat((Message("user", "1 + 1"),))[-most:]
         new = min(self.shape.block_length + 2, self.max_model_len - len(prompt))
+        highest = int(self._decoding.edit_threshold is None)
         for temperature in (0.0, 0.7):
-            job, _ = self.job(prompt, Sampling(new, temperature, seed=0, top_logprobs=1), "warm-up")
+            job, _ = self.job(prompt, Sampling(new, temperature, seed=0, top_logprobs=highest), "warm-up")
             batcher.add(job)
         while not batcher.is_idle:
             batcher.step()
