@@ -16,7 +16,6 @@ from reasonrt.types import Limits
 DEFAULT_FILE = Path("reasonrt.yaml")
 ZOO_FOLDER = Path(__file__).parent / "zoo" / "models"
 ZOO_PREFIX = "zoo:"
-DIFFUSION_MODEL = "nano-diffusion-rcd"
 _KINDS = ("vllm", "diffusion", "remote", "plugin")
 _LIMITS = Limits()
 
@@ -115,9 +114,8 @@ def _zoo() -> dict[str, EngineConfig]:
         role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}") for role in ("draft", "target")
     }
     judges = {role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}", scores=True) for role in ("router", "reward")}
-    if (ZOO_FOLDER / DIFFUSION_MODEL).is_dir():
-        models["diffusion"] = DiffusionConfig(kind="diffusion", model=f"{ZOO_PREFIX}{DIFFUSION_MODEL}")
-    return models | judges
+    diffusion = DiffusionConfig(kind="diffusion", model=f"{ZOO_PREFIX}nano-diffusion-rcd")
+    return models | judges | {"diffusion": diffusion}
 
 
 class Config(_Strict):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reasonrt.config import Config, VllmConfig, dump_config, load_config, model_folder
+from reasonrt.config import Config, DiffusionConfig, VllmConfig, dump_config, load_config, model_folder
 from reasonrt.engines.build import build_engine, build_engines
 from reasonrt.errors import ConfigError
 
@@ -20,11 +20,17 @@ def test_without_a_file_the_zoo_serves(tmp_path: Path, monkeypatch: pytest.Monke
 
     config = load_config()
 
-    assert {role: engine.model for role, engine in config.engines.items() if isinstance(engine, VllmConfig)} == {
+    models = {
+        role: engine.model
+        for role, engine in config.engines.items()
+        if isinstance(engine, VllmConfig | DiffusionConfig)
+    }
+    assert models == {
         "draft": "zoo:nano-draft",
         "target": "zoo:nano-target",
         "router": "zoo:nano-router",
         "reward": "zoo:nano-reward",
+        "diffusion": "zoo:nano-diffusion-rcd",
     }
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from reasonrt.config import DIFFUSION_MODEL, ZOO_FOLDER
 from reasonrt.testing import check_policy
 
 ROOT = Path(__file__).parent.parent
@@ -26,9 +25,6 @@ _PRINTS = {
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
-    if name == "09_block_diffusion.py":
-        has_model = (ZOO_FOLDER / DIFFUSION_MODEL).is_dir()
-        return [pytest.mark.skipif(not has_model, reason=f"{DIFFUSION_MODEL} does not ship yet")]
     return [pytest.mark.vllm] if name in _NEED_VLLM else []
 
 

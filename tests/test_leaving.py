@@ -21,7 +21,9 @@ POLICIES = policy_names()
 
 def make_runtime(script: Any = TEXT, **settings: Any) -> Runtime:
     script = continuing(script) if isinstance(script, str) else script
-    return Runtime({role: ScriptedEngine(role, script, **settings) for role in ("target", "draft", "reward")})
+    return Runtime(
+        {role: ScriptedEngine(role, script, **settings) for role in ("target", "draft", "reward", "diffusion")}
+    )
 
 
 def scripted(runtime: Runtime) -> list[ScriptedEngine]:

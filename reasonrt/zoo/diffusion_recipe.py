@@ -158,7 +158,6 @@ class DiffusionRecipe:
         max_tokens: longest training example.
         block_lengths: of the blocks, in equal parts of the training.
         next_token_weight: of the loss of the next token, beside the one of masked tokens.
-        left_to_right: see `draw_masks`.
         seed: of the data and the masks.
     """
 
@@ -172,7 +171,6 @@ class DiffusionRecipe:
     max_tokens: int = 384
     block_lengths: tuple[int, ...] = (BLOCK_LENGTH,)
     next_token_weight: float = 0.3
-    left_to_right: float = 0.0
     seed: int = 1
 
 

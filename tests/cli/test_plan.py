@@ -10,10 +10,17 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from reasonrt.cli.common import console
 from reasonrt.cli.main import app
 from reasonrt.errors import ReasonRTError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "diffusion.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the width of the terminal that the tests are started from."""
+    monkeypatch.setattr(console, "width", 160)
 
 
 def run(*arguments: str) -> Result:
