@@ -257,8 +257,8 @@ def _next_token_loss(model: DiffusionModel, reader: Reader, labels: Tensor) -> T
 _BASE = "nano-diffusion-base"
 DIFFUSION_RECIPES = {
     _BASE: DiffusionRecipe("nano-target", "adapt", 1_200_000, lr=1e-3, block_lengths=(4, 16, 32)),
-    "nano-diffusion": DiffusionRecipe(_BASE, "unroll", 1_000_000, lr=1e-3),
-    "nano-diffusion-rcd": DiffusionRecipe(_BASE, "unroll", 1_000_000, lr=1e-3, residual=True),
+    "nano-diffusion": DiffusionRecipe(_BASE, "unroll", 600_000, lr=1e-3),
+    "nano-diffusion-rcd": DiffusionRecipe(_BASE, "unroll", 600_000, lr=1e-3, residual=True),
 }
 """The last two differ in `residual` only: the second is what residual context is measured against the first by."""
 
