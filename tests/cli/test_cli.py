@@ -84,6 +84,8 @@ def test_zoo_list_shows_what_ships(tmp_path: Path) -> None:
     models = json.loads((tmp_path / "zoo.json").read_text())["models"]
     assert done.returncode == 0
     assert [model["name"] for model in models] == [
+        "nano-diffusion",
+        "nano-diffusion-rcd",
         "nano-draft",
         "nano-reward",
         "nano-router",
