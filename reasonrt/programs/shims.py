@@ -5,6 +5,7 @@ two.
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 _STRING = """
 ascii_lowercase = 'abcdefghijklmnopqrstuvwxyz'
@@ -210,6 +211,7 @@ def maker(name: str) -> str:
     return f"_make_{name.replace('.', '_')}"
 
 
+@cache  # a program may import it a thousand times
 def module_source(name: str) -> str:
     """A program that defines what makes a stand-in for the module `name`; its names begin with an underscore."""
     body = SOURCES[name].strip("\n").split("\n")

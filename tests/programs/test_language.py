@@ -154,7 +154,7 @@ def test_hostile_text_costs_little(code: str) -> None:
         prepare(code, NAMES)
         costs.append(time.process_time() - began)
 
-    assert min(costs) < 0.25  # what grows as the square of the text, or faster, takes seconds
+    assert min(costs) < 0.05
 
 
 @settings(max_examples=300, deadline=None)
