@@ -1,5 +1,7 @@
 """Plain data: what may cross between a program and the host, and how much of it."""
 
+from itertools import repeat
+
 MAX_ITEMS = 1_000_000
 MAX_CHARACTERS = 128_000_000
 MAX_DEPTH = 64
@@ -28,6 +30,8 @@ def check_plain(value: object, max_depth: int = MAX_DEPTH) -> None:
             characters += len(item)
             if not item.isascii():
                 _check_encodable(item)
+            if characters > MAX_CHARACTERS:
+                raise NotPlain(f"more than {MAX_CHARACTERS} characters cannot be handed over")
         elif type(item) is int:
             if item.bit_length() > MAX_INT_BITS:
                 raise NotPlain(f"an int of more than {MAX_INT_BITS} bits cannot be handed over")
@@ -37,12 +41,10 @@ def check_plain(value: object, max_depth: int = MAX_DEPTH) -> None:
                 raise NotPlain(f"more than {MAX_ITEMS} items cannot be handed over")
             if depth == max_depth:
                 raise NotPlain(f"data nested deeper than {max_depth} cannot be handed over")
-            left.extend((part, depth + 1) for part in parts)
+            left.extend(zip(parts, repeat(depth + 1)))
         elif item is not None and type(item) is not bool and type(item) is not float:
             name = type(item).__name__.removeprefix("Monty").removesuffix("Proxy")
             raise NotPlain(f"{name} is no plain data: None, bool, int, float, str, list, tuple or dict")
-        if characters > MAX_CHARACTERS:
-            raise NotPlain(f"more than {MAX_CHARACTERS} characters cannot be handed over")
 
 
 def check_reply(name: str, reply: object) -> None:

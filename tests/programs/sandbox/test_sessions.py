@@ -368,9 +368,7 @@ NOT_HANDED_OVER = {
 async def test_what_no_host_should_be_handed_is_an_error_of_the_program(
     sandbox: SandboxTool, code: str, reason: str
 ) -> None:
-    session = await sandbox.open({}, ["ask"], CellLimits(cell_s=5.0))  # counting a million items takes a while
-    cell = await session.run(code, no_host)
-    await session.aclose()
+    cell = await run(sandbox, code, no_host, "ask")
 
     assert cell.ending is Ending.RAISED
     assert "TypeError: ask: " in cell.error
