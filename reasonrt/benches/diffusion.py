@@ -5,6 +5,7 @@ Passes are counted as requests see them: all that denoised or committed somethin
 out. Tokens are those of the answer, its end included and nothing after it.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,14 +21,15 @@ from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec
 from reasonrt.evals.statistics import paired_difference_interval, wilson_interval
 
-CONTROL, RESIDUAL, OFF = "control", "residual", "residual, off"
+CONTROL = "control"
+_OFF = ", off"
 MANY_TOKENS = 3.0
 """Tokens per pass from which the control is compared at: below it there is little to win."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchModel:
-    """A trained model of the comparison: `arm` is `control` or `residual`, `model` a folder or zoo:NAME."""
+    """A trained model of the comparison, a folder or zoo:NAME; `arm` is `control`, or a kind of residual context."""
 
     arm: str
     seed: int
@@ -44,9 +46,9 @@ def read_model(text: str) -> BenchModel:
     Raises:
         ConfigError: it is spelled otherwise.
     """
-    found = re.fullmatch(rf"({CONTROL}|{RESIDUAL}):(\d+)=(.+)", text)
+    found = re.fullmatch(r"([a-z][a-z0-9_]*):(\d+)=(.+)", text)
     if not found:
-        raise ConfigError(f"a model is control:SEED=MODEL or residual:SEED=MODEL, got {text[:80]!r}")
+        raise ConfigError(f"a model is ARM:SEED=MODEL, such as control:1=runs/zoo/x, got {text[:80]!r}")
     return BenchModel(found[1], int(found[2]), found[3])
 
 
@@ -60,16 +62,16 @@ class Arm:
     policy: PolicySpec
 
 
-def arms_of(models: Sequence[BenchModel], thresholds: Sequence[float], options: Mapping[str, Any]) -> list[Arm]:
-    """Every model at every threshold, and the residual ones once more with the residual switched off."""
+def arms_of(models: Sequence[BenchModel], thresholds: Sequence[float], ablation: bool = True) -> list[Arm]:
+    """Every model at every threshold; with `ablation` the residual ones once more, with the residual switched off."""
     arms = []
     for model in models:
         for threshold in thresholds:
-            setting = {"engine": model.role, "threshold": threshold, **options}
+            setting = {"engine": model.role, "threshold": threshold}
             arms.append(Arm(model.arm, model.seed, threshold, PolicySpec("block_diffusion", setting)))
-            if model.arm == RESIDUAL:
+            if ablation and model.arm != CONTROL:
                 policy = PolicySpec("block_diffusion", setting | {"residual": False})
-                arms.append(Arm(OFF, model.seed, threshold, policy))
+                arms.append(Arm(model.arm + _OFF, model.seed, threshold, policy))
     return arms
 
 
@@ -104,7 +106,7 @@ def _spent(records: Sequence[Record], what: str) -> int:
 
 
 def compare(arms: Sequence[Arm], report: Report) -> list[dict[str, Any]]:
-    """Residual against control at each threshold: difference of accuracy, seed by seed and over all.
+    """Each other arm against control at each threshold: difference of accuracy, seed by seed and over all.
 
     `difference_low` and `difference_high` hold over problems, with these models; `by_seed_low` and `by_seed_high` are a
     95 % interval over training seeds, absent with fewer than two.
@@ -113,32 +115,31 @@ def compare(arms: Sequence[Arm], report: Report) -> list[dict[str, Any]]:
     right = {
         (arm.name, arm.seed, arm.threshold): {r.problem: r.correct for r in report.of(arm.policy.label)} for arm in arms
     }
-    seeds = sorted(
-        {arm.seed for arm in arms if arm.name == CONTROL} & {arm.seed for arm in arms if arm.name == RESIDUAL}
-    )
+    seeds = {arm.seed for arm in arms}
     found = []
-    for name in (RESIDUAL, OFF):
+    for name in dict.fromkeys(arm.name for arm in arms if arm.name != CONTROL):
         for threshold in sorted({arm.threshold for arm in arms}):
-            pairs = [(rows.get((name, seed, threshold)), rows.get((CONTROL, seed, threshold))) for seed in seeds]
-            both = [(ours, control) for ours, control in pairs if ours and control]
-            if not both:
+            needed = [((name, seed, threshold), (CONTROL, seed, threshold)) for seed in sorted(seeds)]
+            pairs = [(ours, control) for ours, control in needed if ours in rows and control in rows]
+            if not pairs:
                 continue
+            both = [(rows[ours], rows[control]) for ours, control in pairs]
             counts = [0, 0, 0, 0]
-            for seed in seeds:
-                a, b = right[name, seed, threshold], right[CONTROL, seed, threshold]
+            for ours, control in pairs:
+                a, b = right[ours], right[control]
                 for problem in a.keys() & b.keys():
                     counts[(not a[problem]) * 2 + (not b[problem])] += 1
             low, high = paired_difference_interval(*counts)
-            differences = [ours["accuracy"] - control["accuracy"] for ours, control in both]
+            differences = [row["accuracy"] - base["accuracy"] for row, base in both]
             found.append(
                 {
                     "arm": name,
                     "threshold": threshold,
                     "seeds": len(both),
-                    "control_accuracy": fmean(control["accuracy"] for _, control in both),
-                    "control_tokens_per_pass": fmean(control["tokens_per_pass"] for _, control in both),
-                    "accuracy": fmean(ours["accuracy"] for ours, _ in both),
-                    "tokens_per_pass": fmean(ours["tokens_per_pass"] for ours, _ in both),
+                    "control_accuracy": fmean(base["accuracy"] for _, base in both),
+                    "control_tokens_per_pass": fmean(base["tokens_per_pass"] for _, base in both),
+                    "accuracy": fmean(row["accuracy"] for row, _ in both),
+                    "tokens_per_pass": fmean(row["tokens_per_pass"] for row, _ in both),
                     "difference": fmean(differences),
                     "difference_low": low,
                     "difference_high": high,
@@ -210,16 +211,20 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     equal = []
     for row in rows:
-        ours = found.get((RESIDUAL, row["seed"]))
-        if row["arm"] == CONTROL and row["tokens_per_pass"] >= MANY_TOKENS and ours:
+        if row["arm"] != CONTROL or row["tokens_per_pass"] < MANY_TOKENS:
+            continue
+        for (arm, seed), ours in found.items():
+            if arm == CONTROL or seed != row["seed"]:
+                continue
             reached = tokens_per_pass_at(ours, row["accuracy"])
             equal.append(
                 {
-                    "seed": row["seed"],
+                    "arm": arm,
+                    "seed": seed,
                     "threshold": row["threshold"],
                     "accuracy": row["accuracy"],
                     "control_tokens_per_pass": row["tokens_per_pass"],
-                    "residual_tokens_per_pass": reached,
+                    "tokens_per_pass": reached,
                     "times": reached and reached / row["tokens_per_pass"],
                 }
             )
@@ -248,7 +253,8 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = {CONTROL: "#D55E00", RESIDUAL: "#0072B2", OFF: "#009E73"}
+    names = sorted({str(row["arm"]) for row in rows}, key=lambda name: (name != CONTROL, name))
+    colours = dict(zip(names, itertools.cycle(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))))
     figure, axes = plt.subplots(figsize=(7, 4.5))
     seen: set[str] = set()
     for (arm, _), curve in sorted(curves(rows).items()):

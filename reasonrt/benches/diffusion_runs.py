@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.benches.diffusion import (
-    RESIDUAL,
+    CONTROL,
     BenchModel,
     arm_rows,
     arms_of,
@@ -50,20 +50,25 @@ class DiffusionBench:
         problems: int,
         timed: int,
         concurrencies: Sequence[int],
+        ablation: bool = True,
         report: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Any]:
         """Accuracy against tokens per pass, what merging saves and, for `timed` problems, tokens per second."""
         chosen = load_task(self.task, problems, self.split)
-        result = await self._accuracy(thresholds, chosen, report)
+        result = await self._accuracy(thresholds, chosen, ablation, report)
         result["merging"] = await self._merging(chosen[: max(1, problems // 4)], report)
         if timed:
             result["speed"] = await self._speed(chosen[:timed], concurrencies, report)
         return result
 
     async def _accuracy(
-        self, thresholds: Sequence[float], problems: Sequence[TaskProblem], report: Callable[[str], None]
+        self,
+        thresholds: Sequence[float],
+        problems: Sequence[TaskProblem],
+        ablation: bool,
+        report: Callable[[str], None],
     ) -> dict[str, Any]:
-        arms = arms_of(self.models, thresholds, {})
+        arms = arms_of(self.models, thresholds, ablation)
         engines = {model.role: _diffusion(model.role, model.model) for model in self.models}
         async with Runtime(engines) as runtime:
             found = await self._run(runtime, problems, [arm.policy for arm in arms], 32, "accuracy", report)
@@ -109,7 +114,7 @@ class DiffusionBench:
 
     def _ours(self) -> BenchModel:
         """The model whose speed is measured: one with residual context, where there is one."""
-        return next((model for model in self.models if model.arm == RESIDUAL), self.models[0])
+        return next((model for model in self.models if model.arm != CONTROL), self.models[0])
 
     async def _run(
         self,

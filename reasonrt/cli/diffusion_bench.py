@@ -16,7 +16,7 @@ SHIPPED = ["control:1=zoo:nano-diffusion", "residual:1=zoo:nano-diffusion-rcd"]
 def bench(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Compare this trained model, as ARM:SEED=MODEL, ARM being control or residual; repeat it."),
+        typer.Option(help="Compare this trained model, as ARM:SEED=MODEL; the arm to compare with is control."),
     ] = None,
     threshold: Annotated[
         list[float] | None, typer.Option(min=0.0, max=1.0, help="Measure at this threshold; may be repeated.")
@@ -30,6 +30,9 @@ def bench(
     concurrency: Annotated[
         list[int] | None, typer.Option(min=1, help="Measure speed with this many concurrent problems; repeat it.")
     ] = None,
+    ablation: Annotated[
+        bool, typer.Option(help="Measure the models with residual context also without it.", show_default=True)
+    ] = True,
     max_tokens: Annotated[int, typer.Option(min=1, help="End a problem after this many tokens.")] = 512,
     out: Annotated[
         Path, typer.Option(help="Write into this folder; the same command continues from what is there.")
@@ -53,6 +56,7 @@ def bench(
                 problems=problems,
                 timed=timed,
                 concurrencies=sorted(set(concurrency or (1, 8, 32))),
+                ablation=ablation,
                 report=status.update,
             )
         )
@@ -107,8 +111,8 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
     for row in summary["equal_accuracy"]:
         times = f"{row['times']:.2f} times as many" if row["times"] else "never as accurate"
         console.print(
-            f"seed {row['seed']}, at the control's {row['accuracy']:.1%} with {row['control_tokens_per_pass']:.2f} "
-            f"tokens a pass: residual {times}"
+            f"{row['arm']}, seed {row['seed']}, at the control's {row['accuracy']:.1%} with "
+            f"{row['control_tokens_per_pass']:.2f} tokens a pass: {times}"
         )
 
 

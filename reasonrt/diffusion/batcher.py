@@ -251,7 +251,7 @@ class Batcher:
         shape, decoding = self.model.shape, job.decoding
         if decoding.residual_start == "dirichlet":
             probs = torch.cat([job.drawing.dirichlet(int(at), shape, decoding) for at in work.begins]).to(self._device)
-            blends = blend_probs(self.model, probs, probs, decoding.residual_top_k)
+            blends = blend_probs(self.model, probs, probs, decoding.residual_weight, decoding.residual_top_k)
         else:
             assert self.reference is not None  # noqa: S101 - checked by read_decoding
             blends = blend(self.model, self._reference_logits(job, work), decoding)

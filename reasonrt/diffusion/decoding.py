@@ -81,6 +81,9 @@ class Decoding:
             than this probability, that one is taken, once for each position (LLaDA2.1, 2602.08676). None: what is
             committed stays.
         residual: whether a masked position reads what the last pass expected there (2601.22954).
+        residual_weight: how much of what a masked position reads is what was expected there; the rest is the mask
+            embedding. None: the entropy of the prediction, normalized to [0, 1] (section 3.2), but for a model that was
+            trained with a constant.
         residual_temperature: of the distribution whose entropy weights the residual (T_res, section 3.3).
         residual_scaled: whether the expected embedding is of that distribution too, not of the unscaled one.
         residual_top_k: expect over the k most probable tokens only; None: over all.
@@ -103,6 +106,7 @@ class Decoding:
     delimiter_threshold: Annotated[float, Field(ge=0, le=1)] = 0.3
     edit_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     residual: bool | None = None
+    residual_weight: Annotated[float, Field(ge=0, le=1)] | None = None
     residual_temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     residual_scaled: bool = False
     residual_top_k: Annotated[int, Field(ge=1, le=65536)] | None = None
@@ -137,6 +141,7 @@ def read_decoding(options: Mapping[str, Any], shape: ModelShape, has_reference: 
         block_length=block,
         passes=min(decoding.passes or block, block),
         residual=shape.is_residual if decoding.residual is None else decoding.residual,
+        residual_weight=shape.residual_weight if decoding.residual_weight is None else decoding.residual_weight,
         sub_block_length=min(decoding.sub_block_length, block),
     )
 

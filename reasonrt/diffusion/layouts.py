@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from reasonrt.diffusion.shape import CONTEXTS, ModelShape
 from reasonrt.errors import ConfigError
@@ -82,10 +82,11 @@ OURS = replace(
         "context": ("context",),
         "is_shifted": ("token_shift",),
         "is_residual": ("residual_context",),
+        "residual_weight": ("residual_weight",),
         "has_qk_norm": ("qk_norm",),
         "has_qkv_bias": ("qkv_bias",),
     },
-    values={"is_shifted": False, "has_qk_norm": True, "has_qkv_bias": False},
+    values={"is_shifted": False, "residual_weight": None, "has_qk_norm": True, "has_qkv_bias": False},
 )
 _LLADA = Layout(
     keys={
@@ -228,6 +229,9 @@ def _validate(values: Mapping[str, Any], keys: Mapping[str, str], file: Path) ->
     kinds = get_type_hints(ModelShape)
     for name, value in values.items():
         kind = kinds[name]
+        if value is None and type(None) in get_args(kind):
+            continue
+        kind = next((part for part in get_args(kind) if part is not type(None)), kind)
         if type(value) is not kind and (type(value), kind) != (int, float):
             raise ConfigError(f"{file}: {keys[name]} must be {_KINDS[kind]}, got {_short(value)}")
         if kind in (int, float) and not value > 0 and name != "mask_token_id":
@@ -235,6 +239,10 @@ def _validate(values: Mapping[str, Any], keys: Mapping[str, str], file: Path) ->
     shape = ModelShape(**values)
     rules = (
         (shape.context in CONTEXTS, f"context must be one of {', '.join(CONTEXTS)}, got {_short(shape.context)}"),
+        (
+            shape.residual_weight is None or shape.residual_weight <= 1,
+            f"residual_weight must be at most 1, got {shape.residual_weight}",
+        ),
         (shape.head_dim % 2 == 0, f"the dimensions of a head must be even in number, got {shape.head_dim}"),
         (
             shape.heads % shape.kv_heads == 0,

@@ -49,8 +49,7 @@ def write(
 ) -> Written:
     """What follows `task.prompt`, by a model on the CPU; `reference` is that of `residual_start: reference`."""
     writing = _Writing(model, task, decoding, drawing)
-    is_causal = decoding.strategy == "self_speculation"
-    return writing.token_by_token() if is_causal else writing.block_by_block(reference)
+    return writing.token_by_token() if writing.is_lossless else writing.block_by_block(reference)
 
 
 class _Memory:
@@ -86,8 +85,8 @@ class _Writing:
         self.logprobs: dict[int, float] = {}
         self.fixed = set(self.at)  # positions that are never edited
         self.memory = _Memory(self.total + self.block)
-        self.shift = int(self.shape.is_shifted)
-        self.passes = 0
+        self.shift, self.passes = int(self.shape.is_shifted), 0
+        self.is_lossless = decoding.strategy == "self_speculation"
 
     def token_by_token(self) -> Written:
         self.shift = 1  # the row of a committed token predicts the one after it
@@ -242,8 +241,9 @@ class _Writing:
         return self._expect(scaled if self.decoding.residual_scaled else probs, scaled)
 
     def _expect(self, probs: Tensor, weighing: Tensor) -> Tensor:
-        table = self.model.embedding.weight
-        alpha = -torch.special.xlogy(weighing, weighing).sum().to(table.dtype) / math.log(self.shape.tokens)
+        table, alpha = self.model.embedding.weight, self.decoding.residual_weight
+        if alpha is None:
+            alpha = float(-torch.special.xlogy(weighing, weighing).sum().to(table.dtype)) / math.log(self.shape.tokens)
         top = probs.argsort(descending=True, stable=True)[: self.decoding.residual_top_k]
         expected = (probs[top] / probs[top].sum()).to(table.dtype) @ table[top]
         return (1 - alpha) * table[self.shape.mask_token_id] + alpha * expected

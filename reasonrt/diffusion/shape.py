@@ -18,6 +18,7 @@ class ModelShape:
             precedes it, `full`, everything, what is still masked included (LLaDA).
         is_shifted: whether the logits of a position predict the token after it (Fast-dLLM v2), not its own.
         is_residual: whether it was trained to read residual context.
+        residual_weight: of what was expected, in residual context: a constant, or None: its entropy.
         end_token_ids: each ends a text.
     """
 
@@ -35,6 +36,7 @@ class ModelShape:
     context: str = "block"
     is_shifted: bool = False
     is_residual: bool = False
+    residual_weight: float | None = None
     is_tied: bool = True
     has_qk_norm: bool = True
     has_qkv_bias: bool = False

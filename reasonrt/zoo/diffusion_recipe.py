@@ -14,7 +14,7 @@ control trains on the very same passes and reads the plain mask embedding.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -151,6 +151,7 @@ class DiffusionRecipe:
         begin: the model that training begins with: one that ships, or one that is trained first.
         stage: `adapt` or `unroll`.
         residual: whether the second pass of `unroll` reads residual context; its control has everything else alike.
+        residual_weight: of what was expected, see `ModelShape`.
         tokens: how many tokens of clean text to train on, padding left out.
         batch_tokens: tokens per optimizer step, padding included.
         lr: peak rate of Muon (matrices) and AdamW (embedding, norms) alike.
@@ -165,6 +166,7 @@ class DiffusionRecipe:
     stage: str
     tokens: int
     residual: bool = False
+    residual_weight: float | None = None
     batch_tokens: int = 2048
     lr: float = 2e-3
     decay_share: float = 0.5
@@ -237,7 +239,7 @@ def _advance(
     stays = surest <= threshold.expand(masked.shape)[targets]
     if not stays.any():
         stays[0] = True
-    context = blend_probs(model, probs[stays], probs[stays])
+    context = blend_probs(model, probs[stays], probs[stays], model.shape.residual_weight)
     return targets.masked_scatter(targets, stays), context
 
 
@@ -255,12 +257,20 @@ def _next_token_loss(model: DiffusionModel, reader: Reader, labels: Tensor) -> T
 
 
 _BASE = "nano-diffusion-base"
+_SMALL = DiffusionRecipe("draft-diffusion-base", "unroll", 800_000, lr=2e-3)
 DIFFUSION_RECIPES = {
     _BASE: DiffusionRecipe("nano-target", "adapt", 1_200_000, lr=1e-3, block_lengths=(4, 16, 32)),
     "nano-diffusion": DiffusionRecipe(_BASE, "unroll", 600_000, lr=1e-3),
     "nano-diffusion-rcd": DiffusionRecipe(_BASE, "unroll", 600_000, lr=1e-3, residual=True),
+    "draft-diffusion-base": DiffusionRecipe("nano-draft", "adapt", 3_000_000, lr=2e-3, block_lengths=(4, 16, 32)),
+    "draft-diffusion": _SMALL,
+    "draft-diffusion-rcd": replace(_SMALL, residual=True),
+    "draft-diffusion-self": replace(_SMALL, residual=True, residual_weight=0.5),
 }
-"""The last two differ in `residual` only: the second is what residual context is measured against the first by."""
+"""Of each size a base, and arms that differ in residual context only: the first without, to compare the others with.
+
+Those of `nano-diffusion` ship; those of the size of `nano-draft` are small enough to train with several seeds.
+"""
 
 
 def train_diffusion(
@@ -279,6 +289,7 @@ def train_diffusion(
         block_length=BLOCK_LENGTH,
         is_shifted=True,
         is_residual=recipe.residual,
+        residual_weight=recipe.residual_weight,
     )
     for layer in model.layers:
         layer.project = torch.compile(layer.project, dynamic=True)

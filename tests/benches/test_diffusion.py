@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from reasonrt.benches.diffusion import (
     CONTROL,
-    OFF,
-    RESIDUAL,
     Arm,
     BenchModel,
     area,
@@ -25,6 +23,7 @@ from reasonrt.errors import ConfigError
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 
+RESIDUAL, OFF = "residual", "residual, off"
 MODELS = [
     BenchModel(CONTROL, 1, "a"),
     BenchModel(RESIDUAL, 1, "b"),
@@ -45,7 +44,7 @@ def report_of(arms: Sequence[Arm], right: dict[str, int], passes: dict[str, int]
 
 
 def test_every_model_has_an_arm_for_each_threshold_and_residual_ones_one_without_it() -> None:
-    arms = arms_of(MODELS, [0.5, 0.9], {})
+    arms = arms_of(MODELS, [0.5, 0.9])
     assert [(arm.name, arm.seed, arm.threshold) for arm in arms if arm.seed == 1] == [
         (CONTROL, 1, 0.5),
         (CONTROL, 1, 0.9),
@@ -58,14 +57,14 @@ def test_every_model_has_an_arm_for_each_threshold_and_residual_ones_one_without
 
 
 def test_row_divides_tokens_by_passes_and_seconds_by_problems() -> None:
-    arms = arms_of(MODELS[:1], [0.9], {})
+    arms = arms_of(MODELS[:1], [0.9])
     (row,) = arm_rows(arms, report_of(arms, {CONTROL: 4}, {CONTROL: 25}))
     assert (row["n"], row["accuracy"], row["tokens_per_pass"], row["seconds_per_problem"]) == (10, 0.4, 4.0, 0.5)
     assert row["accuracy_low"] < 0.4 < row["accuracy_high"]
 
 
 def test_comparison_pairs_the_same_seed_and_threshold() -> None:
-    arms = arms_of(MODELS, [0.5], {})
+    arms = arms_of(MODELS, [0.5])
     report = report_of(arms, {CONTROL: 3, RESIDUAL: 8, OFF: 2}, {CONTROL: 50, RESIDUAL: 25, OFF: 20})
     residual, off = compare(arms, report)
     assert (residual["arm"], residual["seeds"]) == (RESIDUAL, 2)
@@ -78,7 +77,7 @@ def test_comparison_pairs_the_same_seed_and_threshold() -> None:
 
 
 def test_one_seed_gives_no_interval_over_seeds() -> None:
-    arms = arms_of(MODELS[:2], [0.5], {})
+    arms = arms_of(MODELS[:2], [0.5])
     report = report_of(arms, {CONTROL: 3, RESIDUAL: 8, OFF: 2}, {CONTROL: 50, RESIDUAL: 25, OFF: 20})
     assert "by_seed_low" not in compare(arms, report)[0]
 
@@ -133,14 +132,14 @@ def test_summary_compares_at_equal_accuracy_where_the_control_makes_three_tokens
     ]
     summary = summarize(rows)
     (equal,) = summary["equal_accuracy"]
-    assert (equal["threshold"], equal["residual_tokens_per_pass"], equal["times"]) == (0.5, pytest.approx(6.0), 1.5)
+    assert (equal["threshold"], equal["tokens_per_pass"], equal["times"]) == (0.5, pytest.approx(6.0), 1.5)
     assert (summary["from_tokens_per_pass"], summary["to_tokens_per_pass"]) == (2.0, 4.0)
     areas = {row["arm"]: row["area"] for row in summary["areas"]}
     assert areas == {CONTROL: pytest.approx(0.45), RESIDUAL: pytest.approx(0.6)}
 
 
 def test_merging_counts_equal_texts_and_passes_saved() -> None:
-    merged, separate = arms_of(MODELS[:2], [0.9], {})[:2]
+    merged, separate = arms_of(MODELS[:2], [0.9])[:2]
     records = [record(merged, i, True, 40, text=f"{i}") for i in range(4)]
     records += [record(separate, i, True, 50, text=f"{i}" if i else "other") for i in range(4)]
     row = merging_row(Report("t", [], records), merged.policy.label, separate.policy.label)
@@ -149,5 +148,21 @@ def test_merging_counts_equal_texts_and_passes_saved() -> None:
 
 def test_model_of_the_bench_is_spelled_arm_seed_folder() -> None:
     assert read_model("residual:3=runs/zoo/x=y") == BenchModel(RESIDUAL, 3, "runs/zoo/x=y")
-    with pytest.raises(ConfigError, match="control:SEED=MODEL"):
-        read_model("treatment:1=x")
+    for text in ("residual=x", "residual:one=x", "residual:1=", "Residual:1=x", ":1=x"):
+        with pytest.raises(ConfigError, match="ARM:SEED=MODEL"):
+            read_model(text)
+
+
+def test_without_the_ablation_no_model_is_measured_twice() -> None:
+    assert [arm.name for arm in arms_of(MODELS[:2], [0.5], ablation=False)] == [CONTROL, RESIDUAL]
+
+
+def test_arms_of_any_name_are_compared_with_the_control() -> None:
+    arms = arms_of([*MODELS[:2], BenchModel("constant", 1, "e"), BenchModel("constant", 5, "f")], [0.5], ablation=False)
+    report = report_of(
+        arms, {CONTROL: 3, RESIDUAL: 8, "constant": 9}, dict.fromkeys((CONTROL, RESIDUAL, "constant"), 50)
+    )
+    assert [(row["arm"], row["seeds"], row["differences"]) for row in compare(arms, report)] == [
+        (RESIDUAL, 1, pytest.approx([0.5])),
+        ("constant", 1, pytest.approx([0.6])),  # nothing to compare the fifth seed with
+    ]

@@ -52,6 +52,7 @@ def options(draw: st.DrawFn, strategy: str) -> dict[str, Any]:
     if draw(st.booleans()):
         chosen |= {
             "residual": True,
+            "residual_weight": draw(st.sampled_from((None, None, 0.0, 0.5, 1.0))),
             "residual_temperature": draw(st.sampled_from((0.5, 1.0, 2.0))),
             "residual_scaled": draw(st.booleans()),
             "residual_top_k": draw(st.sampled_from((None, 1, 5, 40, 64))),

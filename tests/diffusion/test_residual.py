@@ -69,6 +69,16 @@ def test_the_temperature_scales_the_expectation_only_where_it_is_asked_to(tiny_m
     assert not torch.allclose(plain, both)
 
 
+def test_a_constant_weight_takes_the_place_of_the_entropy(tiny_model: Made) -> None:
+    model = tiny_model()
+    logits = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    found = blend(model, logits, Decoding(residual_weight=0.5, residual_temperature=2.0))
+
+    weights = alphas(model, found, logits.softmax(-1) @ model.embedding.weight[:40])
+    assert torch.allclose(weights, torch.full((3,), 0.5, dtype=torch.float64))
+
+
 def test_the_k_most_probable_tokens_are_renormalized_and_the_weight_is_of_all(tiny_model: Made) -> None:
     model = tiny_model()
     logits = torch.randn(1, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

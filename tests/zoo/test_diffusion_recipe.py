@@ -171,8 +171,10 @@ def test_residual_changes_the_second_pass_and_nothing_else(model: Any) -> None:
 
 
 def test_the_arms_of_the_comparison_differ_in_residual_context_only() -> None:
-    control, residual = (vars_of(DIFFUSION_RECIPES[name]) for name in ("nano-diffusion", "nano-diffusion-rcd"))
-    assert {key for key in control if control[key] != residual[key]} == {"residual"}
+    for name in ("nano-diffusion-rcd", "draft-diffusion-rcd", "draft-diffusion-self"):
+        control, residual = (vars_of(DIFFUSION_RECIPES[arm]) for arm in (name.rpartition("-")[0], name))
+        assert {key for key in control if control[key] != residual[key]} <= {"residual", "residual_weight"}
+        assert (control["residual"], residual["residual"]) == (False, True)
 
 
 def vars_of(recipe: Any) -> dict[str, Any]:
