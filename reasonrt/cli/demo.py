@@ -1,4 +1,4 @@
-"""`reasonrt demo`: two real language models, in real vLLM, solve real problems while you watch."""
+"""`reasonrt demo`: real language models, in vLLM and of block diffusion, solve real problems while you watch."""
 
 import tempfile
 from importlib import metadata
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from reasonrt.cli.canvas import record_passes
 from reasonrt.cli.common import AUTHOR_STYLES, ConfigOption, JsonOption, console, run, write_json
 from reasonrt.cli.evaluation import print_report
 from reasonrt.evals.journal import Record
@@ -16,7 +17,13 @@ from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
 
-POLICIES = (PolicySpec("draft"), PolicySpec("target"), PolicySpec("self_consistency", {"k": 5}))
+POLICIES = (
+    PolicySpec("draft"),
+    PolicySpec("target"),
+    PolicySpec("self_consistency", {"k": 5}),
+)
+DIFFUSION = PolicySpec("block_diffusion", {"strategy": "self_speculation"})
+_PASSES_SHOWN = 12
 
 
 def demo(
@@ -31,16 +38,19 @@ def demo(
 
     settings = load_config(config)
     problems = load_task("zoo", limit)
+    policies = (*POLICIES, DIFFUSION) if "diffusion" in settings.engines else POLICIES
 
     async def work(out: Path) -> Report:
-        with console.status("starting two language models in vLLM ..."):
-            runtime = await Runtime.of(settings, roles=("draft", "target")).__aenter__()
+        with console.status("starting language models, two of them in vLLM ..."):
+            asked = [(policy.name, policy.options) for policy in policies]
+            runtime = await Runtime.of(settings, policies=asked).__aenter__()
         try:
             aloud = next(problem for problem in problems if problem.group.startswith("gsm"))
             await _solve_aloud(runtime, aloud.question)
+            _fill_blocks(aloud.question)
             run_settings = RunSettings("zoo", Limits(max_tokens=768), settings.concurrency)
             console.rule(f"the same {limit} problems, {settings.concurrency} at a time, by each policy")
-            return await evaluate(runtime, problems, POLICIES, run_settings, out, on_record=_print_record)
+            return await evaluate(runtime, problems, policies, run_settings, out, on_record=_print_record)
         finally:
             await runtime.__aexit__()
 
@@ -63,6 +73,14 @@ async def _solve_aloud(runtime: Runtime, question: str) -> None:
             console.print(f"[dim]{tokens} tokens in {event.seconds:.2f} s, {tokens / event.seconds:.0f} a second[/]")
         else:
             console.print(f"[{AUTHOR_STYLES['target']}]{event.author:>8}[/] {escape(event.text.strip())}")
+
+
+def _fill_blocks(question: str) -> None:
+    console.rule("the same problem by block diffusion: each line a pass, bold what is committed, dim what is expected")
+    passes = record_passes("zoo:nano-diffusion-rcd", question, threshold=0.9)
+    for line in passes.draw(_PASSES_SHOWN):
+        console.print(line, no_wrap=True, overflow="ellipsis")
+    console.print(f"[dim]... {len(passes.written)} tokens in {len(passes.expected)} passes[/]")
 
 
 def _print_record(record: Record) -> None:
