@@ -87,26 +87,30 @@ class DiffusionEngine:
     def __init__(self, name: str, model: Path, settings: DiffusionSettings | None = None) -> None:
         self.name, self.model, self.settings = name, model, settings or DiffusionSettings()
         self.shape = _read_shape(name, model)
-        self._reference_shape = None
-        if self.settings.reference_model is not None:
-            self._reference_shape = _read_shape(name, self.settings.reference_model)
-            if self._reference_shape.tokens != self.shape.tokens:
-                raise ConfigError(
-                    f"engine {name!r}: reference_model writes {self._reference_shape.tokens} different tokens, "
-                    f"the model {self.shape.tokens}; give one with the same tokenizer"
-                )
+        self.tokenizer = HFTokenizer(model)
+        self._reference_shape = self._read_reference(self.settings.reference_model)
         self.max_model_len = self._most_tokens()
         try:
             self._decoding = self._read_decoding({})
         except RequestError as error:
             raise ConfigError(f"engine {name!r}: decoding: {error}") from None
-        self.tokenizer = HFTokenizer(model)
         known = {Capability.LOGPROBS, Capability.READ, Capability.TOKEN_IDS}
         self._can_verify = self.shape.context == "causal"
         self.capabilities = frozenset(known | ({Capability.VERIFY} if self._can_verify else set()))
         self.restarts = 0
         self._worker: _Worker | None = None
         self._startup: asyncio.Task[_Worker] | None = None
+
+    def _read_reference(self, folder: Path | None) -> ModelShape | None:
+        if folder is None:
+            return None
+        shape = _read_shape(self.name, folder)
+        if shape.tokens != self.shape.tokens or HFTokenizer(folder).vocabulary() != self.tokenizer.vocabulary():
+            raise ConfigError(
+                f"engine {self.name!r}: reference_model {folder} writes other tokens than the model; "
+                "give one with the same tokenizer"
+            )
+        return shape
 
     @cached_property
     def model_fingerprint(self) -> str:

@@ -1,8 +1,10 @@
 """Block diffusion as an engine: what it adds to the batcher, and what happens to requests when something fails."""
 
 import asyncio
+import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -288,6 +290,20 @@ def test_configuration_that_does_not_fit_is_refused(diffusion_folder: Callable[[
         DiffusionEngine("d", tmp_path)
     with pytest.raises(ConfigError, match="too few for blocks of 8"):
         DiffusionEngine("d", write_random_model(tmp_path / "short", "block", max_positions=9))
+
+
+def test_a_reference_model_writes_the_same_tokens(diffusion_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """As many tokens are not enough: two of them have changed places here."""
+    folder = diffusion_folder("block")
+    other = shutil.copytree(folder, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    DiffusionEngine("d", folder, DiffusionSettings(reference_model=diffusion_folder("causal")))
+    with pytest.raises(ConfigError, match="writes other tokens than the model; give one with the same tokenizer"):
+        DiffusionEngine("d", folder, DiffusionSettings(reference_model=other))
 
 
 def test_engine_is_built_from_the_configuration(diffusion_folder: Callable[[str], Path], tmp_path: Path) -> None:
