@@ -114,7 +114,9 @@ def _zoo() -> dict[str, EngineConfig]:
         role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}") for role in ("draft", "target")
     }
     judges = {role: VllmConfig(model=f"{ZOO_PREFIX}nano-{role}", scores=True) for role in ("router", "reward")}
-    diffusion = DiffusionConfig(kind="diffusion", model=f"{ZOO_PREFIX}nano-diffusion-rcd")
+    # lossless against what the same weights write token by token: a stranger's first answers should be right
+    decoding = {"strategy": "self_speculation"}
+    diffusion = DiffusionConfig(kind="diffusion", model=f"{ZOO_PREFIX}nano-diffusion-rcd", decoding=decoding)
     return models | judges | {"diffusion": diffusion}
 
 

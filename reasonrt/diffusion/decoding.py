@@ -123,6 +123,29 @@ class Decoding:
         return self.block_length
 
 
+_READ_BY: dict[str, tuple[Strategy, ...]] = {
+    "threshold": ("threshold", "sub_blocks", "adaptive"),
+    "entropy_bound": ("entropy",),
+    "factor": ("factor",),
+    "passes": ("static", "sequential"),
+    "sub_block_length": ("sub_blocks",),
+    "delimiter_threshold": ("adaptive",),
+}
+
+
+def over_defaults(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's options over an engine's.
+
+    An option that the engine's strategy does not read asks for the first strategy that does, where the request names
+    none.
+    """
+    merged = {**defaults, **options}
+    for name, strategies in _READ_BY.items():
+        if name in options and "strategy" not in options and merged.get("strategy", "threshold") not in strategies:
+            merged["strategy"] = strategies[0]
+    return merged
+
+
 def read_decoding(options: Mapping[str, Any], shape: ModelShape, has_reference: bool = False) -> Decoding:
     """The options of one request, with what the model says in the place of None.
 

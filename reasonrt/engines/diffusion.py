@@ -26,7 +26,7 @@ from torch import Tensor
 from reasonrt.diffusion.batcher import Batcher, Job
 from reasonrt.diffusion.cache import KvCache
 from reasonrt.diffusion.checkpoints import load_model, read_shape
-from reasonrt.diffusion.decoding import Decoding, read_decoding
+from reasonrt.diffusion.decoding import Decoding, over_defaults, read_decoding
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.sampling import Drawing, log_probs
 from reasonrt.diffusion.shape import ModelShape
@@ -244,7 +244,7 @@ class DiffusionEngine:
         return min(self.settings.max_model_len, most)
 
     def _read_decoding(self, options: Mapping[str, Any]) -> Decoding:
-        merged = {**self.settings.decoding, **options}
+        merged = over_defaults(options, self.settings.decoding)
         return read_decoding(merged, self.shape, has_reference=self._reference_shape is not None)
 
     def _check_prompt(self, prompt: Sequence[int], new_tokens: int) -> None:

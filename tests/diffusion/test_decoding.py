@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.diffusion.decoding import read_decoding
+from reasonrt.diffusion.decoding import over_defaults, read_decoding
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.errors import RequestError
 
@@ -63,6 +63,28 @@ def test_what_is_left_out_is_the_models_own(is_residual: bool, weight: float | N
 
     assert (found.residual, found.residual_weight, found.block) == (is_residual, weight, block)
     assert (asked.residual, asked.residual_weight, asked.block) == (not is_residual, 0.25, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        ({}, "self_speculation"),
+        ({"residual_top_k": 4}, "self_speculation"),
+        ({"threshold": 0.5}, "threshold"),
+        ({"entropy_bound": 1.0}, "entropy"),
+        ({"factor": 2.0}, "factor"),
+        ({"passes": 4}, "static"),
+        ({"sub_block_length": 4, "threshold": 0.5}, "sub_blocks"),
+        ({"threshold": 0.5, "strategy": "self_speculation"}, "self_speculation"),
+    ],
+)
+def test_an_option_asks_for_the_strategy_that_reads_it(options: dict[str, Any], strategy: str) -> None:
+    defaults = {"strategy": "self_speculation", "threshold": 0.8}
+    assert over_defaults(options, defaults) == {**defaults, **options, "strategy": strategy}
+
+
+def test_a_strategy_that_reads_the_option_stays() -> None:
+    assert over_defaults({"threshold": 0.5}, {"strategy": "sub_blocks"})["strategy"] == "sub_blocks"
 
 
 @given(st.integers(1, 8), st.integers(1, 512), st.integers(1, 512))
