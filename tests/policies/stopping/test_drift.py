@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from reasonrt.policies.stopping.drift import DriftMonitor
 
