@@ -86,6 +86,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if kind not in ("number", "integer"):
         is_plain = kind in ("boolean", "string", "null") or (kind == "array" and "items" in schema)
+        is_plain = is_plain or bool(schema.get("additionalProperties"))
         return _KINDS[str(kind)] if is_plain else ""
     noun = "a whole number" if kind == "integer" else "a number"
     low, high = schema.get("minimum"), schema.get("maximum")

@@ -35,7 +35,7 @@ def certify(
     risk: str | Sequence[str],
     alpha: float | Sequence[float],
     delta: float,
-    order: Order | Sequence[StoppingRule] | None = None,
+    order: Order | None = None,
     train: Iterable[Trace] = (),
     test: str = "fixed_sequence",
 ) -> Certificate:
@@ -45,14 +45,13 @@ def certify(
     alpha, so that choosing among them costs nothing.
 
     Args:
-        traces: of independent problems; used for nothing else before. A `TraceSet` hands its fingerprints on, and holds
-            no problem twice; other iterables may, as draws with replacement do.
+        traces: of independent problems; used for nothing else before, and no problem twice, but in a `TraceSet` that
+            was drawn with replacement. A `TraceSet` hands its fingerprints on.
         rules: a family in the order in which to test it, the most careful first.
         risk: a name in `risks.RISKS`, or several that must all hold.
         alpha: the limit of the risk, in (0, 1); one for each of several.
         delta: the probability that the promise is wrong, in (0, 1).
-        order: from `order_rules` on other problems, or rules of the family as they are to be tested; without it they
-            are tested as they stand.
+        order: from `order_rules` on other problems; without it the rules are tested as they stand.
         train: what the rules themselves were made from: a grid of thresholds, a learned signal.
         test: a name in `multiple_testing.TESTS`.
 
@@ -63,10 +62,10 @@ def certify(
     check_level("delta", delta)
     limits = _limits(risk, alpha)
     recorded = TraceSet.of(traces)
-    splits = _disjoint(recorded.split, order if isinstance(order, Order) else None, tuple(train))
+    splits = _disjoint(recorded.split, order, tuple(train))
     if test not in TESTS:
         raise CalibrationError(f"unknown test {test!r}; there are {', '.join(TESTS)}")
-    ordered = list(rules if order is None else order.rules if isinstance(order, Order) else order)
+    ordered = list(rules if order is None else order.rules)
     if not set(ordered) <= set(rules):
         raise CalibrationError("the order holds rules that are not in the family; order the same rules")
     trials = try_rules(recorded, ordered, limits)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import canonical, parse, parse_text, read_text, write_text
+from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import Fingerprints
 
@@ -99,6 +100,22 @@ class Certificate:
     fingerprints: Fingerprints
     schema: Literal["reasonrt.certificate/2"] = SCHEMA
 
+    def __post_init__(self) -> None:
+        for holds, message in (
+            (bool(self.findings), "has no findings"),
+            (0 < self.delta < 1, f"has delta {self.delta:g}, which must be in (0, 1)"),
+            (
+                all(map(_is_possible, (*self.findings, self.unlabelled))),
+                "has a finding that no one can have made",
+            ),
+            (self.rule in self.order, "certifies a rule that it has not tested"),
+            (len(self.p_values) == len(self.order), f"has {len(self.p_values)} p-values of {len(self.order)} rules"),
+            (all(0 <= value <= 1 for value in self.p_values), "has a p-value outside of [0, 1]"),
+            (1 <= self.num_certified <= len(self.order), f"counts {self.num_certified} certified rules"),
+        ):
+            if not holds:
+                raise CalibrationError(f"the certificate {message}; certify anew")
+
     @property
     def risk(self) -> str:
         """Of the first finding, as are `alpha`, `n` and `k`."""
@@ -146,9 +163,10 @@ class Certificate:
 
 def check_matches(certificate: Certificate, fingerprints: Fingerprints) -> None:
     """Raises: CalibrationError: what is to be served differs from what was certified; the message names the field."""
+    is_monotone = not any(RISKS[finding.risk].is_conditional for finding in certificate.findings)
     for field in fields(Fingerprints):
         certified, served = getattr(certificate.fingerprints, field.name), getattr(fingerprints, field.name)
-        if field.name == "max_tokens" and (certified is None or (served is not None and served <= certified)):
+        if field.name == "max_tokens" and is_monotone and _is_within(served, certified):
             continue  # a request that ends sooner, or as soon, loses no answer that the traces had
         if canonical(certified) != canonical(served):
             raise CalibrationError(
@@ -165,6 +183,20 @@ def first_difference(a: Certificate, b: Certificate) -> str | None:
     """The name of the first field in which they differ by more than rounding."""
     left, right = asdict(a), asdict(b)
     return next((name for name in left if not _close(left[name], right[name])), None)
+
+
+def _is_within(served: int | None, certified: int | None) -> bool:
+    return certified is None or (served is not None and served <= certified)
+
+
+def _is_possible(finding: Finding) -> bool:
+    return (
+        finding.risk in RISKS
+        and 0 < finding.alpha < 1
+        and 0 <= finding.k <= finding.n
+        and 0 <= finding.p_value <= 1
+        and 0 <= finding.upper_bound <= 1
+    )
 
 
 def _sha256(value: Mapping[str, Any]) -> str:

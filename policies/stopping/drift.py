@@ -18,7 +18,7 @@ class DriftMonitor:
     inequality (1939) holds.
     """
 
-    RISES = (1.5, 2.0, 4.0)  # to so many times alpha
+    RISES = (1.1, 1.25, 1.5, 2.0, 4.0)  # to so many times alpha
 
     def __init__(self, alpha: float, delta: float) -> None:
         self.alpha, self.delta = alpha, delta

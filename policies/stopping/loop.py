@@ -4,7 +4,8 @@ The inner policy continues to write while a probe runs. What it writes after a c
 has decided there, so that the rule stops at the same token as in replay, however long its probe takes.
 
 A checkpoint is the first boundary of a complete step at or after a mark of the schedule, before the thinking ends,
-with room left for a probe.
+with room left for a probe. After a dropped probe the request thinks to its end: a rule that has not seen everything
+could stop where it would not have in replay, and lose an answer that no trace has lost.
 """
 
 import asyncio
@@ -144,7 +145,9 @@ class StoppingLoop:
         left = self._request.limits.max_tokens - tokens
         if min(left, self._transcript.room(self._engine)) < self._probe.room_tokens:
             return None
-        if self._outcome.action is not Action.GO_ON or (self._watch and not self._watch.wants(tokens)):
+        if self._watch and (self._num_dropped or not self._watch.wants(tokens)):
+            return None
+        if self._outcome.action is not Action.GO_ON:
             return None
         token_ids = tuple(self._transcript.token_ids(self._engine))
         told = asyncio.create_task(self._told(token_ids))
@@ -192,6 +195,8 @@ class StoppingLoop:
             async with self._turn, self._patiently():
                 answer = await self._probe.answer(asked.token_ids)
                 checkpoint = self._checkpoint(asked, signals, answer)
+        if self._watch and self._num_dropped:
+            return None
         self._seen.append(checkpoint)
         if action is Action.GIVE_UP or (action is Action.ANSWER and checkpoint.answer):
             value = checkpoint.answer if action is Action.ANSWER else None
@@ -212,7 +217,8 @@ class StoppingLoop:
             completion = Completion(
                 tuple(self._transcript.steps), stop.reason, {}, 0.0, prompt_opens_thinking=self._prompt_opens_thinking()
             )
-            served.ran_to_the_end(self._spelling.of(full_answer(completion)), self._outcome)
+            asked = tuple((message.role, message.content) for message in self._request.messages)
+            served.ran_to_the_end(hash(asked), self._spelling.of(full_answer(completion)), self._outcome)
         return replace(stop, details={**stop.details, "stopping": self._details()})
 
     def _prompt_opens_thinking(self) -> bool:

@@ -5,6 +5,7 @@ for another model for instance, the request thinks to the end, and its details s
 """
 
 import hashlib
+import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from reasonrt.errors import CalibrationError, ConfigError, RequestError
 from reasonrt.policies.stopping.files import canonical
 from reasonrt.policies.stopping.loop import StoppingLoop, Terms
 from reasonrt.policies.stopping.probes import SUFFIX
+from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificates
@@ -25,9 +27,11 @@ from reasonrt.ports import OPERATOR_ONLY, Capability, Engine, Engines, Policy, R
 from reasonrt.types import Message, PolicyEvent, Request, Stop, Tokenizer
 
 PROBE = "answer"
+_CONVERSATIONS = (("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user"))
 
 
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Level = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass
@@ -69,15 +73,23 @@ class CommonOptions:
 
     Attributes:
         stopping: how a request is ended early; None lets it think to the end.
-        risk: the highest tolerated; picks the certificate with the highest alpha up to it.
+        risk: what is tolerated, by the names of risks; a number is that of `lost_correct`. Picks the certificate with
+            the highest alpha among those that promise all of it.
     """
 
     stopping: StoppingOptions | None = None
-    risk: Annotated[float, Field(ge=0, le=1)] | None = None
+    risk: Level | dict[str, Level] | None = None
 
     def __post_init__(self) -> None:
         if self.risk is not None and (self.stopping is None or not self.stopping.certificates):
             raise RequestError("risk picks among certificates; give stopping some")
+        if unknown := sorted(self.tolerated.keys() - RISKS.keys()):
+            raise RequestError(f"risk {unknown[0][:64]!r} is not known; there are {', '.join(RISKS)}")
+
+    @property
+    def tolerated(self) -> Mapping[str, float]:
+        """Named; empty where the request names none."""
+        return self.risk if isinstance(self.risk, dict) else {} if self.risk is None else {"lost_correct": self.risk}
 
 
 @dataclass
@@ -88,14 +100,14 @@ class Stopping(Policy):
         inner: the policy.
         name: of the inner policy.
         certificates: in service; all requests of a runtime share them.
-        risk: as in `CommonOptions`.
+        tolerated: as in `CommonOptions`.
     """
 
     inner: Policy
     name: str
     options: StoppingOptions
     certificates: ServedCertificates
-    risk: float | None = None
+    tolerated: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -124,7 +136,7 @@ class Stopping(Policy):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {**self.inner.settings, "stopping": asdict(self.options), "risk": self.risk}
+        return {**self.inner.settings, "stopping": asdict(self.options), "risk": dict(self.tolerated)}
 
     def check(self, engines: Mapping[str, Engine]) -> None:
         self.inner.check(engines)
@@ -197,12 +209,13 @@ class Stopping(Policy):
             return Terms(options.rule, options.schedule, suffix, options.max_running, patience_s)
         if request.committed:  # a rule that remembers would decide otherwise than in replay
             raise CalibrationError("the request continues after committed steps, whose signals are not known")
-        served = self.certificates.pick(options.certificates, self.risk)
+        served = self.certificates.pick(options.certificates, self.tolerated)
         recorded = served.certificate.fingerprints
         schedule = Schedule.from_json(recorded.schedule) if recorded.schedule else options.schedule
         suffix = recorded.probes.get(PROBE, suffix)
         served.check(self.fingerprints(request, engines, schedule, suffix))
-        is_shadow = _is_shadow(request, options.shadow)
+        # drawn anew and in secret: no caller can choose what the certificate is judged by
+        is_shadow = secrets.randbelow(1 << 53) < options.shadow * (1 << 53)
         return Terms(served.certificate.rule, schedule, suffix, options.max_running, patience_s, served, is_shadow)
 
 
@@ -216,18 +229,19 @@ def stopped(policy: Policy, name: str, common: CommonOptions, certificates: Serv
         return policy
     if not policy.commits_as_it_goes:
         raise RequestError(f"{name} commits nothing before all of it is written: there is nothing to stop")
-    return Stopping(policy, name, common.stopping, certificates, common.risk)
+    return Stopping(policy, name, common.stopping, certificates, common.tolerated)
 
 
 @lru_cache(maxsize=32)
 def _template_fingerprint(tokenizer: Tokenizer) -> str:
-    return hashlib.sha256(canonical(tokenizer.chat((Message("user", "?"),))).encode()).hexdigest()
-
-
-def _is_shadow(request: Request, share: float) -> bool:
-    """The same for the same request: it depends on the conversation and the seed alone."""
-    said = canonical([[[message.role, message.content] for message in request.messages], request.seed])
-    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:8]) < share * 2**64
+    """Of what it makes of conversations of each kind; None of those that it refuses."""
+    made: list[list[int] | None] = []
+    for roles in _CONVERSATIONS:
+        try:
+            made.append(list(tokenizer.chat([Message(role, "?") for role in roles])))
+        except RequestError:
+            made.append(None)
+    return hashlib.sha256(canonical(made).encode()).hexdigest()
 
 
 def _with_fallback(event: PolicyEvent, reason: str) -> PolicyEvent:

@@ -20,10 +20,13 @@ class Risk:
     Attributes:
         loss: of one problem; None where the problem does not count.
         needs_gold: whether every trace must hold the right answer.
+        is_conditional: whether problems count by what became of them. What ends more problems unstopped, such as a
+            smaller `max_tokens`, can then raise the risk; without it, no problem has a loss that it had not before.
     """
 
     loss: Callable[[Trace, Outcome], bool | None]
     needs_gold: bool
+    is_conditional: bool = False
 
 
 def early_error(trace: Trace, outcome: Outcome) -> bool:
@@ -63,7 +66,7 @@ RISKS: Mapping[str, Risk] = {
     "early_error": Risk(early_error, needs_gold=True),
     "lost_correct": Risk(lost_correct, needs_gold=False),
     "premature_give_up": Risk(premature_give_up, needs_gold=True),
-    "selective_error": Risk(selective_error, needs_gold=True),
+    "selective_error": Risk(selective_error, needs_gold=True, is_conditional=True),
 }
 
 

@@ -1,8 +1,8 @@
 """Certificates in service: what became of the requests under each of them, and whether it still holds."""
 
 import logging
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from reasonrt.errors import CalibrationError
@@ -12,6 +12,7 @@ from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.risks import lost_correct
 from reasonrt.policies.stopping.traces import Fingerprints, Trace
 
+_WINDOW = 10_000  # shadowed requests
 _log = logging.getLogger(__name__)
 
 
@@ -21,7 +22,8 @@ class ServedCertificate:
     Attributes:
         monitor: fed by the requests that run to their end although the rule would have stopped them. Nobody knows
             the right answers there, so it watches how often stopping departs from the full answer, and its limit is
-            alpha, or what was seen of that on the certified problems where it is more.
+            what that was at most on the certified problems; alpha, where lost answers are what was certified and it is
+            more.
         counts: of requests by what became of them: `go_on`, `answer`, `give_up`, `refused` (the certificate is not for
             them, or no longer holds); of the shadowed ones that `departed`; of probes that were `dropped`.
     """
@@ -29,9 +31,10 @@ class ServedCertificate:
     def __init__(self, certificate: Certificate) -> None:
         self.certificate, self.sha256 = certificate, certificate.sha256
         alphas = {finding.risk: finding.alpha for finding in certificate.findings}
-        limit = max(alphas.get("lost_correct", certificate.alpha), certificate.unlabelled.upper_bound)
+        limit = max(alphas.get("lost_correct", 0.0), certificate.unlabelled.upper_bound)
         self.monitor = DriftMonitor(min(limit, 0.99), certificate.delta)
         self.counts = Counter[str]()
+        self._asked: OrderedDict[Hashable, None] = OrderedDict()
 
     def check(self, served: Fingerprints) -> None:
         """Raises: CalibrationError: the certificate is not for this, or no longer holds."""
@@ -48,8 +51,16 @@ class ServedCertificate:
                 _log.warning("certificate %.12s: %s; requests think to the end", self.sha256, error)
             raise
 
-    def ran_to_the_end(self, full_answer: str | None, outcome: Outcome) -> None:
-        """One shadowed request: its own full answer, and what the rule would have done."""
+    def ran_to_the_end(self, asked: Hashable, full_answer: str | None, outcome: Outcome) -> None:
+        """One shadowed request: what it asked, its own full answer, and what the rule would have done.
+
+        Among so many shadowed requests one question counts once: who sends it again and again has one vote.
+        """
+        if asked in self._asked:
+            return
+        self._asked[asked] = None
+        if len(self._asked) > _WINDOW:
+            self._asked.popitem(last=False)
         departed, was_well = lost_correct(Trace("live", (), 1, full_answer), outcome), not self.monitor.alarm
         self.counts["departed"] += departed
         if self.monitor.add(departed) and was_well:
@@ -71,19 +82,24 @@ class ServedCertificates:
         """For metrics."""
         return (served for _, served in self._by_file.values())
 
-    def pick(self, files: Sequence[str], risk: float | None = None) -> ServedCertificate:
-        """The first one or, for a tolerated risk, that with the highest alpha up to it.
+    def pick(self, files: Sequence[str], tolerated: Mapping[str, float] | None = None) -> ServedCertificate:
+        """The first one or, where risks are named, that with the highest alpha of those that promise all of them.
 
         Raises:
-            CalibrationError: none is for so little, or a file holds no certificate as it was made.
+            CalibrationError: none promises so much, or a file holds no certificate as it was made.
         """
         known = [self.read(file) for file in files]
-        if risk is None:
+        if not tolerated:
             return known[0]
-        alphas = [served.certificate.alpha for served in known]
-        if risk < min(alphas):
-            raise CalibrationError(f"no certificate is for a risk of {risk:g}, the least is {min(alphas):g}")
-        return known[alphas.index(max(alpha for alpha in alphas if alpha <= risk))]
+        promises = [{finding.risk: finding.alpha for finding in served.certificate.findings} for served in known]
+        fitting = [
+            (alphas[next(iter(tolerated))], -index)
+            for index, alphas in enumerate(promises)
+            if all(name in alphas and alphas[name] <= level for name, level in tolerated.items())
+        ]
+        if not fitting:
+            raise CalibrationError(f"no certificate promises {_in_words(tolerated)}; {_in_words(*promises)} are there")
+        return known[-max(fitting)[1]]
 
     def read(self, file: str) -> ServedCertificate:
         path = Path(file)
@@ -97,3 +113,7 @@ class ServedCertificates:
                 self._refused.add(file)
                 raise
         return self._by_file[file][1]
+
+
+def _in_words(*promises: Mapping[str, float]) -> str:
+    return ", ".join(" and ".join(f"{name} below {level:g}" for name, level in each.items()) for each in promises)

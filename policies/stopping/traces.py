@@ -6,6 +6,7 @@ and no two splits share one.
 
 import hashlib
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations, pairwise
@@ -17,6 +18,7 @@ from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import canonical, parse, read_lines, write_text
 
 SCHEMA = "reasonrt.traces/2"
+_FINAL = " .?:;,。"  # but no "!", which may be a factorial
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,8 @@ class TraceSet:
 
     @classmethod
     def of(cls, traces: "Iterable[Trace] | TraceSet") -> "TraceSet":
-        """A set as it is; anything else counts as drawn."""
-        return traces if isinstance(traces, TraceSet) else cls(tuple(traces), is_drawn=True)
+        """A set as it is; of anything else one, in which no problem is twice."""
+        return traces if isinstance(traces, TraceSet) else cls(tuple(traces))
 
     def __iter__(self) -> Iterator[Trace]:
         return iter(self.traces)
@@ -196,8 +198,12 @@ def refuse_overlap(splits: Mapping[str, Split]) -> None:
 
 
 def problem_hash(question: str) -> str:
-    """Equal for two questions that differ in white space alone."""
-    return hashlib.sha256(" ".join(question.split()).encode()).hexdigest()
+    """Equal for two questions that differ in white space, case, spelling in Unicode or final punctuation alone."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", question).casefold())
+    seen = "".join(" " if letter.isspace() else letter for letter in folded if unicodedata.category(letter) != "Cf")
+    words = " ".join(seen.split())
+    words = words.rstrip(_FINAL)
+    return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()
 
 
 def is_answer(answer: str | None) -> bool:

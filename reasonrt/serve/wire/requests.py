@@ -24,6 +24,7 @@ SEEDS = 2**63
 
 
 Text = Annotated[str, Field(max_length=1 << 26)]
+Level = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -109,8 +110,9 @@ Context = Annotated[
 
 
 class OwnFields(_Wire):
-    """The object `reasonrt` of a request: what OpenAI has no words for. `risk` picks among our certificates.
+    """The object `reasonrt` of a request: what OpenAI has no words for.
 
+    `risk` picks among our certificates: levels by the names of risks, or a number, which is that of `lost_correct`.
     `context` is what the question is about: a text, or documents. The policy must be one that reads context.
     """
 
@@ -119,7 +121,7 @@ class OwnFields(_Wire):
     context: Context = Field(default_factory=list)
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_engine_calls: Count | None = None
-    risk: Annotated[float, Field(ge=0, le=1)] | None = None
+    risk: Level | dict[str, Level] | None = None
     trace: bool = False
 
 

@@ -141,19 +141,18 @@ def test_order_holds_no_rule_that_another_beats() -> None:
     assert made(rules=family, order=order).order == order.rules
 
 
-def test_an_order_may_be_the_rules_themselves() -> None:
-    backwards = RULES[::-1]
-
-    assert made(order=RULES).rule == made().rule
+def test_rules_are_tested_as_they_stand() -> None:
     with pytest.raises(Infeasible):
-        made(order=backwards)  # the boldest first: it fails, and nothing behind it is tested
+        made(rules=RULES[::-1])  # the boldest first: it fails, and nothing after it is tested
 
 
-def test_draws_with_replacement_are_no_duplicates() -> None:
-    """A simulation draws traces anew; a recorded set holds each problem once (test_traces.py)."""
+def test_only_what_says_so_was_drawn_with_replacement() -> None:
+    """The same problem again is no further evidence; a simulation says that it draws traces anew."""
     drawn = [TRACES.traces[index % 200] for index in range(400)]
 
-    certificate = certify(drawn, RULES, risk="early_error", alpha=0.1, delta=0.1)
+    with pytest.raises(CalibrationError, match="is in the traces twice"):
+        certify(drawn, RULES, risk="early_error", alpha=0.1, delta=0.1)
+    certificate = certify(TraceSet(tuple(drawn), is_drawn=True), RULES, risk="early_error", alpha=0.1, delta=0.1)
 
     assert certificate.num_problems == 400
 

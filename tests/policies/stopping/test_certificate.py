@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +92,12 @@ def test_other_traces_do_not_verify(certificate: Certificate) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_certified", 1), ("num_problems", 201), ("p_values", (0.0,)), ("rule", upper_threshold_rules("x", [1])[0])],
+    [
+        ("num_certified", 1),
+        ("num_problems", 201),
+        ("p_values", (0.0,) * 4),
+        ("rule", upper_threshold_rules("confidence", [1.0])[0]),
+    ],
 )
 def test_a_certificate_that_its_traces_do_not_give_is_refused(
     certificate: Certificate, field: str, value: object
@@ -98,6 +105,47 @@ def test_a_certificate_that_its_traces_do_not_give_is_refused(
     """Made up and hashed anew: only recomputing finds it."""
     with pytest.raises(CalibrationError, match=f"the traces give another {field}"):
         verify(replace(certificate, **{field: value}), TRACES)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.update(findings=[]), "has no findings"),
+        (lambda value: value.update(delta=0.0), "has delta 0, which must be"),
+        (lambda value: value.update(delta=1.0), "has delta 1, which must be"),
+        (lambda value: value["findings"][0].update(alpha=0.0), "no one can have made"),
+        (lambda value: value["findings"][0].update(k=10**6), "no one can have made"),
+        (lambda value: value["findings"][0].update(risk="luck"), "no one can have made"),
+        (lambda value: value["unlabelled"].update(upper_bound=1.5), "no one can have made"),
+        (lambda value: value["rule"].update(threshold=-1e300), "a rule that it has not tested"),
+        (lambda value: value.update(p_values=[0.0]), "has 1 p-values of 4 rules"),
+        (lambda value: value.update(p_values=[-1.0] * 4), "outside of"),
+        (lambda value: value.update(num_certified=0), "counts 0 certified rules"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_when_it_is_opened(
+    certificate: Certificate, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    """A hash is no signature: whoever edits a certificate can hash it anew."""
+    value = json.loads(certificate.to_json())
+    del value["sha256"]
+    change(value)
+    sha256 = hashlib.sha256(canonical(value).encode()).hexdigest()
+
+    with pytest.raises(CalibrationError, match=message) as refused:
+        Certificate.from_json(json.dumps(value | {"sha256": sha256}))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_risk_among_the_stopped_holds_for_the_recorded_limit_alone() -> None:
+    """A smaller limit leaves other problems among the stopped ones: the early ones, which may be the wrong ones."""
+    traces = TraceSet(TRACES.traces, replace(PRINTS, max_tokens=256))
+    rules = upper_threshold_rules("confidence", [0.99, 0.999])
+    certificate = certify(traces, rules, risk="selective_error", alpha=0.3, delta=0.1)
+
+    check_matches(certificate, replace(PRINTS, max_tokens=256))
+    with pytest.raises(CalibrationError, match="for max_tokens 256, this is 128"):
+        check_matches(certificate, replace(PRINTS, max_tokens=128))
 
 
 @pytest.mark.parametrize(("recorded", "served", "is_fine"), [

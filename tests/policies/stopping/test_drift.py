@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from reasonrt.policies.stopping.drift import DriftMonitor
 
@@ -53,3 +54,15 @@ def test_alarm_stays() -> None:
 
     assert monitor.alarm
     assert math.isfinite(monitor.evidence)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("rise", [1.1, 1.2, 1.25, 1.5, 3.0])
+def test_a_rise_to_a_tenth_above_the_limit_is_found_in_the_end(alpha: float, rise: float) -> None:
+    """The evidence against one of the alternatives grows by so many nats a problem: above 0, an alarm is certain."""
+    risk, growth = rise * alpha, []
+    for alternative in (min(times * alpha, (1 + alpha) / 2) for times in DriftMonitor.RISES):
+        bet = (alternative - alpha) / (alpha * (1 - alpha))
+        growth.append(risk * math.log1p(bet * (1 - alpha)) + (1 - risk) * math.log1p(-bet * alpha))
+
+    assert max(growth) > 0

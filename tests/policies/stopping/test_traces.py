@@ -1,6 +1,7 @@
 """Traces are refused where they could not carry a promise, and come back from a file as they were."""
 
 import json
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,32 @@ def test_the_same_question_under_two_ids_is_found() -> None:
         TraceSet((first, second))
     with pytest.raises(CalibrationError, match="the splits to certify and to train share"):
         refuse_overlap({"certify": TraceSet((first,)).split, "train": TraceSet((second,)).split})
+
+
+@given(st.sampled_from(["What is 3 + 4?", "Où est l'été", "How many, in all?"]), st.data())
+def test_a_question_is_known_however_it_is_written(question: str, data: st.DataObject) -> None:
+    written = data.draw(st.sampled_from([unicodedata.normalize(form, question) for form in ("NFC", "NFD", "NFKD")]))
+    for change in data.draw(st.lists(st.sampled_from(CHANGES))):
+        written = change(written)
+
+    assert problem_hash(written) == problem_hash(question)
+
+
+CHANGES: list[Callable[[str], str]] = [
+    str.upper,
+    str.casefold,
+    lambda text: text.replace(" ", "\u00a0"),
+    lambda text: text.replace(" ", " \u200b\n"),
+    lambda text: f"\ufeff{text}\u2060 ",
+    lambda text: text.rstrip("?"),
+    lambda text: f"{text}.",
+    lambda text: f"{text} ?",
+]
+
+
+@pytest.mark.parametrize("other", ["What is 10!", "What is 10%", "What is 1 0", "What is -10", "What was 10"])
+def test_other_questions_stay_other_ones(other: str) -> None:
+    assert problem_hash(other) != problem_hash("What is 10")
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
