@@ -16,12 +16,12 @@ def sampling_for(request: Request, transcript: Transcript, engine: Engine, **cha
     """The request's sampling, cut to what its limit leaves and the engine's context still holds.
 
     Where the limit leaves nothing it is one token: the runtime ends the request when that would be committed.
-    A policy that continues after a commit asks `transcript.room(engine)` first. The seed is one of this engine and this
-    place in the text: two engines, or one that continues later, never draw with the same random numbers.
+    A policy that continues after a commit asks `transcript.room(engine)` first. Where something is committed, the seed
+    is one of this engine and this place in the text, so that no random numbers are used twice.
     """
     left = max(1, request.limits.max_tokens - transcript.num_tokens)
     max_tokens = max(1, min(left, transcript.room(engine)))
-    seed = seed_of(request.seed, engine.name, transcript.num_tokens)
+    seed = seed_of(request.seed, engine.name, transcript.num_tokens) if transcript.num_tokens else request.seed
     wanted: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p, "seed": seed}
     return Sampling(**({"max_tokens": max_tokens} | wanted | changes))
 
@@ -70,10 +70,9 @@ async def write_step(
     written = StepWriter(engine, transcript)
     if begun and (steps := written.take(TokenDelta(tuple(begun)))):
         return steps[0], None
-    ids, left = [*transcript.token_ids(engine), *begun], max(1, sampling.max_tokens - len(begun))
+    ids, left, seed = [*transcript.token_ids(engine), *begun], max(1, sampling.max_tokens - len(begun)), sampling.seed
     while True:
         # a stop token may turn out to be no boundary, inside a formula for instance: the engine then continues after it
-        seed = seed_of(sampling.seed, len(ids))
         part = replace(sampling, max_tokens=left, stop_token_ids=boundaries.closing, seed=seed)
         async with aclosing(engine.generate(ids, part)) as stream:
             async for delta in stream:
@@ -87,6 +86,7 @@ async def write_step(
         if ended or left <= 0:
             reason = FinishReason.STOP if ended else FinishReason.LENGTH
             return written.rest(is_complete=ended), reason
+        seed = seed_of(sampling.seed, len(ids))
 
 
 def steps_of(engine: Engine, transcript: Transcript, whole: TokenDelta) -> tuple[list[Step], FinishReason]:

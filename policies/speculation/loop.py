@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from reasonrt.answers import holds_answer
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
@@ -154,7 +154,10 @@ class SpeculationLoop:
         try:
             if not transcript.room(self._draft):
                 raise _TargetAloneError("the draft's context is full")
-            sampling = sampling_for(self._request, transcript, self._draft, logprobs=True, top_logprobs=TOP_LOGPROBS)
+            # the target may begin with the request's own seed: nothing that it draws hangs together with the draft
+            seed = seed_of(self._request.seed, "draft", transcript.num_tokens)
+            wanted: dict[str, Any] = {"seed": seed, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+            sampling = sampling_for(self._request, transcript, self._draft, **wanted)
             async with aclosing(run_ahead(self._draft, transcript, sampling, options.look_ahead, watch)) as drafted:
                 async for event in drafted:
                     if event is FinishReason.LENGTH and transcript.num_tokens < self._request.limits.max_tokens:
