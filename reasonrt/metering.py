@@ -123,7 +123,8 @@ class MeteredEngine:
             prefilled=self.prefilled,
             cached=self.cached,
             generated=self.generated,
-            discarded=self.generated - committed_tokens,
+            # a step may hold tokens of a draft, within a character, that the engine has drawn too and not written
+            discarded=max(0, self.generated - committed_tokens),
             probe=self.probe,
             passes=self.passes,
             canvas=self.canvas,

@@ -17,7 +17,8 @@ class Verdict:
         kept: what it would have written of it, where that is not all; None for nothing.
         correction: its own token after that; complete where it closes the step.
         is_end: its own token there ends the text.
-        begun: where its own token ends within a character, what it has written instead of all that: it is to write on.
+        begun: in the place of a correction where its own token ends within a character: its tokens after `kept`, from
+            the beginning of that one on. It is to write on.
     """
 
     is_agreed: bool
@@ -53,7 +54,13 @@ async def verify_step(target: Engine, transcript: Transcript, step: Step, sampli
     if is_end:
         return Verdict(is_agreed=False, kept=kept_step, is_end=True)
     if not (step.text.startswith(kept_text) and text.startswith(kept_text)) or text.endswith("\ufffd"):
-        return Verdict(is_agreed=False, begun=written)  # not drawn again: characters of several tokens would be rarer
+        # not drawn again: characters of several tokens would become rarer
+        length = len(kept)
+        while not (step.text.startswith(kept_text) and text.startswith(kept_text)):
+            length -= 1
+            kept_text = target.tokenizer.decode(kept[:length])
+        kept_step = Step(kept_text, kept[:length], step.author, False, step.logprobs[:length]) if length else None
+        return Verdict(is_agreed=False, kept=kept_step, begun=written[length:])
     closes = bool(StepWriter(target, transcript).take(TokenDelta(tuple(written))))
     correction = Step(text[len(kept_text) :], (instead,), target.name, closes)
     return Verdict(is_agreed=False, kept=kept_step, correction=correction)

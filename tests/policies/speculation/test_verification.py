@@ -215,23 +215,28 @@ class ByteTokenizer(CharacterTokenizer):
         return bytes(token_id - 2 for token_id in token_ids if token_id >= 2).decode(errors="replace")
 
 
-async def test_token_within_a_character_is_not_drawn_again() -> None:
-    """The draft writes an a, and the target one of three letters, of which two begin with the same byte."""
+@pytest.mark.parametrize("draft", ["xa", "xé"])
+async def test_token_within_a_character_is_not_drawn_again(draft: str) -> None:
+    """After an x, the target writes one of three letters, of which two begin with the same byte."""
     chances = {"a": 0.3, "é": 0.4, "è": 0.3}
 
     def write(prompt: str, sampling: Sampling) -> str:
+        if prompt.endswith(tuple(chances)):
+            return ""
         is_begun = prompt.endswith("\ufffd")
         letters = {letter: p for letter, p in chances.items() if letter != "a" or not is_begun}
         (letter,) = random.Random(sampling.seed).choices(list(letters), list(letters.values()))
-        return letter.encode()[1:].decode(errors="surrogateescape") if is_begun else letter
+        return letter.encode()[1:].decode(errors="surrogateescape") if is_begun else "x" + letter
 
-    engines = [ScriptedEngine("draft", "a"), ScriptedEngine("target", write)]
+    engines = [ScriptedEngine("draft", draft), ScriptedEngine("target", write)]
     for engine in engines:
         engine.tokenizer = ByteTokenizer()
     runtime = Runtime({"draft": engines[0], "target": engines[1], "reward": ScriptedEngine("reward", "")})
 
     request = Request.ask("?", "rsd", options={"verify": True}, temperature=1.0)
-    counts = Counter([(await runtime.complete(replace(request, seed=seed))).text for seed in range(500)])
+    completions = [await runtime.complete(replace(request, seed=seed)) for seed in range(500)]
+    counts = Counter(completion.text.removeprefix("x") for completion in completions)
 
     assert counts.keys() == chances.keys()
+    assert all((each.steps[0].text[0], each.steps[0].author) == ("x", "draft") for each in completions)
     assert chisquare([counts[letter] for letter in chances], [500 * p for p in chances.values()]).pvalue > 1e-3
