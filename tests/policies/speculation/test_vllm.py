@@ -51,7 +51,7 @@ async def test_sampled_requests_are_verified(runtime: Runtime) -> None:
 
     assert not completion.details["fallback"]
     assert completion.details["verifications"] > 3
-    assert {step.author for step in completion.steps} == {"draft", "target"}
+    assert completion.details["draft_steps"] > 0
 
 
 async def test_target_writes_what_the_router_gives_it(runtime: Runtime) -> None:
