@@ -8,7 +8,7 @@ from reasonrt.engines.whole import generate_whole
 from reasonrt.pace import Pace
 from reasonrt.ports import Engine, Reading, Score, TokenStream, Verified, WholeStream, canvas_positions
 from reasonrt.scopes import Scope
-from reasonrt.types import EngineUsage, Sampling, TokenDelta
+from reasonrt.types import GREEDY, EngineUsage, Sampling, TokenDelta
 
 
 class MeteredEngine:
@@ -71,7 +71,11 @@ class MeteredEngine:
         return reading
 
     async def verify(
-        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        drafted_ids: Sequence[int],
+        sampling: Sampling = GREEDY,
+        cache_salt: str = "",
     ) -> Verified:
         self._count_probe([*prompt_token_ids, *drafted_ids])
         self.has_generated(1)
@@ -79,7 +83,7 @@ class MeteredEngine:
         watch = self.pace.watch(num_tokens)
         watch.asked()
         try:
-            verified = await self._engine.verify(prompt_token_ids, drafted_ids, cache_salt or self._salt)
+            verified = await self._engine.verify(prompt_token_ids, drafted_ids, sampling, cache_salt or self._salt)
         finally:
             watch.ended()
         again = verified.passes - 1
@@ -119,7 +123,8 @@ class MeteredEngine:
             prefilled=self.prefilled,
             cached=self.cached,
             generated=self.generated,
-            discarded=self.generated - committed_tokens,
+            # a step may hold tokens of a draft, within a character, that the engine has drawn too and not written
+            discarded=max(0, self.generated - committed_tokens),
             probe=self.probe,
             passes=self.passes,
             canvas=self.canvas,

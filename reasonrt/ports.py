@@ -7,7 +7,8 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 * `generate_whole`, which an engine may leave out, yields each of several generations once, when it has ended.
 * Closing the stream aborts the work in the engine within one step; `generated_tokens` is exact after it.
 * `read` costs one forward pass and is normalized over the whole vocabulary.
-* `verify` costs one forward pass, and says what a greedy `generate` that writes token by token would have written.
+* `verify` costs one forward pass. Greedy, it says what a `generate` that writes token by token would have written; at a
+  temperature, what it might have: draws from the same distribution, which have seen nothing of the draft.
 * Calls with different values of `cache_salt` share nothing of the prefix cache.
 * A dead engine raises `EngineError` and comes back by itself; what it can never do raises `CapabilityError`.
 """
@@ -20,7 +21,7 @@ from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.pace import Pace
-from reasonrt.types import Event, PolicyEvent, Request, Sampling, TokenDelta, Tokenizer
+from reasonrt.types import GREEDY, Event, PolicyEvent, Request, Sampling, TokenDelta, Tokenizer
 
 
 class Capability(StrEnum):
@@ -30,6 +31,7 @@ class Capability(StrEnum):
     READ = "read"
     SCORE = "score"
     VERIFY = "verify"
+    VERIFY_SAMPLED = "verify_sampled"  # at temperatures above 0 as well
     TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); gives ids; without it, generations come as text
 
 
@@ -38,8 +40,8 @@ class Verified:
     """What an engine would have written in the place of a draft.
 
     Attributes:
-        token_ids: the draft's up to the first that the engine would not have written, and its own in place of that
-            one; all of them, at least one, where it agrees with all.
+        token_ids: the draft's up to the first that the engine would not have written, or has not drawn, and its own in
+            place of that one; all of them, at least one, where it agrees with all.
         cached_tokens: tokens of prompt and draft that its passes read from the prefix cache.
         passes: forward passes that it took, at least one.
     """
@@ -182,9 +184,25 @@ class Engine(Protocol):
         """How likely each candidate is as the next token."""
 
     async def verify(
-        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        drafted_ids: Sequence[int],
+        sampling: Sampling = GREEDY,
+        cache_salt: str = "",
     ) -> Verified:
-        """What the engine itself would write token by token, greedily, where a draft has written `drafted_ids`."""
+        """What the engine itself would write token by token where a draft has written `drafted_ids`.
+
+        At a temperature above 0 it draws at each place from what `generate` would draw from there, by sample and match
+        (see `kernels.speculative_verify`). The random numbers depend on the seed and the place in the text alone: with
+        one seed it agrees with itself, whatever the draft. A draft that was written with the same seed may share them;
+        give another one.
+
+        Args:
+            sampling: of it, `temperature`, `top_p` and `seed`; without a seed, each call draws otherwise.
+
+        Raises:
+            CapabilityError: a temperature above 0, without `Capability.VERIFY_SAMPLED`.
+        """
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         """The scalar head of a reward or router model, read at the last token."""

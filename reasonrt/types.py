@@ -63,6 +63,10 @@ class Sampling:
         _require(0 <= self.top_logprobs <= 20, "top_logprobs must be in [0, 20]", self.top_logprobs)
 
 
+GREEDY = Sampling(1)
+"""For what is asked of an engine without a length of its own, such as a verification."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one request may use, its sub-requests included; the runtime enforces each of them.

@@ -1,6 +1,7 @@
 """How every policy writes: one engine's tokens after a transcript, cut into steps."""
 
-from collections.abc import AsyncGenerator
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -15,12 +16,24 @@ def sampling_for(request: Request, transcript: Transcript, engine: Engine, **cha
     """The request's sampling, cut to what its limit leaves and the engine's context still holds.
 
     Where the limit leaves nothing it is one token: the runtime ends the request when that would be committed.
-    A policy that continues after a commit asks `transcript.room(engine)` first.
+    A policy that continues after a commit asks `transcript.room(engine)` first. Where something is committed, the seed
+    is one of this engine and this place in the text, so that no random numbers are used twice.
     """
     left = max(1, request.limits.max_tokens - transcript.num_tokens)
     max_tokens = max(1, min(left, transcript.room(engine)))
-    wanted: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p, "seed": request.seed}
+    seed = seed_of(request.seed, engine.name, transcript.num_tokens) if transcript.num_tokens else request.seed
+    wanted: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p, "seed": seed}
     return Sampling(**({"max_tokens": max_tokens} | wanted | changes))
+
+
+def seed_of(seed: int | None, *call: str | int) -> int | None:
+    """The seed of one call of a request with this seed: 31 bits, which every server takes. None stays None.
+
+    Random numbers that are used twice in one text make its parts depend on each other: then it is no draw of the model.
+    """
+    if seed is None:
+        return None
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, (seed, *call))).encode(), digest_size=4).digest()) >> 1
 
 
 async def write_steps(
@@ -43,19 +56,24 @@ async def write_steps(
 
 
 async def write_step(
-    engine: Engine, transcript: Transcript, sampling: Sampling
+    engine: Engine, transcript: Transcript, sampling: Sampling, begun: Sequence[int] = ()
 ) -> tuple[Step | None, FinishReason | None]:
     """The next step and, where the text ends with it, the reason for the end. Nothing is committed.
 
     The engine itself stops at the boundary: nothing is generated beyond it. The step is None where the engine only
     ends the text.
+
+    Args:
+        begun: what the engine has written of the step already, maybe all of it.
     """
     boundaries = boundaries_of(engine.tokenizer)
     written = StepWriter(engine, transcript)
-    ids, left = list(transcript.token_ids(engine)), sampling.max_tokens
+    if begun and (steps := written.take(TokenDelta(tuple(begun)))):
+        return steps[0], None
+    ids, left, seed = [*transcript.token_ids(engine), *begun], max(1, sampling.max_tokens - len(begun)), sampling.seed
     while True:
         # a stop token may turn out to be no boundary, inside a formula for instance: the engine then continues after it
-        part = replace(sampling, max_tokens=left, stop_token_ids=boundaries.closing)
+        part = replace(sampling, max_tokens=left, stop_token_ids=boundaries.closing, seed=seed)
         async with aclosing(engine.generate(ids, part)) as stream:
             async for delta in stream:
                 ids += delta.token_ids
@@ -68,6 +86,7 @@ async def write_step(
         if ended or left <= 0:
             reason = FinishReason.STOP if ended else FinishReason.LENGTH
             return written.rest(is_complete=ended), reason
+        seed = seed_of(sampling.seed, len(ids))
 
 
 def steps_of(engine: Engine, transcript: Transcript, whole: TokenDelta) -> tuple[list[Step], FinishReason]:

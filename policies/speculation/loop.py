@@ -4,12 +4,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from reasonrt.answers import holds_answer
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
@@ -23,7 +23,7 @@ from reasonrt.tasks import cancel
 from reasonrt.thinking import opens_thinking, split
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
-from reasonrt.writing import sampling_for, write_step, write_steps
+from reasonrt.writing import sampling_for, seed_of, write_step, write_steps
 
 _log = logging.getLogger(__name__)
 WARM_TOKENS = 32
@@ -91,7 +91,7 @@ class SpeculationLoop:
         tokenizer = self._draft.tokenizer
         prompt = request.prompts.token_ids(tokenizer, request.messages)
         self._prompt_opens_thinking = opens_thinking(tokenizer.decode, prompt)
-        self._can_verify = self._options.verify and request.temperature == 0 and can_verify(self._draft, self._target)
+        self._can_verify = self._options.verify and can_verify(self._draft, self._target, request.temperature)
         self._standing = Standing.UNASKED
         self._beside = _TargetBeside(self._target, self._transcript, request)
         if request.committed and not request.committed[-1].is_complete:
@@ -154,7 +154,10 @@ class SpeculationLoop:
         try:
             if not transcript.room(self._draft):
                 raise _TargetAloneError("the draft's context is full")
-            sampling = sampling_for(self._request, transcript, self._draft, logprobs=True, top_logprobs=TOP_LOGPROBS)
+            # the target may begin with the request's own seed: nothing that it draws hangs together with the draft
+            seed = seed_of(self._request.seed, "draft", transcript.num_tokens)
+            wanted: dict[str, Any] = {"seed": seed, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+            sampling = sampling_for(self._request, transcript, self._draft, **wanted)
             async with aclosing(run_ahead(self._draft, transcript, sampling, options.look_ahead, watch)) as drafted:
                 async for event in drafted:
                     if event is FinishReason.LENGTH and transcript.num_tokens < self._request.limits.max_tokens:
@@ -186,7 +189,9 @@ class SpeculationLoop:
             return None
         await self._beside.stop_reading()  # it would read the same ids again
         started = time.perf_counter()
-        verdict = await verify_step(self._target, self._transcript, step)
+        seed = seed_of(self._request.seed, "verify")
+        sampling = sampling_for(self._request, self._transcript, self._target, seed=seed)
+        verdict = await verify_step(self._target, self._transcript, step, sampling)
         self._tally.verify_s += time.perf_counter() - started
         self._tally.verifications += 1
         stays = step if verdict.is_agreed else verdict.kept
@@ -214,7 +219,7 @@ class SpeculationLoop:
         if not self._transcript.room(self._target):
             yield FinishReason.LENGTH
             return
-        step, reason = await self._beside.step()
+        step, reason = await self._beside.step(verdict.begun if verdict else ())
         written = (kept.text if kept else "") + (step.text if step else "")
         self._tally.useless_escalations += written == rejected.text
         if step is not None:
@@ -327,18 +332,18 @@ class _TargetBeside:
         await cancel(self._reading)
         self._reading = None
 
-    def start_step(self) -> None:
+    def start_step(self, begun: Sequence[int] = ()) -> None:
         sampling = sampling_for(self._request, self._transcript, self._target)
-        self._writing = asyncio.create_task(write_step(self._target, self._transcript, sampling))
+        self._writing = asyncio.create_task(write_step(self._target, self._transcript, sampling, begun))
 
     async def drop_step(self) -> None:
         await cancel(self._writing)
         self._writing = None
 
-    async def step(self) -> tuple[Step | None, FinishReason | None]:
-        """The target's step, begun now if it is not begun already."""
+    async def step(self, begun: Sequence[int]) -> tuple[Step | None, FinishReason | None]:
+        """The target's step, after its tokens `begun`; started now if it is not started already."""
         if self._writing is None:
-            self.start_step()
+            self.start_step(begun)
         await self.stop_reading()
         assert self._writing is not None  # noqa: S101 - for the type checker
         try:

@@ -22,9 +22,9 @@ class SpeculationOptions:
             half of the advantage. The stricter of the two holds.
         max_target_share: of the committed tokens, in [0, 1]; the target is not asked beyond it.
         look_ahead: steps that the draft may be ahead of the router; 0 is lock-step.
-        verify: let the target read a rejected step and keep what it would have written itself. At temperature 0,
-            with engines of one tokenizer and a target that has `Capability.VERIFY`; elsewhere the target writes
-            the step.
+        verify: let the target read a rejected step and keep what it would have written itself, or has drawn as well.
+            With engines of one tokenizer and a target that has `Capability.VERIFY`, at temperatures above 0
+            `Capability.VERIFY_SAMPLED`; elsewhere the target writes the step.
         warm_target: let the target read along while the draft writes, in passes of its own.
         keep_prefix: probability in [0, 1]; where it does not verify, the target keeps a rejected step up to the first
             token of which the draft was less sure. 0 keeps nothing.

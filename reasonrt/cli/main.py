@@ -53,6 +53,9 @@ app.add_typer(config.app, name="config")
 bench.app.command(
     "speculation", epilog="Example: reasonrt bench speculation --inflate 6 --family arbitrage --out runs/speculation"
 )(speculation.bench)
+bench.app.command(
+    "sampled-verification", epilog="Example: reasonrt bench sampled-verification --seeds 20 --json verification.json"
+)(speculation.sampled_verification)
 bench.app.command("diffusion", epilog="Example: reasonrt bench diffusion --problems 400 --json diffusion.json")(
     diffusion_bench.bench
 )

@@ -116,6 +116,53 @@ def bench(
     console.print(f"[dim]journals, speculation.json and speculation.png are in {out}[/]")
 
 
+def sampled_verification(
+    out: Annotated[
+        Path, typer.Option(help="Write into this folder; the same command continues from what is there.")
+    ] = Path("runs/sampled-verification"),
+    task: TaskOption = "zoo",
+    split: SplitOption = "test",
+    problems: Annotated[int, typer.Option(min=2, help="Draw answers to this many problems.")] = 100,
+    seeds: Annotated[int, typer.Option(min=2, help="Draw this many answers to each problem.")] = 20,
+    temperature: Annotated[float, typer.Option(min=0.01, max=2.0, help="Draw at this temperature.")] = 0.7,
+    concurrency: Annotated[int, typer.Option(min=1, help="Solve this many problems concurrently.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="End a problem after this many tokens.")] = 640,
+    suffix: SuffixOption = "",
+    config: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Test whether verified answers at a temperature are drawn as the target draws its own."""
+    from reasonrt.benches import sampled_verification as bench_of
+    from reasonrt.evals.tasks import load_task
+
+    drawn = load_task(task, problems, split)
+    shared: dict[str, Any] = {"temperature": temperature, "prompt_suffix": suffix, "block": 50}
+    runs = [RunSettings(task, Limits(max_tokens), concurrency, seed=seed, **shared) for seed in range(seeds)]
+    evaluations = [(drawn, bench_of.ARMS, each, out / f"seed-{each.seed}") for each in runs]
+    reports = run(_evaluate(load_config(config), evaluations))
+    rows, powers = bench_of.verification_rows(reports), bench_of.powers(reports)
+    table = Table("policy", "n", "accuracy", "as the target: p", "target's passes", "s/problem")
+    for row in rows:
+        table.add_row(
+            row["policy"],
+            str(row["n"]),
+            f"{row['accuracy']:.1%}",
+            "" if row["p_value"] is None else f"{row['p_value']:.4f}",
+            f"{row['passes_per_problem']:.1f}",
+            f"{row['seconds_per_problem']:.3f}",
+        )
+    console.print(table)
+    seen = [share for share, power in powers.items() if share and power >= bench_of.POWER]
+    console.print(
+        f"at the level {bench_of.LEVEL} the test sees answers of which {min(seen):.0%} are the draft's with a "
+        f"probability of {powers[min(seen)]:.0%}, and is wrong with {powers[0.0]:.0%}"
+        if seen
+        else "[yellow]the test would not see the draft's own answers: take more problems or seeds[/]"
+    )
+    about = {"temperature": temperature, "seeds": seeds, "problems": len(drawn)}
+    write_json(json_file or out / "sampled-verification.json", about | {"rows": rows, "powers": powers})
+
+
 def _timing_config(settings: Config, inflate: int, token_level: Sequence[str]) -> Config:
     target = settings.engines["target"]
     if not isinstance(target, VllmConfig):

@@ -16,10 +16,7 @@ from torch import Tensor
 from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.strategies import Predictions
-
-# of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as signed numbers
-_STEP = 0x9E3779B97F4A7C15 - 2**64
-_MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+from reasonrt.kernels.speculative_verify import draw, gumbel_noise, noise_keys
 
 
 class Drawing:
@@ -35,25 +32,23 @@ class Drawing:
         self.temperature, self.top_p = temperature, top_p
         self._seed = int.from_bytes(os.urandom(8)) if seed is None else seed
 
+    def keys(self, positions: NDArray[np.int64], device: torch.device | None = None) -> Tensor:
+        """The random numbers of rows that predict `positions`, as `speculative_verify.draw` takes them."""
+        return torch.tensor(noise_keys(self._seed, positions.tolist()), dtype=torch.int64, device=device)
+
     def noise(self, positions: NDArray[np.int64], tokens: int, device: torch.device | None = None) -> Tensor:
-        """Gumbel noise [positions, tokens], made where it is used: a hash of seed, position and token (SplitMix64)."""
-        keys = torch.tensor([self._key("noise", int(position)) for position in positions], device=device)
-        bits = torch.arange(tokens, device=device) * _STEP + keys[:, None]
-        for shift, factor in _MIXING:
-            bits ^= (bits >> shift).bitwise_and_((1 << 64 - shift) - 1)  # as if without a sign
-            bits *= factor
-        uniform = bits.bitwise_right_shift_(12).bitwise_and_((1 << 52) - 1).double().add_(0.5).mul_(2.0**-52)
-        return uniform.log_().neg_().log_().neg_()
+        """Gumbel noise [positions, tokens]."""
+        return gumbel_noise(self.keys(positions, device), tokens)
 
     def dirichlet(self, position: int, shape: ModelShape, decoding: Decoding) -> Tensor:
         """A random distribution [1, tokens], for `residual_start: dirichlet`."""
         alpha = torch.full((1, shape.tokens), decoding.dirichlet_concentration, dtype=torch.float64)
-        gamma = torch._standard_gamma(alpha, generator=torch.Generator().manual_seed(self._key("start", position)))
+        gamma = torch._standard_gamma(alpha, generator=torch.Generator().manual_seed(self._start_key(position)))
         return gamma / gamma.sum()
 
-    def _key(self, purpose: str, position: int) -> int:
+    def _start_key(self, position: int) -> int:
         """64 bits, signed."""
-        digest = hashlib.blake2b(f"{self._seed}/{purpose}/{position}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self._seed}/start/{position}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, signed=True)
 
 
@@ -98,9 +93,7 @@ def entropy(probs: Tensor) -> Tensor:
 
 
 def _draw(logits: Tensor, drawing: Drawing, positions: NDArray[np.int64]) -> Tensor:
-    scaled = logits.double() / drawing.temperature
-    if drawing.top_p < 1:
-        probs, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        is_beyond = probs.cumsum(-1) - probs >= drawing.top_p
-        scaled = scaled.masked_fill(torch.zeros_like(is_beyond).scatter(-1, order, is_beyond), -torch.inf)
-    return (scaled + drawing.noise(positions, logits.shape[-1], logits.device)).argmax(-1)
+    rows, device = len(logits), logits.device
+    temperature = torch.full((rows,), drawing.temperature, dtype=torch.float64, device=device)
+    top_p = torch.full((rows,), drawing.top_p, dtype=torch.float64, device=device)
+    return draw(logits, drawing.keys(positions, device), temperature, top_p)

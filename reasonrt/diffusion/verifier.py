@@ -12,9 +12,10 @@ from reasonrt.types import FinishReason
 
 
 class Verifier:
-    """Reads a prompt and a draft causally, and hands over what the model itself would write, greedily.
+    """Reads a prompt and a draft causally, and hands over what the model itself would write.
 
-    These are the tokens of the draft up to the first that the model would not write, and its own in place of that one.
+    These are the tokens of the draft up to the first that the model would not write, and its own in place of that one;
+    at a temperature, those that its request draws at each place (sample and match, see `kernels.speculative_verify`).
     For models with causal context, where the row of a committed token predicts the one after it.
 
     Args:

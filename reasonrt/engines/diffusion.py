@@ -36,8 +36,9 @@ from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified
-from reasonrt.types import Message, Sampling, TokenDelta
+from reasonrt.types import GREEDY, Message, Sampling, TokenDelta
 
+_VERIFYING = {Capability.VERIFY, Capability.VERIFY_SAMPLED}
 _FREE_SHARE = 0.9  # of the free memory, for the cache
 _MAX_REASON = 300  # characters
 _log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class DiffusionEngine:
             raise ConfigError(f"engine {name!r}: decoding: {error}") from None
         known = {Capability.LOGPROBS, Capability.READ, Capability.TOKEN_IDS}
         self._can_verify = self.shape.context == "causal"
-        self.capabilities = frozenset(known | ({Capability.VERIFY} if self._can_verify else set()))
+        self.capabilities = frozenset(known | (_VERIFYING if self._can_verify else set()))
         self.restarts = 0
         self._worker: _Worker | None = None
         self._startup: asyncio.Task[_Worker] | None = None
@@ -171,9 +172,15 @@ class DiffusionEngine:
         return Reading(watch.logprobs, job.cached)
 
     async def verify(
-        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        drafted_ids: Sequence[int],
+        sampling: Sampling = GREEDY,
+        cache_salt: str = "",
     ) -> Verified:
-        """What the model writes token by token, greedily, where a draft has written `drafted_ids`.
+        """What the model writes token by token where a draft has written `drafted_ids`.
+
+        It draws as `generate` does: with the same seed it agrees with what `self_speculation` writes.
 
         Raises:
             CapabilityError: the model has no causal context.
@@ -189,7 +196,8 @@ class DiffusionEngine:
         self._check_prompt(prompt_token_ids, len(drafted_ids))
         self._check_ids(drafted_ids, "draft")
         task = Task((*prompt_token_ids, *drafted_ids), 1, frozenset())
-        job = Job(task, self._decoding, Drawing(), _unheard, cache_salt, make=Verifier.of(len(drafted_ids)))
+        drawing = Drawing(sampling.temperature, sampling.top_p, sampling.seed)
+        job = Job(task, self._decoding, drawing, _unheard, cache_salt, make=Verifier.of(len(drafted_ids)))
         return Verified(tuple(await self._run(job)), job.cached)
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:

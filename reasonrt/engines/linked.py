@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 from reasonrt.errors import EngineError, ReasonRTError
 from reasonrt.ports import Capability, ChecksDecoding, Engine, Reading, Score, Verified, canvas_positions
 from reasonrt.tasks import cancel
-from reasonrt.types import Sampling, TokenDelta
+from reasonrt.types import GREEDY, Sampling, TokenDelta
 
 _KEPT_COUNTS = 1024
 _HEARD_S = 0.2
@@ -106,8 +106,10 @@ class EngineHost:
     async def read(self, token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str) -> Reading:
         return await self._engine.read(token_ids, candidate_ids, cache_salt)
 
-    async def verify(self, token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str) -> Verified:
-        return await self._engine.verify(token_ids, drafted_ids, cache_salt)
+    async def verify(
+        self, token_ids: Sequence[int], drafted_ids: Sequence[int], sampling: Sampling, cache_salt: str
+    ) -> Verified:
+        return await self._engine.verify(token_ids, drafted_ids, sampling, cache_salt)
 
     async def score(self, token_ids: Sequence[int], cache_salt: str) -> Score:
         return await self._engine.score(token_ids, cache_salt)
@@ -185,9 +187,14 @@ class LinkedEngine:
         return reading
 
     async def verify(
-        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        drafted_ids: Sequence[int],
+        sampling: Sampling = GREEDY,
+        cache_salt: str = "",
     ) -> Verified:
-        written: Verified = await self._link.call("verify", list(prompt_token_ids), list(drafted_ids), cache_salt)
+        arguments = list(prompt_token_ids), list(drafted_ids), sampling, cache_salt
+        written: Verified = await self._link.call("verify", *arguments)
         return written
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:

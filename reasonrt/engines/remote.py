@@ -31,7 +31,7 @@ from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.whole import JoinedStreams, joined
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified, WholeStream, refuse_decoding
-from reasonrt.types import FinishReason, Sampling, TokenDelta
+from reasonrt.types import GREEDY, FinishReason, Sampling, TokenDelta
 
 _CONNECT_TIMEOUT_S = 10.0
 _KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn closes an idle connection: no race for it
@@ -165,7 +165,11 @@ class RemoteEngine:
         return Reading(tuple(logprobs), cached)
 
     async def verify(
-        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        drafted_ids: Sequence[int],
+        sampling: Sampling = GREEDY,
+        cache_salt: str = "",
     ) -> Verified:
         raise CapabilityError(f"engine {self.name!r} is remote and verifies nothing; run it in process")
 

@@ -16,7 +16,7 @@ from typing import Self
 from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified, refuse_decoding
-from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+from reasonrt.types import GREEDY, FinishReason, Message, Sampling, TokenDelta
 
 Script = Callable[[str, Sampling], str]
 """From the text of prompt and committed steps to what comes next."""
@@ -193,12 +193,16 @@ class ScriptedEngine:
         return Reading(tuple(logprobs), known)
 
     async def verify(
-        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        drafted_ids: Sequence[int],
+        sampling: Sampling = GREEDY,
+        cache_salt: str = "",
     ) -> Verified:
         known = self.admit([*prompt_token_ids, *drafted_ids], 1, cache_salt)
         self.generated_tokens += 1
         await self.work(1, self.life)
-        own = [*self.tokenizer.encode(self.reply(prompt_token_ids, Sampling(1))), _EOS]
+        own = [*self.tokenizer.encode(self.reply(prompt_token_ids, sampling)), _EOS]
         agreed = next((i for i, pair in enumerate(zip(own, drafted_ids, strict=False)) if pair[0] != pair[1]), None)
         written = own[: len(drafted_ids) if agreed is None else agreed + 1]
         return Verified(tuple(written), min(known, len(prompt_token_ids) - 1))

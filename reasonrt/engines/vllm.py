@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any, Self
 from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import (
+    DRAFT_ARGUMENT,
     VllmSettings,
     computed_settings,
     engine_arguments,
@@ -28,7 +30,7 @@ from reasonrt.engines.vllm_settings import (
 from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified, refuse_decoding
-from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+from reasonrt.types import GREEDY, FinishReason, Message, Sampling, TokenDelta
 
 _MAX_REASON = 300  # characters of vLLM's own words
 _log = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ class VllmEngine:
         self.max_model_len = self.settings.max_model_len
         self.tokenizer = HFTokenizer(model)
         scoring = {Capability.SCORE}
-        self.capabilities = frozenset(scoring if self.settings.scores else set(Capability) - scoring)
+        generating = set(Capability) - scoring - {Capability.VERIFY_SAMPLED}  # found out at the start
+        self.capabilities = frozenset(scoring if self.settings.scores else generating)
         self.restarts = 0
         self._llm: Any = None
         self._startup: asyncio.Task[Any] | None = None
@@ -98,13 +101,18 @@ class VllmEngine:
         return Reading(tuple([float(logprobs[candidate].logprob) for candidate in candidate_ids]), _cached(output))
 
     async def verify(
-        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        drafted_ids: Sequence[int],
+        sampling: Sampling = GREEDY,
+        cache_salt: str = "",
     ) -> Verified:
         token_ids = [*prompt_token_ids, *drafted_ids]
-        output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=False)
+        asked = {"prompt_logprobs": 1} | self._drawn_at(len(drafted_ids), sampling)
+        output = await self._one_pass(token_ids, cache_salt, skip_reading_prefix_cache=False, **asked)
         passes, cached = 1, _cached(output)
         if cached >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
-            output = await self._one_pass(token_ids, cache_salt, prompt_logprobs=1, skip_reading_prefix_cache=True)
+            output = await self._one_pass(token_ids, cache_salt, skip_reading_prefix_cache=True, **asked)
             passes, cached = 2, cached + _cached(output)
         written: list[int] = []
         for drafted, place in zip(drafted_ids, output.prompt_logprobs[-len(drafted_ids) :], strict=True):
@@ -113,6 +121,18 @@ class VllmEngine:
                 break
         return Verified(tuple(written), cached, passes)
 
+    def _drawn_at(self, num_drafted: int, sampling: Sampling) -> dict[str, Any]:
+        """What lets our worker give the token that it has drawn, in the place of the most probable one."""
+        if not sampling.temperature:
+            return {}
+        if Capability.VERIFY_SAMPLED not in self.capabilities:
+            raise CapabilityError(
+                f"engine {self.name!r} verifies greedily alone, on this model runner of vLLM; verify at temperature 0"
+            )
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        draws = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        return draws | {"extra_args": {DRAFT_ARGUMENT: [num_drafted, seed]}}
+
     async def _one_pass(self, token_ids: Sequence[int], cache_salt: str, **asked: Any) -> Any:
         """vLLM's output for a text that it reads and does not continue."""
         from vllm import SamplingParams
@@ -120,7 +140,7 @@ class VllmEngine:
         if self.settings.scores:
             raise CapabilityError(f"engine {self.name!r} is a scoring model and has no next token")
         self._check_fits(token_ids, 1)
-        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **asked)
+        params = SamplingParams(max_tokens=1, detokenize=False, **{"temperature": 0.0} | asked)
         llm = await self._alive()
         with _translated(self):
             outputs = [out async for out in llm.generate(_prompt(token_ids, cache_salt), params, self.next_id())]
@@ -191,6 +211,8 @@ class VllmEngine:
             return
         with _translated(self):
             await self._llm.collective_rpc("keep_reads_apart")
+            if all(await self._llm.collective_rpc("draw_in_place_of_drafts")):
+                self.capabilities |= {Capability.VERIFY_SAMPLED}
         for sampling in (Sampling(8, top_logprobs=20), Sampling(8, temperature=0.7, top_p=0.9, seed=0)):
             async for _ in self.generate(prompt, sampling):
                 pass

@@ -12,6 +12,10 @@ from typing import Any
 
 from reasonrt.engines.fingerprint import model_fingerprint
 
+DRAFT_ARGUMENT = "reasonrt_draft"
+"""Among the `extra_args` of a verification that draws: how many tokens at the end of its prompt are the draft, and the
+seed. It comes to `engines.vllm_worker`."""
+
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:

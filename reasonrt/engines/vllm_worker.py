@@ -3,6 +3,9 @@
 vLLM's V1 model runner gathers, for all of a batch, either the highest log-probabilities or those of the ids that a
 read asks for. A generation that shares a step with a read would get minus infinity, and a read that shares one with
 speculation nothing, or the engine's death. The V2 runner, which GPUs use, does it row by row and is left alone.
+
+Of the tokens of a prompt, vLLM tells the most probable ones. A verification at a temperature wants one that is drawn:
+it is drawn here, on the V1 runner alone, and put in the place of the most probable one.
 """
 
 import ctypes
@@ -10,8 +13,13 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+
+from reasonrt.engines.vllm_settings import DRAFT_ARGUMENT
+from reasonrt.kernels.speculative_verify import noise_keys, speculative_verify
 
 _MOST = 20  # the most log-probabilities that a generation can ask for
 
@@ -49,6 +57,90 @@ class WorkerExtension:
         rejection_sampler = getattr(self.model_runner, "rejection_sampler", None)
         if rejection_sampler is not None:
             rejection_sampler.forward = _verify_for_all(rejection_sampler.forward)
+
+    def draw_in_place_of_drafts(self) -> bool:
+        """Let verifications draw, once the model is loaded. Returns whether this runner can."""
+        gather = getattr(self.model_runner, "_get_prompt_logprobs_dict", None)
+        if gather is not None:
+            self.model_runner._get_prompt_logprobs_dict = _draw_in_place_of_drafts(self.model_runner, gather)
+        return gather is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Drafted:
+    """What one pass reads of one verification's draft.
+
+    Attributes:
+        request_id: vLLM's.
+        begin, end: places in the prompt.
+        row: of the hidden states, that predicts the token at `begin`.
+    """
+
+    request_id: str
+    begin: int
+    end: int
+    row: int
+
+
+def _draw_in_place_of_drafts(runner: Any, gather: Callable[..., Any]) -> Callable[..., Any]:
+    def draw_in_place_of_drafts(hidden_states: Any, num_scheduled: Mapping[str, int]) -> Any:
+        drafts = _drafts_of(runner, num_scheduled)
+        tables = gather(hidden_states, num_scheduled)  # for each request whose prompt ends in this pass
+        if drafts:
+            places = [row for draft in drafts for row in range(draft.row, draft.row + draft.end - draft.begin)]
+            found = _verify(runner, drafts, runner.model.compute_logits(hidden_states[places]))
+            for draft, accepted, token in zip(drafts, found.accepted.tolist(), found.tokens.tolist(), strict=True):
+                unfinished = runner.requests[draft.request_id].in_progress_prompt_logprobs_cpu
+                _tell(tables.get(draft.request_id, unfinished), draft, accepted, token)
+        return tables
+
+    return draw_in_place_of_drafts
+
+
+def _tell(table: Any, draft: _Drafted, accepted: int, token: int) -> None:
+    """Put what was drawn into vLLM's table [places, 2], of the prompt's own tokens and the most probable ones.
+
+    It begins with the second place of the prompt.
+    """
+    begin = draft.begin - 1
+    end = begin + accepted
+    table.logprob_token_ids[begin:end, 1] = table.logprob_token_ids[begin:end, 0]
+    if token >= 0:
+        table.logprob_token_ids[end, 1] = token
+        table.selected_token_ranks[end] = 2
+
+
+def _drafts_of(runner: Any, num_scheduled: Mapping[str, int]) -> list[_Drafted]:
+    """Of the verifications that draw and take part in this pass; `runner` forgets them as their prompt ends."""
+    drafts = []
+    for request_id in runner.num_prompt_logprobs:
+        request, num_tokens = runner.requests[request_id], num_scheduled.get(request_id, 0)
+        argument = (request.sampling_params.extra_args or {}).get(DRAFT_ARGUMENT)
+        if argument is not None:
+            computed, length = request.num_computed_tokens, len(request.prompt_token_ids)
+            begin, end = max(computed + 1, length - argument[0]), min(computed + num_tokens + 1, length)
+            first = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[request_id]]) if num_tokens else 0
+            if begin < end:
+                drafts.append(_Drafted(request_id, begin, end, first + begin - 1 - computed))
+    return drafts
+
+
+def _verify(runner: Any, drafts: Sequence[_Drafted], logits: torch.Tensor) -> Any:
+    requests = [runner.requests[draft.request_id] for draft in drafts]
+    drafted, keys = list[int](), list[int]()
+    for request, draft in zip(requests, drafts, strict=True):
+        seed = request.sampling_params.extra_args[DRAFT_ARGUMENT][1]
+        drafted += request.prompt_token_ids[draft.begin : draft.end]
+        keys += noise_keys(seed, range(draft.begin, draft.end))
+    made = [request.sampling_params for request in requests]
+    return speculative_verify(
+        logits,
+        logits.new_tensor(drafted, dtype=torch.int64),
+        logits.new_tensor([draft.end - draft.begin for draft in drafts], dtype=torch.int64),
+        logits.new_tensor(keys, dtype=torch.int64),
+        logits.new_tensor([params.temperature for params in made], dtype=torch.float64),
+        logits.new_tensor([params.top_p for params in made], dtype=torch.float64),
+    )
 
 
 def _gather_for_all(gather: Callable[..., Any]) -> Callable[..., Any]:

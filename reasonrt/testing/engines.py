@@ -5,7 +5,7 @@ import math
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reasonrt.engines.whole import generate_whole
@@ -433,7 +433,7 @@ async def read_agrees_with_generate(case: EngineCase) -> None:
 
 
 async def verify_agrees_with_generate(case: EngineCase) -> None:
-    """`verify` says what a greedy `generate` that writes token by token would have written."""
+    """Greedy, `verify` says what a `generate` that writes token by token would have written."""
     prompt = case.prompt()
     if not await _can(case, Capability.VERIFY, lambda: case.engine.verify(prompt, [0])):
         return
@@ -444,6 +444,32 @@ async def verify_agrees_with_generate(case: EngineCase) -> None:
         slipped = [*own[:at], own[at] + 1, *own[at + 1 :]]
         verified = (await case.engine.verify(prompt, slipped)).token_ids
         require(list(verified) == own[: at + 1], f"of {slipped} it says {list(verified)}, not {own[: at + 1]}")
+
+
+async def verify_draws_what_the_engine_draws(case: EngineCase) -> None:
+    """`verify` at a temperature draws by seed and place alone, from the engine's own distribution."""
+    prompt, sampling = case.prompt(), Sampling(1, temperature=2.0, top_p=0.95, decoding=case.verifies_as)
+    if not await _can(case, Capability.VERIFY_SAMPLED, lambda: case.engine.verify(prompt, [0], sampling)):
+        return
+    draft = await case.write_ids(Sampling(8, decoding=case.verifies_as))
+
+    async def drawn(drafted: Sequence[int], seed: int, after: Sequence[int] = ()) -> list[int]:
+        verified = await case.engine.verify([*prompt, *after], drafted, replace(sampling, seed=seed))
+        return list(verified.token_ids)
+
+    own = await drawn(draft, 1)
+    for other in (own, [*own, *draft], [*own[:-1], own[-1] + 1]):
+        again = (await drawn(other, 1))[: len(own)]
+        require(again == own, f"asked about {draft} it draws {own}, about {other} {again}")
+    places = [(place, seed) for place in range(min(4, len(draft))) for seed in range(12)]
+    verified = sum([(await drawn(draft[at : at + 1], seed, draft[:at]))[0] == draft[at] for at, seed in places])
+    generated = 0
+    for at, seed in places:
+        deltas = await case.write([*prompt, *draft[:at]], replace(sampling, seed=seed + 12))
+        generated += ids_of(deltas)[0] == draft[at]
+    share = (verified + generated) / (2 * len(places))
+    is_near = abs(verified - generated) <= 5 * math.sqrt(2 * len(places) * share * (1 - share)) + 1
+    require(is_near, f"of {len(places)} draws of its own {generated} are its most probable token, of these {verified}")
 
 
 async def score_is_a_number(case: EngineCase) -> None:
@@ -508,6 +534,7 @@ ENGINE_RULES: tuple[Rule[EngineCase], ...] = (
     read_tells_what_was_cached,
     read_agrees_with_generate,
     verify_agrees_with_generate,
+    verify_draws_what_the_engine_draws,
     score_is_a_number,
     what_does_not_fit_is_refused,
     unknown_decoding_is_refused,

@@ -191,6 +191,15 @@ async def test_speculating_with_itself_it_writes_what_the_model_writes_and_verif
         assert (await engine.verify(prompt, ids)).token_ids == tuple(ids)
         slipped = [*ids[:5], ids[5] + 1, *ids[6:]]
         assert (await engine.verify(prompt, slipped)).token_ids == tuple(ids[:6])
+        drawn = Sampling(40, temperature=2.0, top_p=0.95, seed=3)
+        ids = await write_ids(engine, prompt, drawn)
+        assert (await engine.verify(prompt, ids, drawn)).token_ids == tuple(ids)
+        slipped = [*ids[:5], ids[5] + 1, *ids[6:]]
+        assert (await engine.verify(prompt, slipped, drawn)).token_ids == tuple(ids[:6])
+        other = Sampling(40, temperature=2.0, top_p=0.95, seed=4)
+        found = list((await engine.verify(prompt, ids, other)).token_ids)
+        assert found == (await write_ids(engine, prompt, other))[: len(found)]
+        ids = await write_ids(engine, prompt, Sampling(80))
         reading = await engine.read(prompt, [ids[0], ids[1]])
         (first,) = await write(engine, prompt, Sampling(1, logprobs=True))
         assert reading.logprobs[0] == pytest.approx(first.logprobs[0], abs=1e-3)

@@ -77,6 +77,8 @@ async def test_it_runs_in_another_process_and_says_what_it_would_say_here(make: 
     assert await linked.read([2, 3], [4, 5]) == await here.read([2, 3], [4, 5])
     drafted = here.tokenizer.encode("word wood")
     assert await linked.verify([2, 3], drafted) == await here.verify([2, 3], drafted)
+    drawn = Sampling(1, temperature=1.0, seed=1)
+    assert await linked.verify([2, 3], drafted, drawn) == await here.verify([2, 3], drafted, drawn)
 
 
 async def test_policies_run_over_it(make: Make) -> None:

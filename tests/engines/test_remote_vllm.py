@@ -13,7 +13,11 @@ pytestmark = pytest.mark.vllm
 
 
 async def test_vllm_gives_all_but_scores_verifications_and_its_length(remote_engine: RemoteEngine) -> None:
-    assert remote_engine.capabilities == set(Capability) - {Capability.SCORE, Capability.VERIFY}
+    assert remote_engine.capabilities == set(Capability) - {
+        Capability.SCORE,
+        Capability.VERIFY,
+        Capability.VERIFY_SAMPLED,
+    }
     assert remote_engine.max_model_len == 1024
 
 

@@ -1,9 +1,11 @@
 """`Engine.verify`: what an engine would have written where a draft has written something."""
 
 import asyncio
+from collections import Counter
 from contextlib import aclosing
 
 import pytest
+from scipy.stats import chi2_contingency
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
@@ -110,3 +112,39 @@ async def test_what_does_not_fit_is_not_verified_either(engine: Engine) -> None:
         pytest.skip("verifies nothing")
     with pytest.raises(RequestError, match="max_model_len 1024"):
         await engine.verify((ask(engine) * 100)[:1000], [2] * 24)
+
+
+@pytest.mark.vllm
+async def test_tokens_are_drawn_as_often_as_vllm_draws_them(target_engine: Engine) -> None:
+    """At an uncertain place, and at the one after it where the draft was right; 300 seeds each."""
+    question = "Sort these numbers in ascending order: 250, 17, 88, 31, 204, 9, 122"
+    prompt = target_engine.tokenizer.chat((Message("user", question),))
+    prompt += target_engine.tokenizer.encode_text("<think>\nSmallest ")
+    draft = ids_of(await collect(target_engine, prompt, Sampling(2)))
+
+    def sampling(seed: int) -> Sampling:
+        return Sampling(2, temperature=2.0, top_p=0.9, seed=seed)
+
+    verifications = (target_engine.verify(prompt, draft, sampling(seed)) for seed in range(300))
+    drawn = [list(found.token_ids) for found in await asyncio.gather(*verifications)]
+    generations = (collect(target_engine, prompt, sampling(seed)) for seed in range(300, 600))
+    written = [ids_of(deltas) for deltas in await asyncio.gather(*generations)]
+
+    ours, own = Counter(ids[0] for ids in drawn), Counter(ids[0] for ids in written)
+    assert len(own) >= 4
+    assert own[draft[0]] > 30
+    assert differ(ours, own) > 1e-3
+    ours, own = (Counter(ids[1] for ids in each if ids[0] == draft[0]) for each in (drawn, written))
+    assert differ(ours, own) > 1e-3
+    greedy = Counter({draft[0]: 300})
+    assert differ(greedy, Counter(ids[0] for ids in written)) < 1e-9
+
+
+def differ(counts: Counter[int], others: Counter[int]) -> float:
+    """The p-value that both are draws of one distribution; what is rare is counted together."""
+    common = [token for token in counts | others if counts[token] + others[token] >= 12]
+    rows = [[each[token] for token in common] for each in (counts, others)]
+    rare = [each.total() - sum(row) for each, row in zip((counts, others), rows, strict=True)]
+    if sum(rare):
+        rows = [[*row, left] for row, left in zip(rows, rare, strict=True)]
+    return float(chi2_contingency(rows).pvalue) if len(rows[0]) > 1 else 1.0

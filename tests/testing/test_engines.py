@@ -12,7 +12,7 @@ from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified
 from reasonrt.testing import ContractError, check_engine
-from reasonrt.types import FinishReason, Sampling, TokenDelta
+from reasonrt.types import GREEDY, FinishReason, Sampling, TokenDelta
 
 
 def answer(prompt: str, sampling: Sampling) -> str:
@@ -185,8 +185,36 @@ class Sorted(Good):
 
 
 class AgreesWithAll(Good):
-    async def verify(self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], cache_salt: str = "") -> Any:
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], sampling: Any = None, cache_salt: str = ""
+    ) -> Any:
         return Verified(tuple(drafted_ids))
+
+
+class DrawsEarly(Good):
+    """With its first token."""
+
+    def reply(self, prompt: Sequence[int], sampling: Sampling) -> str:
+        return f"{sampling.seed} is the way." if sampling.temperature else "A" * 12
+
+
+class DrawsAnew(DrawsEarly):
+    """By no seed."""
+
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], sampling: Any = GREEDY, cache_salt: str = ""
+    ) -> Any:
+        self.verified = getattr(self, "verified", 0) + bool(sampling.temperature)
+        return await super().verify(prompt_token_ids, drafted_ids, replace(sampling, seed=self.verified), cache_salt)
+
+
+class DrawsGreedily(DrawsEarly):
+    """Where it verifies."""
+
+    async def verify(
+        self, prompt_token_ids: Sequence[int], drafted_ids: Sequence[int], sampling: Any = GREEDY, cache_salt: str = ""
+    ) -> Any:
+        return await super().verify(prompt_token_ids, drafted_ids, GREEDY, cache_salt)
 
 
 class NanScore(Good):
@@ -328,7 +356,9 @@ FAULTS: list[tuple[Any, str, str]] = [
     (SameToAll, "One instance serves many requests", "answers two of the questions alike"),
     (Unnormalized, "normalized over the whole vocabulary", "add up to"),
     (Sorted, "in the candidates' order", "they are others"),
-    (AgreesWithAll, "`verify` says what a greedy", "it says"),
+    (AgreesWithAll, "Greedy, `verify` says what a", "it says"),
+    (DrawsAnew, "draws by seed and place alone", "asked about .* it draws"),
+    (DrawsGreedily, "draws by seed and place alone", "of 48 draws of its own 0 are"),
     (NanScore, "`score` is the scalar head", "it is nan"),
     (CannotAndDoes, "`score` is the scalar head", "raises no CapabilityError"),
     (TakesAll, "do not fit into max_model_len", "tokens are taken"),
@@ -353,7 +383,7 @@ async def test_engine_that_can_less_and_says_so_passes() -> None:
     class Less(Good):
         capabilities = frozenset({Capability.TOKEN_IDS, Capability.LOGPROBS})
 
-        async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
+        async def score(self, prompt_token_ids: Sequence[int], *others: Any) -> Score:
             raise CapabilityError("it scores nothing")
 
         read: Any = score

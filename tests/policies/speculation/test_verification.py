@@ -1,15 +1,22 @@
 """Escalations that verify: what the target keeps, what it corrects, and where it takes over."""
 
-from collections.abc import Callable
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from reasonrt import Completion, FinishReason, Request, Runtime
-from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.engines.scripted import CharacterTokenizer, Script, ScriptedEngine, continuing
 from reasonrt.pace import Pace
+from reasonrt.ports import Capability
 from reasonrt.types import Sampling
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
@@ -116,13 +123,120 @@ async def test_price_counts_what_the_target_has_not_read(monkeypatch: pytest.Mon
     assert completion.text == "".join(GOOD)
 
 
-async def test_sampled_requests_and_foreign_tokenizers_are_not_verified() -> None:
-    sampled = make_runtime("".join(GOOD))
+async def test_what_the_target_cannot_verify_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn tokens without the capability for them, and tokens of another vocabulary."""
     request = Request.ask("?", "rsd", options={"verify": True}, temperature=0.7)
     foreign = make_runtime("".join(GOOD))
     foreign.engines["draft"].tokenizer.fingerprint = "others"  # type: ignore[misc]
 
-    completions = [await sampled.complete(request), await solve(foreign)]
+    drawn = await make_runtime("".join(GOOD)).complete(request)
+    monkeypatch.setattr(ScriptedEngine, "capabilities", frozenset(Capability) - {Capability.VERIFY_SAMPLED})
+    refused = [await make_runtime("".join(GOOD)).complete(request), await solve(foreign)]
 
-    assert all(completion.details["verifications"] == 0 for completion in completions)
-    assert all(completion.text == "".join(GOOD) for completion in completions)
+    assert drawn.details["verifications"] == len(GOOD)
+    assert all(completion.details["verifications"] == 0 for completion in refused)
+    assert all(completion.text == "".join(GOOD) for completion in refused)
+
+
+# at temperatures above 0: two steps of two letters, each an a with a probability that depends on the letter before
+
+TARGET, DRAFT = {"": 0.5, "a": 0.3, "b": 0.8}, {"": 0.3, "a": 0.6, "b": 0.5}
+NUM_DRAWN = 1200
+
+
+def drawing(chances: Mapping[str, float]) -> Script:
+    """A model of these texts; its random numbers are those of seed and place, as the port says of `verify`."""
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        text = begun = prompt.rpartition("[assistant] ")[2]
+        while True:
+            letters = text.replace("\n\n", "")
+            if letters and len(letters) % 2 == 0 and not text.endswith("\n\n"):
+                text += "\n\n"
+            if len(letters) == 4:
+                return text[len(begun) :]
+            luck = random.Random(f"{sampling.seed} {len(text)}").random()
+            text += "a" if luck < chances[letters[-1:]] else "b"
+
+    return script
+
+
+def chance(letters: str) -> float:
+    """The target's, of a text that begins so."""
+    each = (TARGET[before] for before in ("", *letters[:-1]))
+    return math.prod(p if letter == "a" else 1 - p for p, letter in zip(each, letters, strict=True))
+
+
+async def draw_texts(reward: Callable[[str], float], *, verify: bool) -> list[Completion]:
+    draft, target = ScriptedEngine("draft", drawing(DRAFT)), ScriptedEngine("target", drawing(TARGET))
+    runtime = Runtime({"draft": draft, "target": target, "reward": ScriptedEngine("reward", "", scores=reward)})
+    options = {"verify": verify, "threshold": 0.7}
+    requests = [Request.ask("?", "rsd", options=options, temperature=1.0, seed=seed) for seed in range(NUM_DRAWN)]
+    return [await runtime.complete(request) for request in requests]
+
+
+def p_value(written: Sequence[str]) -> float:
+    """Of beginnings of equal length, as draws of the target's."""
+    expected = {"".join(letters): chance("".join(letters)) for letters in product("ab", repeat=len(written[0]))}
+    counts = Counter(written)
+    return float(chisquare([counts[text] for text in expected], [len(written) * p for p in expected.values()]).pvalue)
+
+
+def letters_of(completion: Completion) -> str:
+    return completion.text.replace("\n\n", "")
+
+
+async def test_text_of_which_each_step_was_verified_is_drawn_as_the_target_draws_it() -> None:
+    completions = await draw_texts(lambda text: 0.0, verify=True)
+
+    assert p_value([letters_of(completion) for completion in completions]) > 1e-3
+    assert p_value([drawing(DRAFT)("", Sampling(9, seed=i)).replace("\n\n", "") for i in range(NUM_DRAWN)]) < 1e-9
+    assert sum(completion.details["draft_steps"] for completion in completions) > NUM_DRAWN / 4
+
+
+@pytest.mark.parametrize("verify", [True, False])
+async def test_step_that_a_router_has_rejected_is_drawn_as_the_target_draws_it(verify: bool) -> None:
+    """The router reads the text: it keeps what begins with an a. What it keeps is the draft's, and not asked about."""
+    completions = await draw_texts(lambda text: float(text.rpartition("] ")[2][:1] == "a"), verify=verify)
+
+    rejected = [each for each in completions if each.steps[0].scores["advantage"] > 0.5]
+    assert NUM_DRAWN / 2 < len(rejected) < NUM_DRAWN
+    assert p_value([letters_of(completion)[:2] for completion in rejected]) > 1e-3
+    assert all(letters_of(completion)[0] == "a" for completion in completions if completion not in rejected)
+
+
+class ByteTokenizer(CharacterTokenizer):
+    """One token per byte: some characters have several. What is no character is written as Python escapes it."""
+
+    def encode(self, text: str) -> list[int]:
+        return [byte + 2 for byte in text.encode(errors="surrogateescape")]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_id - 2 for token_id in token_ids if token_id >= 2).decode(errors="replace")
+
+
+@pytest.mark.parametrize("draft", ["xa", "xé"])
+async def test_token_within_a_character_is_not_drawn_again(draft: str) -> None:
+    """After an x, the target writes one of three letters, of which two begin with the same byte."""
+    chances = {"a": 0.3, "é": 0.4, "è": 0.3}
+
+    def write(prompt: str, sampling: Sampling) -> str:
+        if prompt.endswith(tuple(chances)):
+            return ""
+        is_begun = prompt.endswith("\ufffd")
+        letters = {letter: p for letter, p in chances.items() if letter != "a" or not is_begun}
+        (letter,) = random.Random(sampling.seed).choices(list(letters), list(letters.values()))
+        return letter.encode()[1:].decode(errors="surrogateescape") if is_begun else "x" + letter
+
+    engines = [ScriptedEngine("draft", draft), ScriptedEngine("target", write)]
+    for engine in engines:
+        engine.tokenizer = ByteTokenizer()
+    runtime = Runtime({"draft": engines[0], "target": engines[1], "reward": ScriptedEngine("reward", "")})
+
+    request = Request.ask("?", "rsd", options={"verify": True}, temperature=1.0)
+    completions = [await runtime.complete(replace(request, seed=seed)) for seed in range(500)]
+    counts = Counter(completion.text.removeprefix("x") for completion in completions)
+
+    assert counts.keys() == chances.keys()
+    assert all((each.steps[0].text[0], each.steps[0].author) == ("x", "draft") for each in completions)
+    assert chisquare([counts[letter] for letter in chances], [500 * p for p in chances.values()]).pvalue > 1e-3

@@ -43,6 +43,17 @@ async def test_arbitrage_solves_what_the_target_solves(
     assert unfinished(draft_engine, target_engine) == 0
 
 
+async def test_sampled_requests_are_verified(runtime: Runtime) -> None:
+    """Every step is: what the draft wrote stays where the target has drawn it as well."""
+    request = Request.ask(SORTING, "arbitrage", options={"threshold": -1.0}, temperature=0.7, seed=1)
+
+    completion = await runtime.complete(request)
+
+    assert not completion.details["fallback"]
+    assert completion.details["verifications"] > 3
+    assert completion.details["draft_steps"] > 0
+
+
 async def test_target_writes_what_the_router_gives_it(runtime: Runtime) -> None:
     """Every step escalated: the target's own text, step by step, from its own token ids."""
     alone = await runtime.complete(Request.ask(SORTING, "target"))

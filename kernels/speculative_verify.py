@@ -1,0 +1,231 @@
+"""What of a drafted step the target keeps when it draws its tokens, and what it writes in the place of the rest.
+
+After a history h a draft has written x_1 ... x_n. At place i the target itself would draw from p_i = p(. | h, x_<i), at
+its own temperature and top_p.
+
+**Sample and match**, the rule that engines verify by. Draw y_i from p_i with random numbers of the target's own, keep
+x_i while y_i = x_i, and put y_i in the place of the first x_i that differs. What is kept, with that y_i, is the
+beginning of a text that the target draws by itself, up to a stopping time: as long as all agree, y_<i = x_<i, so each
+y_i is drawn after what the target has drawn before. This holds given h, given x, and given any event that tells
+nothing of the y_i but through h and x: however the draft was drawn, and whichever steps a router chose to have
+verified after it had read them. So each token that a verification commits has, given all that stands before it, the
+distribution of the target's own. A text of which everything was verified, or written by the target, is the target's
+own; of a step that a router keeps unread, nothing is said but that what is verified after it continues it as the target
+would. Two things are asked for: the y_i share no random numbers with the draft, the router, or anything committed
+before; and what was drawn is committed, not drawn again where it does not suit. Place i is kept with the probability
+sum_t p_i(t) q_i(t), where q_i is what the draft drew from; it need not be known.
+
+**Rejection sampling** (`draft_probs`). Keep x_i with the probability min(1, p_i(x_i) / q_i(x_i)), else draw from
+max(p_i - q_i, 0), normalized. It keeps more, sum_t min(p_i(t), q_i(t)), and is exact as long as x_i is a draw from q_i,
+given that it is verified. A router that has read the text makes it something else: let q = p and let it have all steps
+verified that begin with the token a, then p(a) / q(a) = 1 and every step that was verified begins with a. So it is for
+loops that verify every step, whatever it says. The same goes for a draft that shares the noise of the target (a Gumbel
+coupling): y_i then depends on x_i, and with it on what the router has chosen.
+
+All of this is up to the rounding of the model itself, which computes in one pass here and token by token elsewhere.
+
+Source of rejection sampling: Leviathan et al. (arXiv 2211.17192), algorithm 1; Chen et al. (arXiv 2302.01318).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reasonrt.errors import RequestError
+
+_ROWS = 16  # with 150,000 tokens, some ten arrays of 20 MB at a time
+# of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as signed numbers
+_STEP = 0x9E3779B97F4A7C15 - 2**64
+_MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What becomes of the drafts of several requests.
+
+    Attributes:
+        accepted: [requests] int64, how many tokens of its draft each keeps, from the beginning.
+        tokens: [requests] int64, the target's own token after these; -1 where all are kept.
+    """
+
+    accepted: Tensor
+    tokens: Tensor
+
+
+def speculative_verify(
+    logits: Tensor,
+    drafted: Tensor,
+    lengths: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    draft_probs: Tensor | None = None,
+) -> Verification:
+    """Verify the drafts of several requests, whose rows come request after request.
+
+    Args:
+        logits: [rows, tokens], of the target at each drafted place, finite or minus infinity.
+        drafted: [rows] int64, what the draft has written there.
+        lengths: [requests] int64, rows of each request, >= 0; together all rows.
+        keys: [rows] int64, of `noise_keys`: the random numbers of a row, whoever shares the batch.
+        temperature: [requests], >= 0; 0 is greedy, the lowest id among equals.
+        top_p: [requests], mass of the tokens drawn from, in (0, 1].
+        draft_probs: [rows, tokens], what the draft has drawn from: verifies by rejection sampling, which is exact where
+            every draft is verified, whatever it says. None: sample and match.
+
+    Raises:
+        RequestError: shapes that do not fit together.
+    """
+    _check_shapes(logits, drafted, lengths, keys, temperature, top_p, draft_probs)
+    request_of_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    row_temperature, row_top_p = temperature[request_of_row], top_p[request_of_row]
+    if draft_probs is None:
+        own = draw(logits, keys, row_temperature, row_top_p)
+        is_kept = own == drafted
+    else:
+        is_kept, own = _reject(scale(logits, row_temperature, row_top_p).softmax(-1), draft_probs, drafted, keys)
+    starts = lengths.cumsum(0) - lengths
+    places = torch.arange(len(drafted), device=drafted.device) - starts[request_of_row]
+    ends = torch.where(is_kept, lengths[request_of_row], places)
+    accepted = lengths.scatter_reduce(0, request_of_row, ends, "amin")
+    # one more entry, for those that keep all
+    at = torch.where(accepted < lengths, starts + accepted, len(drafted))
+    return Verification(accepted, torch.cat([own, own.new_tensor([-1])])[at])
+
+
+def speculative_verify_reference(
+    logits: Tensor,
+    drafted: Tensor,
+    lengths: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    draft_probs: Tensor | None = None,
+) -> Verification:
+    """As `speculative_verify`, request by request and place by place: the truth."""
+    num_tokens = logits.shape[1]
+    accepted, tokens, begin = [], [], 0
+    for request, length in enumerate(lengths.tolist()):
+        kept, token = 0, -1
+        while kept < length and token < 0:
+            row = begin + kept
+            target = _probs_reference(logits[row], float(temperature[request]), float(top_p[request]))
+            uniform = _uniform(keys[row : row + 1], torch.arange(num_tokens + 1))[0]
+            noise, coin = -(-uniform[:-1].log()).log(), float(uniform[-1])
+            x = int(drafted[row])
+            if draft_probs is None:
+                y = int((target.log() + noise).argmax())
+                is_kept = y == x
+            else:
+                draft = draft_probs[row].double()
+                is_kept = coin < float(target[x] / draft[x])
+                left = (target - draft).clamp(min=0)
+                y = int(((left if left.sum() > 0 else target).log() + noise).argmax())
+            kept, token = (kept + 1, -1) if is_kept else (kept, y)
+        accepted.append(kept)
+        tokens.append(token)
+        begin += length
+    return Verification(torch.tensor(accepted, dtype=torch.int64), torch.tensor(tokens, dtype=torch.int64))
+
+
+def draw(logits: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
+    """A token [rows] for each row of logits [rows, tokens], by the Gumbel-max trick.
+
+    Args:
+        keys: [rows] int64, as in `speculative_verify`.
+        temperature, top_p: [rows], as in `scale`.
+    """
+    parts = zip(*(rows.split(_ROWS) for rows in (logits, keys, temperature, top_p)), strict=True)
+    return torch.cat([_draw(*part) for part in parts])
+
+
+def scale(logits: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
+    """Logits [rows, tokens] in fp64 of what is drawn from, with minus infinity for what is never drawn.
+
+    Args:
+        logits: [rows, tokens].
+        temperature: [rows], >= 0; 0 leaves the highest logit alone, the lowest id among equals.
+        top_p: [rows], in (0, 1]: the most probable tokens stay, at that temperature, until they have so much mass.
+    """
+    is_greedy = temperature == 0
+    scaled = logits.double() / torch.where(is_greedy, 1.0, temperature.double())[:, None]
+    mass = torch.where(is_greedy, 0.0, top_p.double())
+    if bool((mass >= 1).all()):
+        return scaled
+    probs, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    is_beyond = (probs.cumsum(-1) - probs >= mass[:, None]) & (mass < 1)[:, None]
+    is_beyond[:, :1] = False
+    return scaled.masked_fill(torch.zeros_like(is_beyond).scatter(-1, order, is_beyond), -torch.inf)
+
+
+def noise_keys(seed: int, positions: Sequence[int]) -> list[int]:
+    """Keys for rows at these positions of a text, 64 bits each, signed. Equal for equal seeds and positions."""
+    digests = (hashlib.blake2b(f"{seed}/noise/{position}".encode(), digest_size=8).digest() for position in positions)
+    return [int.from_bytes(digest, signed=True) for digest in digests]
+
+
+def gumbel_noise(keys: Tensor, num_tokens: int) -> Tensor:
+    """Gumbel noise [rows, num_tokens] in fp64, made where `keys` [rows] are: a hash of key and token (SplitMix64)."""
+    return _uniform(keys, torch.arange(num_tokens, device=keys.device)).log_().neg_().log_().neg_()
+
+
+def _draw(logits: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
+    return (scale(logits, temperature, top_p) + gumbel_noise(keys, logits.shape[1])).argmax(-1)
+
+
+def _uniform(keys: Tensor, tokens: Tensor) -> Tensor:
+    """Uniform numbers [rows, tokens] in (0, 1), of 52 bits."""
+    bits = tokens * _STEP + keys[:, None]
+    for shift, factor in _MIXING:
+        bits ^= (bits >> shift).bitwise_and_((1 << 64 - shift) - 1)  # as if without a sign
+        bits *= factor
+    return bits.bitwise_right_shift_(12).bitwise_and_((1 << 52) - 1).double().add_(0.5).mul_(2.0**-52)
+
+
+def _reject(target: Tensor, draft: Tensor, drafted: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each row [rows] keeps its token, and what stands there if not [rows]."""
+    num_tokens, draft = target.shape[1], draft.double()
+    coins = _uniform(keys, torch.tensor([num_tokens], device=keys.device))[:, 0]  # no token has this number
+    chosen = drafted[:, None]
+    is_kept = coins * draft.gather(1, chosen)[:, 0] < target.gather(1, chosen)[:, 0]
+    left = (target - draft).clamp(min=0)
+    left = torch.where(left.sum(-1, keepdim=True) > 0, left, target)
+    return is_kept, (left.log() + gumbel_noise(keys, num_tokens)).argmax(-1)
+
+
+def _probs_reference(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """What is drawn from [tokens], in fp64."""
+    if temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(), len(logits)).double()
+    probs = (logits.double() / temperature).softmax(-1)
+    kept, mass = torch.zeros_like(probs), 0.0
+    for token in sorted(range(len(probs)), key=lambda token: (-float(probs[token]), token)):
+        if mass >= top_p and top_p < 1:
+            break
+        kept[token], mass = probs[token], mass + float(probs[token])
+    return kept / kept.sum()
+
+
+def _check_shapes(
+    logits: Tensor,
+    drafted: Tensor,
+    lengths: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    draft_probs: Tensor | None,
+) -> None:
+    rows, requests = (len(drafted),), (len(lengths),)
+    wanted = {"drafted": (drafted, rows), "lengths": (lengths, requests), "keys": (keys, rows)}
+    wanted |= {"temperature": (temperature, requests), "top_p": (top_p, requests)}
+    wanted |= {"logits": (logits, (*rows, *logits.shape[1:2]))}
+    if draft_probs is not None:
+        wanted["draft_probs"] = draft_probs, tuple(logits.shape)
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape) != shape:
+            raise RequestError(f"{name} must have the shape {list(shape)}, got {list(tensor.shape)}")
+    if int(lengths.sum()) != len(drafted):
+        raise RequestError(f"lengths must add up to the {len(drafted)} drafted tokens, got {lengths.tolist()}")
