@@ -27,6 +27,7 @@ from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.traces import TraceSet
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
+from reasonrt.writing import seed_of
 
 ALL = "all"
 
@@ -223,7 +224,9 @@ async def replay_row(
     """
     if arm.certificate is None:
         raise EvalError(f"{arm.name} has no certificate to compare with")
-    recorded = await _completed(runtime, [settings.request(problem.question) for problem in problems], settings)
+    recorded = await _completed(
+        runtime, [settings.request(problem.question, problem.id) for problem in problems], settings
+    )
     served_by = arm.policy
     requests = [
         Request.ask(
@@ -232,7 +235,7 @@ async def replay_row(
             options=served_by.options,
             limits=settings.limits,
             temperature=settings.temperature,
-            seed=settings.seed,
+            seed=seed_of(settings.seed, problem.id),
         )
         for problem in problems
     ]

@@ -17,6 +17,7 @@ from reasonrt.policies.program_search import ProgramSearch
 from reasonrt.programs.trials import Evidence, Status, Trial
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
+from reasonrt.writing import seed_of
 
 POLICY = "program_search"
 _DIRECT_MARGIN_TOKENS = 64
@@ -133,7 +134,7 @@ def _request(problem: ContextProblem, options: Mapping[str, Any], settings: Prog
         context=problem.documents,
         options={**options, "answer": kind},
         limits=settings.limits,
-        seed=settings.seed,
+        seed=seed_of(settings.seed, problem.id),
     )
 
 

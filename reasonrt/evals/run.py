@@ -17,6 +17,7 @@ from reasonrt.evals.tasks import TaskProblem, content_hash
 from reasonrt.policies.options import format_policy
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
+from reasonrt.writing import seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ async def _solve_block(
                 problem.question + settings.prompt_suffix,
                 limits=settings.limits,
                 temperature=settings.temperature,
-                seed=settings.seed,
+                seed=seed_of(settings.seed, problem.id),
                 cache_salt=f"{policy.label} at {settings.concurrency}",  # no arm reads what another has computed
             )
             for problem in problems

@@ -23,7 +23,7 @@ from reasonrt.runtime import Runtime
 from reasonrt.tasks import run_bounded
 from reasonrt.transcript import Transcript
 from reasonrt.types import Completion, FinishReason, Limits, Request, Step
-from reasonrt.writing import sampling_for, steps_of, write_step
+from reasonrt.writing import sampling_for, seed_of, steps_of, write_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +138,13 @@ class _Recording:
             ]
         samplings = [
             sampling_for(
-                self._request, transcript, target, seed=seed, temperature=self._settings.temperature if seed else 0.0
+                self._request,
+                transcript,
+                target,
+                seed=seed_of(self._settings.seed, self._problem.id, transcript.num_tokens, index),
+                temperature=self._settings.temperature if index else 0.0,
             )
-            for seed in range(self._settings.rollouts)
+            for index in range(self._settings.rollouts)
         ]
         async with aclosing(generate_whole(target, transcript.token_ids(target), samplings)) as ended:
             wholes = sorted([item async for item in ended], key=lambda item: item[0])

@@ -22,6 +22,7 @@ from reasonrt.policies.stopping.spelling import unify_answers
 from reasonrt.policies.stopping.traces import TRACE, Checkpoint, Fingerprints, Trace, TraceSet, problem_hash
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
+from reasonrt.writing import seed_of
 
 _NEVER_TOO_BUSY = 1_000_000
 
@@ -45,7 +46,8 @@ class TraceSettings:
     seed: int = 0
     concurrency: int = 16
 
-    def request(self, question: str) -> Request:
+    def request(self, question: str, problem_id: str) -> Request:
+        """Problems have seeds of their own: with one for all, like distributions would draw alike."""
         how = {"record": True, "schedule": self.schedule, "suffix": self.suffix, "max_running": _NEVER_TOO_BUSY}
         return Request.ask(
             question,
@@ -53,7 +55,7 @@ class TraceSettings:
             options={**self.options, "stopping": how, "risk": None},
             limits=replace(self.limits, deadline_s=None),  # how long recording takes says nothing of serving
             temperature=self.temperature,
-            seed=self.seed,
+            seed=seed_of(self.seed, problem_id),
         )
 
 
@@ -89,7 +91,7 @@ async def record_traces(
         for attempt in (1, 2):
             known = {record.problem for record in journal.records}
             left = [problem for problem in problems if problem.id not in known]
-            requests = [settings.request(problem.question) for problem in left]
+            requests = [settings.request(problem.question, problem.id) for problem in left]
             async with aclosing(runtime.solve_all(requests, settings.concurrency)) as results:
                 async for index, result in results:
                     if isinstance(result, Completion):
@@ -134,7 +136,7 @@ def _refuse_duplicates(problems: Sequence[TaskProblem]) -> None:
 
 
 def _fingerprints(runtime: Runtime, settings: TraceSettings) -> Fingerprints:
-    request = settings.request("?")
+    request = settings.request("?", "?")
     prepared = runtime.prepare(request)
     assert isinstance(prepared.policy, Stopping)  # noqa: S101 - for the type checker: the request says so
     prints = prepared.policy.fingerprints(prepared.request, prepared.engines)

@@ -45,6 +45,26 @@ async def test_rows_say_what_happened(tmp_path: Path) -> None:
     assert {(row["group"], row["n"]) for row in report.groups()} == {("g/0", 25), ("g/1", 25)}
 
 
+async def test_problems_draw_with_seeds_of_their_own_and_policies_with_the_same_ones(tmp_path: Path) -> None:
+    """With one seed for all, like distributions would draw alike, and problems would not be independent."""
+    drawn: dict[str, dict[str, int | None]] = {"a": {}, "b": {}, "c": {}}
+
+    def seeing(run: str) -> Runtime:
+        def script(text: str, sampling: Sampling) -> str:
+            drawn[run][text] = sampling.seed
+            return "7"
+
+        return Runtime({"target": ScriptedEngine("target", script)})
+
+    for run, seed in (("a", 3), ("b", 3), ("c", 4)):
+        settings = RunSettings("sums", Limits(max_tokens=50), seed=seed)
+        await evaluate(seeing(run), PROBLEMS, [PolicySpec("target")], settings, tmp_path / run)
+
+    assert len(set(drawn["a"].values())) == len(PROBLEMS)
+    assert drawn["a"] == drawn["b"]
+    assert not set(drawn["a"].values()) & set(drawn["c"].values())
+
+
 async def test_a_run_stopped_in_the_middle_goes_on_with_nothing_done_twice(tmp_path: Path) -> None:
     class KilledError(Exception):
         pass
