@@ -50,7 +50,7 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
     """Raises: KernelError: they are on different devices."""
     if tensor.device != other.device:
         raise KernelError(
-            f"{name} and {other_name} must be on one device, got {tensor.device} and {other.device}; move one with .to()"
+            f"{name} and {other_name} must be on one device, got {tensor.device} and {other.device}; use .to()"
         )
 
 

@@ -115,7 +115,7 @@ class OnlineStats:
     def _take_highest(self, logits: Tensor) -> None:
         """Keep the highest of each row, by value and then by id; NaN is passed over.
 
-        What is higher than the lowest that is kept can only be in a group whose maximum is: the others are not searched.
+        What is higher than the lowest that is kept can only be in a group whose maximum is: no other is searched.
         """
         maxima = _group_maxima(logits)
         is_searched = maxima > self._values[:, -1:]
