@@ -4,8 +4,8 @@
     python benchmarks/kernels.py --device cpu --rows 64 --hidden 512 --vocab 151936 --dtype float32
 
 On a GPU the ops are the Triton kernels, on a CPU their torch path. The roofline is that of this run: a copy and a
-matrix product are timed first. Rivals are timed in turn with the op, a round of each after the other; `torch.compile` runs on
-GPUs. cut-cross-entropy and Liger give the log-probability of the target and nothing else.
+matrix product are timed first. On a CPU rivals are timed in turn, a round of each after the other; `torch.compile` runs
+on GPUs. cut-cross-entropy and Liger give the log-probability of the target and nothing else.
 """
 
 import argparse

@@ -35,18 +35,8 @@ def bench(
 
 
 def _print(rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = [
-        "target",
-        "kernel",
-        "shape",
-        "config",
-        "registers",
-        "spilled_bytes",
-        "shared_bytes",
-        "occupancy",
-        "tensor_core",
-        "roofline_us",
-    ]
+    columns = ["target", "kernel", "shape", "config", "registers", "spilled_bytes", "shared_bytes", "occupancy"]
+    columns += ["tensor_core", "roofline_us"]
     table = Table(*(column.replace("_", " ") for column in columns), title="kernels, compiled")
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
