@@ -8,6 +8,7 @@
     - CapabilityError  the engine can never do what was asked of it
   + CalibrationError   data that cannot be calibrated on
     - Infeasible       (calibration/stopping/sample_size.py) data that cannot carry the promise asked of it
+  + KernelError        tensors that a kernel cannot take
   + EvalError          a task, an answer file or a journal that cannot be read or written
 
 A message names the value that is wrong and the way out. A limit that ends a request early is a result with a
@@ -40,6 +41,10 @@ class CapabilityError(EngineError):
 
 
 class CalibrationError(ReasonRTError):
+    pass
+
+
+class KernelError(ReasonRTError):
     pass
 
 

@@ -13,6 +13,7 @@ from reasonrt.cli import (
     diffusion_bench,
     doctor,
     evaluation,
+    kernels_bench,
     plan,
     programs,
     sandbox_bench,
@@ -58,6 +59,9 @@ bench.app.command(
 )(speculation.sampled_verification)
 bench.app.command("diffusion", epilog="Example: reasonrt bench diffusion --problems 400 --json diffusion.json")(
     diffusion_bench.bench
+)
+bench.app.command("kernels", epilog="Example: reasonrt bench kernels --compile --json kernels.json")(
+    kernels_bench.bench
 )
 bench.app.command("stopping", epilog="Example: reasonrt bench stopping --part validity --draws 500")(
     stopping_bench.bench

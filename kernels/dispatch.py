@@ -1,0 +1,84 @@
+"""Where an op runs, and the checks of what it is given."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reasonrt.errors import KernelError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+MAX_TOP_K = 64
+
+
+def runs_on_triton(tensor: Tensor) -> bool:
+    """Whether an op on this tensor launches its Triton kernel: on CUDA and HIP devices, and where TRITON_INTERPRET=1.
+
+    Everything else, CPU tensors above all, is computed by torch. Triton is not imported to find out.
+    """
+    return bool(tensor.is_cuda) or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What statistics of this type are computed in: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_matrix(name: str, tensor: Tensor, on_triton: bool) -> None:
+    """Raises: KernelError: not a matrix of floats with adjacent columns."""
+    if tensor.dim() != 2 or tensor.shape[1] == 0:
+        raise KernelError(f"{name} must be a matrix with at least one column, got shape {tuple(tensor.shape)}")
+    allowed = FLOATS if on_triton else (*FLOATS, torch.float64)
+    if tensor.dtype not in allowed:
+        raise KernelError(f"{name} must be {_one_of(allowed)}, got {_short(tensor.dtype)}; convert it with .to()")
+    if tensor.stride(1) != 1 and tensor.shape[1] > 1:
+        raise KernelError(f"{name} must have adjacent columns, got strides {tensor.stride()}; call .contiguous()")
+
+
+def check_same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises: KernelError: they differ in dtype or device."""
+    if tensor.dtype != other.dtype:
+        raise KernelError(
+            f"{name} and {other_name} must have one dtype, got {_short(tensor.dtype)} and {_short(other.dtype)}; "
+            "convert one with .to()"
+        )
+    check_device(name, tensor, other_name, other)
+
+
+def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises: KernelError: they are on different devices."""
+    if tensor.device != other.device:
+        raise KernelError(
+            f"{name} and {other_name} must be on one device, got {tensor.device} and {other.device}; use .to()"
+        )
+
+
+def check_targets(targets: Tensor | None, name: str, rows: Tensor) -> None:
+    """Raises: KernelError: not one integer for each row of `rows`, on its device."""
+    if targets is None:
+        return
+    if targets.shape != rows.shape[:1]:
+        raise KernelError(
+            f"targets must have one id for each of the {rows.shape[0]} rows of {name}, got shape {tuple(targets.shape)}"
+        )
+    if targets.dtype not in (torch.int64, torch.int32):
+        raise KernelError(f"targets must be int64 or int32, got {_short(targets.dtype)}; convert them with .long()")
+    check_device("targets", targets, name, rows)
+
+
+def check_sampling(temperature: float, top_k: int, vocab_size: int) -> None:
+    """Raises: KernelError: a temperature that no softmax has, or more of the highest than there are."""
+    if not 0.0 < temperature < float("inf"):
+        raise KernelError(f"temperature must be positive and finite, got {temperature}; greedy needs only argmax")
+    if not 0 <= top_k <= min(MAX_TOP_K, vocab_size):
+        raise KernelError(f"top_k must be in [0, {min(MAX_TOP_K, vocab_size)}], got {top_k}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _one_of(dtypes: Sequence[torch.dtype]) -> str:
+    names = [_short(dtype) for dtype in dtypes]
+    return f"{', '.join(names[:-1])} or {names[-1]}"

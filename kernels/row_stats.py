@@ -1,0 +1,75 @@
+"""Statistics of rows of logits: log-probability of a target, entropy, maximum, margin and the highest, in one pass."""
+
+import torch
+from torch import Tensor
+
+from reasonrt.kernels.dispatch import accumulator, check_matrix, check_sampling, check_targets, runs_on_triton
+from reasonrt.kernels.online import OnlineStats, RowStats
+
+_PIECE = 2**18
+"""Elements that the torch path computes together: 1 MiB of float32, which stays in a CPU's cache."""
+
+
+def row_stats(logits: Tensor, targets: Tensor | None = None, *, temperature: float = 1.0, top_k: int = 0) -> RowStats:
+    """Statistics of softmax(logits / temperature), row by row.
+
+    Args:
+        logits: [R, V], float32, bfloat16 or float16 (float64 too where torch computes); rows may lie apart, the columns
+            of a row may not. All V columns count: cut off what only pads the vocabulary.
+        targets: [R], int64 or int32, the id whose log-probability is wanted in each row.
+        temperature: > 0.
+        top_k: how many of the highest log-probabilities are wanted, in [0, min(64, V)].
+
+    Raises:
+        KernelError: a shape, dtype, stride, device or number that cannot be used.
+    """
+    on_triton = runs_on_triton(logits)
+    check_matrix("logits", logits, on_triton)
+    check_targets(targets, "logits", logits)
+    check_sampling(temperature, top_k, logits.shape[1])
+    if on_triton:
+        from reasonrt.kernels.triton.row_stats import launch_row_stats
+
+        return launch_row_stats(logits, targets, temperature, top_k)
+    return _row_stats_torch(logits, targets, temperature, top_k)
+
+
+def row_stats_reference(
+    logits: Tensor, targets: Tensor | None = None, *, temperature: float = 1.0, top_k: int = 0
+) -> RowStats:
+    """As `row_stats`, with every intermediate result written out."""
+    logits = logits.to(accumulator(logits.dtype))
+    logprobs = torch.log_softmax(logits / temperature, 1)
+    probs = logprobs.exp()
+    ids = logits.argsort(dim=1, descending=True, stable=True)
+    top_ids = ids[:, :top_k]
+    second = probs.gather(1, ids[:, 1:2]).sum(1)  # 0 where there is one column
+    logprob = None
+    if targets is not None:
+        is_id = (targets >= 0) & (targets < logits.shape[1])
+        of_target = logprobs.gather(1, targets.long().where(is_id, 0)[:, None])[:, 0]
+        logprob = of_target.where(is_id, torch.nan)
+    return RowStats(
+        lse=torch.logsumexp(logits / temperature, 1),
+        logprob=logprob,
+        entropy=torch.special.entr(probs).sum(1),
+        max_prob=probs.gather(1, ids[:, :1])[:, 0],
+        argmax=ids[:, 0],
+        margin=probs.gather(1, ids[:, :1])[:, 0] - second,
+        top_logprobs=logprobs.gather(1, top_ids),
+        top_ids=top_ids.masked_fill(logits.gather(1, top_ids) == -torch.inf, -1),
+    )
+
+
+def _row_stats_torch(logits: Tensor, targets: Tensor | None, temperature: float, top_k: int) -> RowStats:
+    """A few rows after another, and of these a piece of columns after another, so that little is in memory."""
+    columns = min(logits.shape[1], _PIECE)
+    rows = _PIECE // columns
+    parts = []
+    for first in range(0, max(1, logits.shape[0]), rows):
+        some = logits[first : first + rows]
+        stats = OnlineStats(some, None if targets is None else targets[first : first + rows], temperature, top_k)
+        for piece in some.split(columns, 1):
+            stats.absorb(piece.to(accumulator(logits.dtype), copy=True))
+        parts.append(stats.finish())
+    return RowStats.concatenate(parts)

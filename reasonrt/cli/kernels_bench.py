@@ -1,0 +1,43 @@
+"""`reasonrt bench kernels`: what the kernels become on each target, compiled without a device."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from reasonrt.cli.common import JsonOption, console, write_json
+
+
+def bench(
+    compile_only: Annotated[
+        bool, typer.Option("--compile", help="Compile every kernel for every target; no device is needed.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Show what each kernel takes of each target: registers, spills, shared memory, tensor cores, and its roofline.
+
+    Times are those that the memory's and the cores' rates allow, not measurements: these are made on a device by
+    benchmarks/kernels.py. The exit code is 1 where a kernel spills, does not fit, or leaves tensor cores unused.
+    """
+    from reasonrt.benches.kernels import compile_kernels, failures
+
+    if not compile_only:
+        raise typer.BadParameter("only --compile is measured here; run benchmarks/kernels.py on a device")
+    with console.status("starting ...") as status:
+        result = compile_kernels(status.update)
+    write_json(json_file, result)
+    _print(result["rows"])
+    if failed := failures(result["rows"]):
+        for line in failed:
+            console.print(f"[red]does not fit[/] {line}")
+        raise typer.Exit(1)
+
+
+def _print(rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = ["target", "kernel", "shape", "config", "registers", "spilled_bytes", "shared_bytes", "occupancy"]
+    columns += ["tensor_core", "roofline_us"]
+    table = Table(*(column.replace("_", " ") for column in columns), title="kernels, compiled")
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    console.print(table)
