@@ -34,7 +34,7 @@ def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProc
         (["solve", "1 + 1", "--policy", "self_consistency", "-o", "k=0"], "k must be a whole number in [1, 64], got 0"),
         (["solve", "1 + 1", "--config", "no.yaml"], "cannot read no.yaml"),
         (["config", "show", "--config", "no.yaml"], "cannot read no.yaml"),
-        (["zoo", "train", "giant"], "there is no recipe 'giant'; there are nano-diffusion, "),
+        (["zoo", "train", "giant"], "there is no recipe 'giant'; there are draft-diffusion, "),
         (["eval", "--task", "zoo", "--policy", "magic", "--out", "x"], "unknown policy 'magic'"),
         (["eval", "--task", "nothing", "--policy", "target", "--out", "x"], "nothing"),
     ],
