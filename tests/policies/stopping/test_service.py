@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 
 from reasonrt import Completion, Request, Runtime
 from reasonrt.calibration import Certificate, TraceSet, certify, replay, upper_threshold_rules
-from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine, continuing
 from reasonrt.errors import RequestError
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings, record_traces
@@ -20,7 +20,7 @@ from reasonrt.policies.stopping.probes import SUFFIX
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificate
 from reasonrt.policies.stopping.signals import Agreement
-from reasonrt.types import Sampling
+from reasonrt.types import Message, Sampling
 
 SCHEDULE = Schedule(first_tokens=16, block_tokens=16, growth=1.0, answer_tokens=8)
 NUM_STEPS = 12
@@ -126,6 +126,18 @@ async def test_mismatch_thinks_to_the_end_and_warns_once(
     assert len([record for record in caplog.records if "think to the end" in record.message]) == 1
     (guard,) = served.certificates
     assert guard.counts["refused"] == 3
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+async def test_a_template_that_differs_for_one_role_only_is_another_one(file: str, role: str) -> None:
+    class Other(CharacterTokenizer):
+        def chat(self, messages: Sequence[Message]) -> list[int]:
+            return super().chat([Message("tool" if m.role == role else m.role, m.content) for m in messages])
+
+    runtime = make_runtime({"certificate": file, "shadow": 0})
+    runtime.engines["target"].tokenizer = Other()  # type: ignore[misc]
+
+    assert told(await ask(runtime))["fallback"].startswith("the certificate is for template")
 
 
 @pytest.mark.parametrize(
