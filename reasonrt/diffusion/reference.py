@@ -174,7 +174,7 @@ class _Writing:
             rows = {"none": range(self.total), "prefix": range(begin, self.total), "dual": range(begin, end)}
             return rows[self.decoding.caching if begun else "none"]
         if self.decoding.strategy == "sub_blocks" and part.start in begun:
-            return range(max(start, part.start - self.shift), part.stop)
+            return range(max(start - self.shift * (self.shape.context == "causal"), part.start - self.shift), part.stop)
         return range(end)
 
     def _guess(self, rows: range, wanted: list[int], start: int, end: int, residual: dict[int, Tensor]) -> list[_Guess]:

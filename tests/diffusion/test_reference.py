@@ -52,7 +52,8 @@ def options(draw: st.DrawFn, strategy: str) -> dict[str, Any]:
     if draw(st.booleans()):
         chosen |= {
             "residual": True,
-            "residual_weight": draw(st.sampled_from((None, None, 0.0, 0.5, 1.0))),
+            # not 1: with nothing of the mask in what is read back, rounding grows from pass to pass
+            "residual_weight": draw(st.sampled_from((None, None, 0.0, 0.25, 0.5))),
             "residual_temperature": draw(st.sampled_from((0.5, 1.0, 2.0))),
             "residual_scaled": draw(st.booleans()),
             "residual_top_k": draw(st.sampled_from((None, 1, 5, 40, 64))),
