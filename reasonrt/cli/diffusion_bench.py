@@ -30,9 +30,7 @@ def bench(
     concurrency: Annotated[
         list[int] | None, typer.Option(min=1, help="Measure speed with this many concurrent problems; repeat it.")
     ] = None,
-    ablation: Annotated[
-        bool, typer.Option(help="Measure the models with residual context also without it.", show_default=True)
-    ] = True,
+    ablation: Annotated[bool, typer.Option(help="Measure the models with residual context also without it.")] = True,
     max_tokens: Annotated[int, typer.Option(min=1, help="End a problem after this many tokens.")] = 512,
     out: Annotated[
         Path, typer.Option(help="Write into this folder; the same command continues from what is there.")
