@@ -79,6 +79,10 @@ class _Kept:
     num_departed: int
     schema: Literal["reasonrt.evidence/1"] = field(default=SCHEMA)
 
+    def __post_init__(self) -> None:
+        if len(self.monitor.sums) != len(DriftMonitor.RISES):
+            raise CalibrationError(f"it weighs {len(self.monitor.sums)} rises, this version {len(DriftMonitor.RISES)}")
+
 
 class KeptEvidence:
     """All votes on one certificate.
@@ -139,17 +143,17 @@ class KeptEvidence:
             self._file.close()
         self._file = None
 
-    def restore(self, values: Sequence[Any]) -> None:
-        """Count what a file has kept.
+    def restore(self, values: Sequence[Any], where: str) -> None:
+        """Count what the file `where` has kept.
 
         Raises:
             CalibrationError: it was kept by another version.
         """
-        kept = parse(_KEPT, values[0], "evidence of another version")
+        kept = parse(_KEPT, values[0], where)
         self.monitor, self.num_departed = kept.monitor, kept.num_departed
         self._questions = OrderedDict.fromkeys(kept.questions)
         for value in values[1:]:
-            self._count(*parse(_VOTE, value, "evidence of another version"))
+            self._count(*parse(_VOTE, value, where))
         self._num_lines = len(values)
 
     def _count(self, question: str, departed: bool) -> None:
@@ -163,7 +167,7 @@ class KeptEvidence:
         was = self._problem
         try:
             if values := file.open():
-                self.restore(values)
+                self.restore(values, str(file.path))
             else:
                 self._replace(file)
             self._problem = None

@@ -145,5 +145,5 @@ class EvidenceFile:
 
     def _trouble(self, error: OSError) -> CalibrationError:
         return CalibrationError(
-            f"cannot keep evidence in {self.path}: {error.strerror}; make room there, or set serve.evidence_folder"
+            f"cannot keep evidence in {self.path}: {error.strerror}; mend that, or set serve.evidence_folder"
         )

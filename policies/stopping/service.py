@@ -90,7 +90,7 @@ class ServedCertificates:
         """For metrics."""
         return iter({served.sha256: served for _, served in self._by_file.values()}.values())
 
-    def keep(self, folder: Path | None, keys: PublicKeys) -> None:
+    def keep(self, folder: Path | None = None, keys: PublicKeys | None = None) -> None:
         """Keep evidence in files: in `folder`, or beside each certificate; and serve what one of `keys` has signed."""
         self.close()
 
@@ -98,7 +98,7 @@ class ServedCertificates:
             path = evidence_path(certificate, file, folder)
             return KeptEvidence(certificate, EvidenceFile(path, certificate.sha256))
 
-        self._evidence, self._keys = kept, keys
+        self._evidence, self._keys = kept, keys or PublicKeys()
 
     def report(self, link: GatewayLink) -> None:
         """Leave evidence and keys to a gateway."""

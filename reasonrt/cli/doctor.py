@@ -218,7 +218,7 @@ def _seen(certificate: Certificate, file: Path) -> str:
     if not file.exists():
         return "no evidence yet"
     evidence = KeptEvidence(certificate)
-    evidence.restore(EvidenceFile(file, certificate.sha256).read())
+    evidence.restore(EvidenceFile(file, certificate.sha256).read(), str(file))
     if refusal := evidence.verdict.refusal:
         raise CalibrationError(refusal)
     monitor = evidence.monitor

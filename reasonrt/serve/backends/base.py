@@ -59,7 +59,7 @@ class Backend(Protocol):
 
     @property
     def certificates(self) -> Sequence[CertificateState]:
-        """Of each process that requests were stopped in."""
+        """Of each process that requests were stopped in, and of the one that keeps the evidence."""
 
     @property
     def ready(self) -> int:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -144,6 +145,27 @@ def test_evidence_against_another_certificate_is_not_taken_for_its_own(start: Op
         EvidenceFile(path, "0" * 64).read()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: kept.update(schema="reasonrt.evidence/0"),
+        lambda kept: kept["monitor"].update(sums=[0.0]),
+        lambda kept: kept.pop("questions"),
+    ],
+)
+def test_evidence_of_another_version_is_none_and_no_beginning(
+    start: Open, path: Path, certificate: Certificate, change: Callable[[dict[str, Any]], object]
+) -> None:
+    start().close()
+    file = EvidenceFile(path, certificate.sha256)
+    (kept,) = file.open()
+    change(kept)
+    file.replace(kept)
+    file.close()
+
+    assert (start().verdict.refusal or "").startswith(f"{path}: ")
+
+
 def test_what_is_lost_in_service_is_written_anew_and_said_once(
     start: Open, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,7 +219,7 @@ def test_a_disk_that_takes_no_more_ends_stopping(start: Open, path: Path, monkey
     monkeypatch.setattr(os, "write", full)
     ask(evidence, range(3))
 
-    assert "No space left on device; make room there" in (evidence.verdict.refusal or "")
+    assert "No space left on device; mend that" in (evidence.verdict.refusal or "")
 
 
 def test_a_folder_that_is_not_there_ends_stopping(certificate: Certificate, tmp_path: Path) -> None:

@@ -498,7 +498,7 @@ async def test_evidence_outlives_the_runtime(file: str) -> None:
     runtimes = []
     for begin in range(0, 60, 20):
         runtime = make_runtime({"certificate": file, "shadow": 1}, settling(lambda question: question % 20 == 0))
-        runtime.certificates.keep(None, PublicKeys())
+        runtime.certificates.keep()
         async with runtime:
             for question in range(begin, begin + 20):
                 await ask(runtime, question)
@@ -512,7 +512,7 @@ async def test_evidence_outlives_the_runtime(file: str) -> None:
 async def test_two_files_with_one_certificate_have_one_evidence(file: str, tmp_path: Path) -> None:
     copy = str(shutil.copy(file, tmp_path / "copy.json"))
     runtime = make_runtime({"certificate": file, "shadow": 1})
-    runtime.certificates.keep(tmp_path, PublicKeys())
+    runtime.certificates.keep(tmp_path)
 
     await ask(runtime, 1)
     completion = await ask(runtime, 2, options={"stopping": {"certificate": copy, "shadow": 1}})
@@ -526,7 +526,7 @@ async def test_two_files_with_one_certificate_have_one_evidence(file: str, tmp_p
 async def test_replicas_follow_their_gateway(file: str, certificate: Certificate) -> None:
     """What a replica shadows is counted there, and what is found there ends stopping in every replica."""
     gateway = make_runtime()
-    gateway.certificates.keep(None, PublicKeys())
+    gateway.certificates.keep()
     gateway.certificates.read(file)
     links, replicas = [GatewayLink(), GatewayLink()], []
     for link in links:

@@ -21,7 +21,6 @@ from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import RequestError
 from reasonrt.policies.single import Target
 from reasonrt.policies.stopping.evidence import Vote
-from reasonrt.policies.stopping.signature import PublicKeys
 from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.config import ServeConfig
@@ -183,7 +182,7 @@ async def test_replicas_report_to_one_evidence_and_follow_it(backend: Any, tmp_p
     """Questions that go to either replica have their votes in the gateway, and its alarm ends stopping in both."""
     await until_ready(backend, 2)
     certificates = backend.runtime.certificates
-    certificates.keep(tmp_path, PublicKeys())
+    certificates.keep(tmp_path)
     plain = backend.runtime.prepare(Request.ask("?", options={"stopping": {"record": True}}))
     recorded = TraceSet(synthetic_traces("honest", 200).traces, plain.policy.fingerprints(plain.request, plain.engines))
     rules = upper_threshold_rules("confidence", [0.9, 0.99])
