@@ -32,7 +32,7 @@ def check_provenance(certificate: Certificate, parts: Splits) -> list[str]:
 
 def _order_gaps(certificate: Certificate, order: TraceSet) -> Iterator[str]:
     if "order" not in certificate.splits:
-        yield "the order of its rules: it was learned from no traces, and is right if it is the family's own"
+        yield "the order of its rules; it was learned from no traces, and is right if it is the family's own"
         return
     risks = [finding.risk for finding in certificate.findings]
     alphas = [finding.alpha for finding in certificate.findings]
@@ -45,11 +45,11 @@ def _order_gaps(certificate: Certificate, order: TraceSet) -> Iterator[str]:
 
 def _rule_gaps(certificate: Certificate, train: TraceSet) -> Iterator[str]:
     if "train" not in certificate.splits:
-        yield "its rules: they were made from no traces, and are right if they were named beforehand"
+        yield "its rules; they were made from no traces, and are right if they were named beforehand"
         return
     unknown = set(certificate.order)
     for name in FAMILIES:
         with suppress(CalibrationError):  # its signals were not recorded
             unknown.difference_update(candidate_rules(train, [name]) if unknown else ())
     if unknown:
-        yield f"{len(unknown)} of its {len(certificate.order)} rules: no family makes them from the traces to train"
+        yield f"{len(unknown)} of its {len(certificate.order)} rules; no family makes them from the traces to train"

@@ -58,7 +58,7 @@ class PublicKeys:
         if not self.keys:
             return None
         if certificate.signature is None:
-            return "it is not signed, and this server asks for a signature; sign it with `reasonrt certificate sign`"
+            return "it is not signed, and a signature is asked for; sign it with `reasonrt certificate sign`"
         if any(_is_by(key, certificate) for key in self.keys):
             return None
         return "its signature is by none of the keys that are trusted here; sign it again, or add its maker's key"

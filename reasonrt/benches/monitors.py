@@ -24,7 +24,7 @@ RISES, GOOD = (1.1, 1.23, 1.25, 1.5, 2.0, 4.0), (0, 2000)
 SHADOW = 0.05
 NUM_SHADOWED = 10_000  # of one world; the horizon of its monitor
 _LEVEL = 0.01  # of the interval of a rate
-_DELAYS = 200  # worlds per row: the smallest rise takes tens of thousands of votes in each
+_DELAY_WORLDS = 200  # worlds per row: the smallest rise takes tens of thousands of votes in each
 _NUM_QUESTIONS, _ZIPF = 100_000, 1.1
 _NORMAL_975 = 1.959963984540054
 
@@ -107,7 +107,7 @@ def a_vote_per_request(num_worlds: int, risk: float) -> NDArray[np.bool_]:
     return _ragged([departs[asked] for asked, departs in _zipf_worlds(num_worlds, risk)])
 
 
-def delay_rows(num_worlds: int = _DELAYS) -> Iterator[dict[str, Any]]:
+def delay_rows(num_worlds: int = _DELAY_WORLDS) -> Iterator[dict[str, Any]]:
     """How many requests after a rise the alarm is raised: shadowed ones, and all of them."""
     for good in GOOD:
         for rise in RISES:

@@ -217,9 +217,9 @@ def verify(
     parts, is_whole = _parts_of(certificate, recorded, learn)
     verify_certificate(certificate, parts.certify)
     console.print(f"{file}: {certificate.num_problems} traces give this certificate")
-    unknown = ["its rules and their order: name the traces that they were made from by --learn"]
+    unknown = ["its rules and their order; name the traces that they were made from by --learn"]
     for gap in check_provenance(certificate, parts) if is_whole else unknown:
-        console.print(f"[yellow]not verified[/] {gap}", soft_wrap=True)
+        console.print(f"[yellow]not verified:[/] {gap}", soft_wrap=True)
 
 
 def _parts_of(certificate: Certificate, recorded: TraceSet, learn: TraceSet | None) -> tuple[Splits, bool]:

@@ -235,7 +235,7 @@ def test_rules_of_nobody_are_not_verified(few: Path, tmp_path: Path, monkeypatch
     certify(held_out, own, **PROMISE).write(tmp_path / "bare.json")
     traces = ("--traces", str(few / "traces.jsonl"), "--learn", str(few / "learn.jsonl"))
 
-    assert f"{len(learned.rules)} of its {len(learned.rules)} rules: no family" in gaps(
+    assert f"{len(learned.rules)} of its {len(learned.rules)} rules; no family" in gaps(
         str(tmp_path / "own.json"), *traces
     )
     bare = gaps(str(tmp_path / "bare.json"), *traces)
