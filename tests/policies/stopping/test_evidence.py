@@ -1,6 +1,9 @@
 """One evidence for each certificate: over processes and restarts, on a disk that loses and spoils, in the gateway."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,31 @@ def test_a_restart_changes_nothing(start: Open) -> None:
 
     assert restarted.monitor == alone
     assert restarted.num_departed == 13 + 14
+
+
+_DYING = """
+import os, signal, sys
+from pathlib import Path
+from reasonrt.policies.stopping.certificate import Certificate
+from reasonrt.policies.stopping.evidence import KeptEvidence, Vote
+from reasonrt.policies.stopping.evidence_file import EvidenceFile
+
+certificate = Certificate.read(Path(sys.argv[1]))
+evidence = KeptEvidence(certificate, EvidenceFile(Path(sys.argv[2]), certificate.sha256))
+for number in range(20):
+    evidence.add(Vote("", f"question {number}", number % 7 == 0))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_votes_outlive_a_process_that_is_killed(start: Open, path: Path, certificate: Certificate) -> None:
+    certificate.write(path.with_suffix(".json"))
+
+    killed = subprocess.run([sys.executable, "-c", _DYING, path.with_suffix(".json"), path], check=False)
+
+    assert killed.returncode == -signal.SIGKILL
+    evidence = start()
+    assert (evidence.monitor.n, evidence.num_departed, evidence.verdict.refusal) == (20, 3, None)
 
 
 def test_an_alarm_outlives_the_process(start: Open) -> None:
