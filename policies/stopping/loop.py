@@ -217,8 +217,8 @@ class StoppingLoop:
             completion = Completion(
                 tuple(self._transcript.steps), stop.reason, {}, 0.0, prompt_opens_thinking=self._prompt_opens_thinking()
             )
-            asked = tuple((message.role, message.content) for message in self._request.messages)
-            served.ran_to_the_end(hash(asked), self._spelling.of(full_answer(completion)), self._outcome)
+            answer = self._spelling.of(full_answer(completion))
+            served.ran_to_the_end(self._request.messages, answer, self._outcome)
         return replace(stop, details={**stop.details, "stopping": self._details()})
 
     def _prompt_opens_thinking(self) -> bool:

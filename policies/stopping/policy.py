@@ -7,7 +7,7 @@ for another model for instance, the request thinks to the end, and its details s
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, Self
@@ -44,7 +44,8 @@ class StoppingOptions:
         record: look at every checkpoint in full, never stop, and return what was seen.
         suffix: what a probe appends; a certificate brings its own.
         schedule: fields of `Schedule`; a certificate brings its own.
-        shadow: share of the requests under a certificate that run to their end, in [0, 1].
+        shadow: share of the requests under a certificate that run to their end, in [0, 1]; more of them as the evidence
+            against it grows.
         max_running: while the engine works on so many generations, probes are dropped; the request then continues.
         patience_s: a probe that takes longer, in an engine's queue for instance, is dropped.
     """
@@ -154,6 +155,9 @@ class Stopping(Policy):
 
     def accept(self, request: Request, engines: Mapping[str, Engine]) -> None:
         self.inner.accept(request, engines)
+        for file in self.options.certificates:
+            with suppress(CalibrationError):  # the request will think to the end
+                self.certificates.read(file)  # which a gateway must know of, though a replica solves
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self._role]
@@ -213,9 +217,9 @@ class Stopping(Policy):
         recorded = served.certificate.fingerprints
         schedule = Schedule.from_json(recorded.schedule) if recorded.schedule else options.schedule
         suffix = recorded.probes.get(PROBE, suffix)
-        served.check(self.fingerprints(request, engines, schedule, suffix))
+        verdict = served.check(self.fingerprints(request, engines, schedule, suffix))
         # drawn anew and in secret: no caller can choose what the certificate is judged by
-        is_shadow = secrets.randbelow(1 << 53) < options.shadow * (1 << 53)
+        is_shadow = secrets.randbelow(1 << 53) < verdict.shadow(options.shadow) * (1 << 53)
         return Terms(served.certificate.rule, schedule, suffix, options.max_running, patience_s, served, is_shadow)
 
 

@@ -8,10 +8,11 @@ import typer
 from rich.table import Table
 
 from reasonrt.answers import same_answer
-from reasonrt.calibration.stopping.candidates import FAMILIES, candidate_rules, splits, without_gold
+from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules, splits, without_gold
 from reasonrt.calibration.stopping.certification import certify, order_rules
 from reasonrt.calibration.stopping.certification import verify as verify_certificate
 from reasonrt.calibration.stopping.importers import read_conformal_thinking
+from reasonrt.calibration.stopping.provenance import check_provenance
 from reasonrt.calibration.stopping.sample_size import plan as plan_certificate
 from reasonrt.cli.common import (
     ConcurrencyOption,
@@ -33,6 +34,8 @@ from reasonrt.policies.stopping.certificate import Certificate, Finding
 from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import to_json
 from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.signature import PublicKeys, check_signature
+from reasonrt.policies.stopping.signature import sign as sign_certificate
 from reasonrt.policies.stopping.traces import TraceSet, read_traces, write_traces
 
 Layout = Literal["reasonrt", "conformal-thinking"]
@@ -182,16 +185,53 @@ def show(file: CertificateArgument) -> None:
     _print(Certificate.read(file))
 
 
+@certificate_app.command(epilog="Example: reasonrt certificate sign certificate.json --key private.pem")
+def sign(
+    file: CertificateArgument,
+    key: Annotated[Path, typer.Option(help="Sign with the Ed25519 private key in this PEM file.")],
+) -> None:
+    """Sign a certificate, for servers that serve signed ones alone (`serve.certificate_keys`)."""
+    sign_certificate(Certificate.read(file), key).write(file)
+    console.print(f"{file} is signed")
+
+
 @certificate_app.command(
     epilog="Example: reasonrt certificate verify certificate.json --traces runs/traces/traces.jsonl"
 )
-def verify(file: CertificateArgument, traces_file: TracesOption) -> None:
-    """Recompute a certificate from its traces; one line says what differs."""
+def verify(
+    file: CertificateArgument,
+    traces_file: TracesOption,
+    learn_file: Annotated[
+        Path | None,
+        typer.Option("--learn", help="Recompute rules and order from these traces, if it was made with --learn."),
+    ] = None,
+    public_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="Require a signature by the Ed25519 key in this PEM file; may be repeated: by one of them."),
+    ] = None,
+) -> None:
+    """Recompute a certificate from its traces; one line says what differs, or what these traces cannot show."""
     certificate, recorded = Certificate.read(file), read_traces(traces_file)
-    known = [given for part in (recorded, splits(recorded).certify) for given in (part, without_gold(part))]
-    fitting = (part for part in known if part.split.sha256 == certificate.splits.get("certify"))
-    verify_certificate(certificate, next(fitting, recorded))
+    check_signature(certificate, PublicKeys.read(public_key or ()))
+    learn = read_traces(learn_file) if learn_file else None
+    parts, is_whole = _parts_of(certificate, recorded, learn)
+    verify_certificate(certificate, parts.certify)
     console.print(f"{file}: {certificate.num_problems} traces give this certificate")
+    unknown = ["its rules and their order; name the traces that they were made from by --learn"]
+    for gap in check_provenance(certificate, parts) if is_whole else unknown:
+        console.print(f"[yellow]not verified:[/] {gap}", soft_wrap=True)
+
+
+def _parts_of(certificate: Certificate, recorded: TraceSet, learn: TraceSet | None) -> tuple[Splits, bool]:
+    """The splits that it was certified on, with or without gold, and whether they are all that it was made from."""
+    for strip in (TraceSet.of, without_gold):
+        whole, other = strip(recorded), learn and strip(learn)
+        parts = splits(whole, other)
+        if parts.certify.split.sha256 == certificate.splits.get("certify"):
+            return parts, True
+        if whole.split.sha256 == certificate.splits.get("certify"):
+            return parts._replace(certify=whole), not certificate.splits.keys() - {"certify"}
+    return Splits(recorded, recorded, recorded), False
 
 
 def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
@@ -223,6 +263,8 @@ def _print(certificate: Certificate) -> None:
     for name, value in asdict(certificate.fingerprints).items():
         console.print(f"[dim]{name:>9}[/] {value}", soft_wrap=True)
     console.print(f"[dim]   sha256[/] {certificate.sha256}")
+    signed = "no" if certificate.signature is None else "yes; `verify --public-key` says by whom"
+    console.print(f"[dim]   signed[/] {signed}")
 
 
 def _sentence(finding: Finding, delta: float) -> str:

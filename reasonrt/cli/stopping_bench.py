@@ -95,7 +95,7 @@ def bench(
         )
         results["live"] = _measure(recorded, split, settings, config)
         write_json(json_file, results)
-    failed = [row for row in rows if row["part"] != "tightness" and not row["ok"]]
+    failed = [row for row in rows if row["part"] != "tightness" and not row.get("ok", True)]
     for row in failed:
         console.print(f"[red]does not hold[/] {row}")
     if failed:
@@ -120,7 +120,31 @@ def _simulate(
             rows += stopping.boundary_rows(draws)
     _print_validity(rows)
     _print_tightness([row for row in rows if row["part"] == "tightness"])
-    return rows
+    return rows + (_watch(draws) if "validity" in parts else [])
+
+
+def _watch(worlds: int) -> list[dict[str, Any]]:
+    """Certificates in service: is the alarm rarely false, and how soon is it raised?"""
+    from reasonrt.benches.monitors import delay_rows, monitor_rows
+
+    with console.status("simulating service ..."):
+        rates, delays = list(monitor_rows(worlds)), list(delay_rows())
+    table = Table("part", "traffic", "evidence", "alarms", "at least", "as it should be", title=f"{worlds} worlds")
+    for row in rates:
+        evidence = row["choice"].replace("_", " ")
+        shares = f"{row['rate']:.3f}", f"{row['rate_low']:.3f}"
+        table.add_row(row["part"], row["population"], evidence, *shares, "yes" if row["ok"] else "no")
+    console.print(table)
+    table = Table("risk rises to", "limit", "before it", "shadowed until the alarm", "requests", "median")
+    for row in delays:
+        spans = [
+            f"{row[name]:,.0f} ({row[f'{name}_low']:,.0f}-{row[f'{name}_high']:,.0f})"
+            for name in ("shadowed", "requests")
+        ]
+        limit, median = f"{row['alpha']:g}", f"{row['requests_median']:,.0f}"
+        table.add_row(f"{row['rise']:g} limits", limit, row["population"].removeprefix("after "), *spans, median)
+    console.print(table)
+    return rates + delays
 
 
 def _print_validity(rows: Sequence[dict[str, Any]]) -> None:

@@ -1,0 +1,55 @@
+"""Where a certificate's rules and their order come from: from problems that it was not certified on, or nobody knows.
+
+`certification.verify` recomputes what the certified traces gave. A promise also needs that these had no part in the
+rules and in their order, which only the other splits can show.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules
+from reasonrt.calibration.stopping.certification import order_rules
+from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.certificate import Certificate
+from reasonrt.policies.stopping.traces import TraceSet, refuse_overlap
+
+
+def check_provenance(certificate: Certificate, parts: Splits) -> list[str]:
+    """What of the rules and of their order these splits cannot show; nothing where they show all of it.
+
+    Raises:
+        CalibrationError: they are not the splits that the certificate names, or they give another order.
+    """
+    named = {role: part for role, part in parts._asdict().items() if role in certificate.splits}
+    for role, part in named.items():
+        if part.split.sha256 != certificate.splits[role]:
+            raise CalibrationError(
+                f"the certificate names other traces to {role} than these {len(part)}; give those that it was made from"
+            )
+    refuse_overlap({role: part.split for role, part in named.items()})
+    return [*_order_gaps(certificate, parts.order), *_rule_gaps(certificate, parts.train)]
+
+
+def _order_gaps(certificate: Certificate, order: TraceSet) -> Iterator[str]:
+    if "order" not in certificate.splits:
+        yield "the order of its rules; it was learned from no traces, and is right if it is the family's own"
+        return
+    risks = [finding.risk for finding in certificate.findings]
+    alphas = [finding.alpha for finding in certificate.findings]
+    if order_rules(order, certificate.order, risk=risks, alpha=alphas).rules != certificate.order:
+        raise CalibrationError(
+            "the traces to order give another order than the certificate has; who takes it from elsewhere, from the "
+            "certified problems for instance, promises nothing: certify anew"
+        )
+
+
+def _rule_gaps(certificate: Certificate, train: TraceSet) -> Iterator[str]:
+    if "train" not in certificate.splits:
+        yield "its rules; they were made from no traces, and are right if they were named beforehand"
+        return
+    unknown = set(certificate.order)
+    for name in FAMILIES:
+        with suppress(CalibrationError):  # its signals were not recorded
+            unknown.difference_update(candidate_rules(train, [name]) if unknown else ())
+    if unknown:
+        yield f"{len(unknown)} of its {len(certificate.order)} rules; no family makes them from the traces to train"
