@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,15 +118,14 @@ class _File:
     """One file of a ledger, which nobody else writes to until it is closed."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
-        except OSError as error:
-            raise CalibrationError(
-                f"cannot write the ledger {path}: {error.strerror}; name one that can be written (--ledger)"
-            ) from None
-        try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+        try:
             content = _read(path)
             self.entries, self._sha256, torn = _parse(content, path)
         except BaseException:
@@ -139,16 +138,20 @@ class _File:
             self._file.write(b"\n")
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written was told by `append`
+            self._file.close()
 
     def append(self, entries: Iterable[Entry]) -> None:
         """On the disk when it returns."""
-        for entry in entries:
-            value = {"schema": SCHEMA, **asdict(entry)}
-            self._sha256 = _link(self._sha256, value)
-            self._file.write(f"{canonical(value | {'sha256': self._sha256})}\n".encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            for entry in entries:
+                value = {"schema": SCHEMA, **asdict(entry)}
+                self._sha256 = _link(self._sha256, value)
+                self._file.write(f"{canonical(value | {'sha256': self._sha256})}\n".encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _cannot_write(self._path, error) from None
 
 
 def _tries_on_the_set(known: Sequence[Entry], draft: Entry) -> list[Entry]:
@@ -223,6 +226,12 @@ def _split_of(traces: TraceSet, names: Sequence[str], part: Sequence[str]) -> st
 
 def _may_be_one(model: str, other: str) -> bool:
     return model == other or "" in (model, other)
+
+
+def _cannot_write(path: Path, error: OSError) -> CalibrationError:
+    return CalibrationError(
+        f"cannot write the ledger {path}: {error.strerror}; name one that can be written (--ledger)"
+    )
 
 
 def _read(path: Path) -> bytes:

@@ -106,26 +106,33 @@ def words(result: Result) -> str:
     return " ".join(result.output.split())
 
 
-def test_a_copy_of_the_traces_is_another_try_on_the_same_set(folder: Path, tmp_path: Path) -> None:
-    """In another folder, under another name, in another order; what is known without a look is none."""
-    lines = (folder / "traces.jsonl").read_text().splitlines()
-    copy = tmp_path / "renamed.jsonl"
-    copy.write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
-    first = ("certificate", "verify", str(folder / "c.json"), "--traces", str(copy))
-    again = ("calibrate", "stopping", "--traces", str(copy), "--alpha", ".1", "-o", str(tmp_path / "c.json"))
+def test_a_copy_of_the_traces_is_another_try_on_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another folder, under another name and in another order."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    original, copy = tmp_path / "traces.jsonl", tmp_path / "copies" / "renamed.jsonl"
+    write_traces(original, synthetic_traces("honest", 200))
+    header, *lines = original.read_text().splitlines()
+    copy.parent.mkdir()
+    copy.write_text("\n".join([header, *lines[::-1]]) + "\n")
 
-    made = run(*again, "--family", "deer")
+    def certified(traces: Path, family: str) -> str:
+        out = ("--alpha", ".2", "-o", str(tmp_path / f"{family}.json"), "--family", family)
+        return words(run("calibrate", "stopping", "--traces", str(traces), *out))
 
-    assert "try 2 on these problems, all of whose certificates hold together; tested at 0.025 of" in words(made)
-    assert "try 1 on these problems" in words(run(*first))  # the ledger in the folder of the copy knows of it
-    assert "try 2 on these problems" in words(run(*again, "--family", "deer"))  # the same, again
+    assert "try 1 on these problems" in certified(original, "dynasor")
+    assert "try 2 on these problems, all of whose certificates hold together; tested at 0.025 of" in certified(
+        copy, "budget"
+    )
+    assert "try 2 on these problems" in certified(original, "budget")  # the same, again
+    first = run("certificate", "verify", str(tmp_path / "dynasor.json"), "--traces", str(copy))
+    assert "try 1 on these problems" in words(first)  # the ledger in the folder of the copy knows of it
 
 
 def test_levels_are_certified_together(folder: Path, tmp_path: Path) -> None:
     traces = ("--traces", str(folder / "traces.jsonl"), "--ledger", str(tmp_path / "ledger.jsonl"))
     levels = ("--alpha", ".001", "--alpha", ".05", "--alpha", ".1")
 
-    result = run("calibrate", "stopping", *traces, *levels, "-o", str(tmp_path / "c.json"), "--family", "deer")
+    result = run("calibrate", "stopping", *traces, *levels, "-o", str(tmp_path / "c.json"), "--family", "dynasor")
 
     assert isinstance(result.exception, Infeasible)
     assert "lost_correct below 0.001 at delta 0.0167 takes at least" in str(result.exception)
@@ -143,7 +150,7 @@ def test_growing_traces_are_certified_again_as_one_try(folder: Path, tmp_path: P
     for size in (200, 400):
         grown = tmp_path / f"{size}.jsonl"
         grown.write_text("\n".join(lines[: size + 1]) + "\n")
-        arguments = ("--traces", str(grown), *fixed, "--family", "deer", "--ledger", str(tmp_path / "ledger.jsonl"))
+        arguments = ("--traces", str(grown), *fixed, "--family", "dynasor", "--ledger", str(tmp_path / "ledger.jsonl"))
         outputs.append(words(run("calibrate", "stopping", *arguments, "--growing")))
 
     assert all("tested at 0.05 of delta 0.1, and may be certified again" in output for output in outputs)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -265,6 +266,21 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(CalibrationError, match=f"cannot write the ledger .*({why}).*--ledger") as refused:
             number(path, problems(0, 20), "a")
         assert "\n" not in str(refused.value)
+
+
+def test_a_full_disk_is_one_line_and_the_try_was_not_made(file: Path) -> None:
+    number(file, problems(0, 20), "a")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, before[1]))
+    try:
+        with pytest.raises(CalibrationError, match=r"cannot write the ledger .*File too large"):
+            number(file, problems(0, 20), "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert not file.read_bytes().endswith(b"\n")
+    assert number(file, problems(0, 20), "c") == 2
 
 
 def test_what_is_no_ledger_is_refused(file: Path) -> None:
