@@ -6,6 +6,8 @@ from itertools import combinations
 
 from reasonrt.errors import CalibrationError
 
+_MOST_TRIES = 1000  # what a later one would spend is no number
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -23,7 +25,7 @@ class Attempt:
     levels: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.levels or (self.number is not None and self.number < 1):
+        if not self.levels or (self.number is not None and not 1 <= self.number <= _MOST_TRIES):
             raise CalibrationError(f"there is no try {self.number} of {len(self.levels)} levels; certify anew")
 
     def tested_at(self, delta: float) -> float:
@@ -36,9 +38,9 @@ def share_of_try(number: int) -> float:
     """What try `number`, from 1, spends of the delta of its set: half of what the tries before it have left.
 
     The shares add up to 1 however many tries there are, so that by the union bound all of them are right with
-    probability 1 - delta. The first try, which is often the only one, keeps half, and each of the first four more than
-    by the series 1 / (i (i + 1)), which is better for late tries: on a set that was tried five times, new problems are
-    better still. Candidates that are known beforehand get more each as levels of one try.
+    probability 1 - delta. The first try, which is often the only one, keeps half, and the second to the fourth have
+    more than by the series 1 / (i (i + 1)), which is better for later tries: there new problems are better still.
+    Candidates that are known beforehand get more each as levels of one try.
     """
     return 2.0**-number
 

@@ -115,6 +115,10 @@ class Certificate:
                 all(map(_is_possible, (*self.findings, self.unlabelled))),
                 "has a finding that no one can have made",
             ),
+            (
+                all(finding.p_value <= self.tested_at for finding in self.findings),
+                f"has a p-value of its rule above {self.tested_at:.3g}, what its try was tested at",
+            ),
             (self.rule in self.order, "certifies a rule that it has not tested"),
             (len(self.p_values) == len(self.order), f"has {len(self.p_values)} p-values of {len(self.order)} rules"),
             (all(0 <= value <= 1 for value in self.p_values), "has a p-value outside of [0, 1]"),

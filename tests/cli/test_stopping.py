@@ -144,17 +144,17 @@ def test_levels_are_certified_together(folder: Path, tmp_path: Path) -> None:
 
 def test_growing_traces_are_certified_again_as_one_try(folder: Path, tmp_path: Path) -> None:
     lines = (folder / "traces.jsonl").read_text().splitlines()
-    write_traces(tmp_path / "learn.jsonl", synthetic_traces("honest", 200, seed=1))
-    fixed = ("--learn", str(tmp_path / "learn.jsonl"), "--alpha", ".1", "-o", str(tmp_path / "c.json"))
+    write_traces(tmp_path / "learn.jsonl", synthetic_traces("honest", 60, seed=1))
+    fixed = ("--learn", str(tmp_path / "learn.jsonl"), "--alpha", ".2", "-o", str(tmp_path / "c.json"))
     outputs = []
-    for size in (200, 400):
+    for size in (100, 200):
         grown = tmp_path / f"{size}.jsonl"
         grown.write_text("\n".join(lines[: size + 1]) + "\n")
         arguments = ("--traces", str(grown), *fixed, "--family", "dynasor", "--ledger", str(tmp_path / "ledger.jsonl"))
         outputs.append(words(run("calibrate", "stopping", *arguments, "--growing")))
 
     assert all("tested at 0.05 of delta 0.1, and may be certified again" in output for output in outputs)
-    assert Certificate.read(tmp_path / "c.json").num_problems == 400
+    assert Certificate.read(tmp_path / "c.json").num_problems == 200
     assert "p-values that hold at any time (growing=True, --growing)" in refused("calibrate", "stopping", *arguments)
     assert "--growing needs --learn" in refused(
         "calibrate", "stopping", "--traces", str(grown), "--alpha", ".1", "--growing"
