@@ -136,8 +136,9 @@ def certify_levels(
         tried.append(_Tried(try_rules(recorded, ordered, limits), limits, splits, test, growing))
     declared = Declaration(tuple(each.promise for each in tried), tuple(each.sha256 for each in tried), delta, growing)
     first = Attempt(split.sha256, 1 if ledger else None, declared.levels)
-    if all(len(recorded) < each.least_n(first.tested_at(delta)) for each in tried):  # known without a look
-        raise Infeasible(_why(tried[0], first.tested_at(delta), "record more"))
+    too_few = [each.too_few(first.tested_at(delta), "record more") for each in tried]
+    if all(too_few):  # known without a look, which costs no try
+        raise Infeasible(str(too_few[0]))
     attempt = ledger.enter(recorded, declared) if ledger else first
     found: list[Certificate | Infeasible] = []
     for each in tried:
@@ -212,8 +213,15 @@ class _Tried:
         declared = [rules, [asdict(limit) for limit in self.limits], self.test, self.growing]
         return hashlib.sha256(canonical(declared).encode()).hexdigest()
 
-    def least_n(self, level: float) -> int:
-        return max(least_n(limit.alpha, level, self.growing) for limit in self.limits)
+    def too_few(self, level: float, more: str) -> str | None:
+        """Why nothing can be certified, whatever the problems show; None where there are enough of them."""
+        num_problems, limit = len(self.trials[0].net_tokens), min(self.limits, key=lambda limit: limit.alpha)
+        if num_problems >= (least := least_n(limit.alpha, level, self.growing)):
+            return None
+        return (
+            f"{limit.risk} below {limit.alpha:g} at delta {level:.3g} takes at least {least} problems, even without a "
+            f"loss; there are {num_problems}: {more} or allow a larger alpha"
+        )
 
 
 def _certificate(recorded: TraceSet, tried: _Tried, delta: float, attempt: Attempt) -> Certificate:
@@ -324,18 +332,17 @@ def _why(tried: _Tried, level: float, more: str) -> str:
     Args:
         more: how to come to more problems, which depends on what has been looked at.
     """
+    if too_few := tried.too_few(level, more):
+        return too_few
     first = tried.trials[0]
     findings = _findings(first, tried.limits, level, tried.growing)
     worst = max(findings, key=lambda finding: finding.p_value)
-    least, num_problems = least_n(worst.alpha, level, tried.growing), len(first.net_tokens)
     limit = f"{worst.risk} below {worst.alpha:g}"
-    promise = f"{limit} at delta {level:.3g} takes at least {least} problems, even without a loss"
-    if num_problems < least:
-        return f"{promise}; there are {num_problems}: {more} or allow a larger alpha"
-    if worst.n < least:
+    if worst.n < (least := least_n(worst.alpha, level, tried.growing)):
         return (
-            f"{promise}; the first rule of the order stopped {worst.n} of {num_problems}: "
-            f"let order_rules find an order on other problems, or {more}"
+            f"{limit} at delta {level:.3g} takes at least {least} problems, even without a loss; the first rule of the "
+            f"order stopped {worst.n} of {len(first.net_tokens)}: let order_rules find an order on other problems, or "
+            f"{more}"
         )
     seen = f"the first rule of the order lost {worst.k} of {worst.n}, too many for {limit}"
     try:

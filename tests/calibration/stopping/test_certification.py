@@ -236,6 +236,20 @@ def test_infeasible_says_why_and_what_would_do(changes: dict[str, object], messa
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_known_without_a_look_tells_nothing_of_the_problems(make_trace: Callable[..., Trace]) -> None:
+    """That there are too few for one risk is said before losses of another one are."""
+    traces = [make_trace(f"p{index}", [("wrong", 1.0)]) for index in range(50)]
+
+    with pytest.raises(Infeasible, match=r"premature_give_up below 0\.01 at delta 0\.1 takes at least 230 problems"):
+        certify(
+            traces,
+            upper_threshold_rules("sure", [0.5]),
+            risk=["early_error", "premature_give_up"],
+            alpha=[0.3, 0.01],
+            delta=0.1,
+        )
+
+
 def test_infeasible_names_the_n_that_would_do(make_trace: Callable[..., Trace]) -> None:
     traces = [make_trace(f"p{index}", [("wrong" if index < 2 else "right", 1.0)]) for index in range(60)]
 
