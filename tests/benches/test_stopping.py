@@ -65,7 +65,7 @@ def test_controls_are_found_out(deer: Case) -> None:
 
 def test_several_certificates_from_one_set_hold_together_and_apart_they_do_not() -> None:
     """Where every rule is just worse than its limit."""
-    rows = list(joint_boundary_rows(num_draws=1000))
+    rows = list(joint_boundary_rows(num_draws=500))
 
     assert [(row["part"], row["choice"]) for row in rows] == [
         ("levels", "levels: together"),
