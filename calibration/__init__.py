@@ -3,8 +3,9 @@
 Importing this package imports neither numpy nor scipy; the functions that need them load them.
 """
 
-from reasonrt.calibration.stopping.certification import Order, certify, order_rules, verify
+from reasonrt.calibration.stopping.certification import Level, Order, certify, certify_levels, order_rules, verify
 from reasonrt.calibration.stopping.families import lower_threshold_rules, upper_threshold_rules
+from reasonrt.calibration.stopping.ledger import Ledger
 from reasonrt.calibration.stopping.sample_size import Infeasible, Plan, plan
 from reasonrt.policies.stopping.certificate import Certificate, check_matches
 from reasonrt.policies.stopping.replay import Outcome, replay
@@ -17,6 +18,8 @@ __all__ = [
     "Checkpoint",
     "Fingerprints",
     "Infeasible",
+    "Ledger",
+    "Level",
     "Order",
     "Outcome",
     "Plan",
@@ -25,6 +28,7 @@ __all__ = [
     "TraceSet",
     "Watch",
     "certify",
+    "certify_levels",
     "check_matches",
     "lower_threshold_rules",
     "order_rules",

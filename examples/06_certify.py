@@ -6,7 +6,7 @@ The traces are made up here; `reasonrt calibrate traces` records those of a mode
 import tempfile
 from pathlib import Path
 
-from reasonrt.calibration import Certificate, Infeasible, certify, plan, upper_threshold_rules
+from reasonrt.calibration import Certificate, Infeasible, Ledger, certify, plan, upper_threshold_rules
 from reasonrt.calibration.stopping.families import quantile_thresholds
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.policies.stopping.traces import split_traces
@@ -16,16 +16,22 @@ def main() -> None:
     print("a risk below 5 % takes at least", plan(alpha=0.05, delta=0.1).least_n, "problems")
     train, held_out = split_traces(synthetic_traces("honest", 1000), shares=(0.3, 0.7))
     rules = upper_threshold_rules("confidence", quantile_thresholds(train, "confidence", 60))
-    for alpha in (0.05, 0.001):
-        try:
-            found = certify(held_out, rules, risk="lost_correct", alpha=alpha, delta=0.1, train=train)
-        except Infeasible as error:
-            print(f"risk below {alpha:g}: {error}")
-            continue
-        finding = found.findings[0]
-        print(f"risk below {alpha:g}: {finding.k} of {finding.n} lost, {found.saving.net:.0%} of the tokens saved")
-        print("the rule:", found.rule)
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "ledger.jsonl")  # for traces in a file: Ledger.beside(file)
+        for alpha in (0.05, 0.001):
+            try:
+                found = certify(
+                    held_out, rules, risk="lost_correct", alpha=alpha, delta=0.1, train=train, ledger=ledger
+                )
+            except Infeasible as error:
+                print(f"risk below {alpha:g}: {error}")
+                continue
+            finding = found.findings[0]
+            print(f"risk below {alpha:g}: {finding.k} of {finding.n} lost, {found.saving.net:.0%} of the tokens saved")
+            print("the rule:", found.rule)
+            print(
+                f"try {found.attempt.number} on these problems, tested at {found.tested_at:g} of delta {found.delta:g}"
+            )
             file = Path(folder) / "certificate.json"
             found.write(file)
             print("read again and unchanged:", Certificate.read(file).sha256 == found.sha256)

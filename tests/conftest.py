@@ -90,6 +90,14 @@ def core(index: int) -> str:
     return str(cores[index % len(cores)])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests leave no trace in the ledger of who runs them, and find none there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def nano_draft() -> Path:
     return MODELS / "nano-draft"

@@ -35,6 +35,32 @@ def binomial_lower_bound(k: int, n: int, delta: float) -> float:
     return 1 - binomial_upper_bound(n - k, n, delta)
 
 
+def anytime_p_value(k: int, n: int, alpha: float) -> float:
+    """A p-value from k losses among n problems, each 0 or 1, that holds at every n together; 1 for n = 0.
+
+    One over the likelihood ratio of a mean drawn from Beta(1/2, 1/2) cut to [0, alpha], against alpha. While the mean
+    is at least alpha that ratio is a supermartingale from 1: it ever reaches 1/u with probability at most u. So one
+    may look after every problem, and add more as long as one likes.
+
+    Source: Robbins (1970), Annals of Mathematical Statistics 41(5), the method of mixtures; Ville (1939).
+    """
+    from scipy.special import betainc, betaln
+
+    kept, prior = float(betainc(k + 0.5, n - k + 0.5, alpha)), float(betainc(0.5, 0.5, alpha))
+    if kept == 0:  # with this many losses it vanishes in double precision
+        return 1.0
+    mixture = math.log(kept / prior) + float(betaln(k + 0.5, n - k + 0.5) - betaln(0.5, 0.5))
+    return math.exp(min(0.0, k * math.log(alpha) + (n - k) * math.log1p(-alpha) - mixture))
+
+
+def anytime_upper_bound(k: int, n: int, delta: float) -> float:
+    """The largest mean loss that `anytime_p_value` does not reject at level delta: a time-uniform confidence sequence.
+
+    With probability at least 1 - delta the mean is at most this at every n together.
+    """
+    return _largest(lambda alpha: anytime_p_value(k, n, alpha), delta)
+
+
 def hoeffding_bentkus_p_value(losses: Sequence[float], alpha: float) -> float:
     """The smaller of Hoeffding's bound in its relative-entropy form and Bentkus' bound by a binomial tail.
 
@@ -102,14 +128,19 @@ def upper_bound(p_value: PValue, losses: Sequence[float], delta: float) -> float
 
     Source: the duality of tests and confidence sets, Lehmann & Romano (2005), Theorem 3.5.1.
     """
+    return _largest(lambda alpha: p_value(losses, alpha), delta)
+
+
+def _largest(p_value: Callable[[float], float], delta: float) -> float:
+    """The largest alpha that a p-value, falling in alpha, does not reject."""
     from scipy.optimize import brentq
 
     low, high = 1e-9, 1 - 1e-9
-    if p_value(losses, high) > delta:
+    if p_value(high) > delta:
         return 1.0
-    if p_value(losses, low) <= delta:
+    if p_value(low) <= delta:
         return low
-    return float(brentq(lambda alpha: p_value(losses, alpha) - delta, low, high))
+    return float(brentq(lambda alpha: p_value(alpha) - delta, low, high))
 
 
 def _relative_entropy(a: float, b: float) -> float:

@@ -1,20 +1,31 @@
 """From recorded traces to a promise: the cheapest stopping rule whose risk is certified to be below alpha.
 
 `certify` is fixed-sequence testing with exact binomial p-values, along an order that the problems to certify on had
-no part in. It either returns a certificate or raises `Infeasible`.
+no part in. It either returns a certificate or raises `Infeasible`. `certify_levels` makes several that hold together,
+and a `Ledger` has all tries on the same problems share one delta.
 """
 
+import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
-from reasonrt.calibration.stopping.bounds import binomial_p_value, binomial_upper_bound
+from reasonrt.calibration.stopping.bounds import (
+    anytime_p_value,
+    anytime_upper_bound,
+    binomial_p_value,
+    binomial_upper_bound,
+)
+from reasonrt.calibration.stopping.ledger import Declaration, Ledger
 from reasonrt.calibration.stopping.multiple_testing import TESTS, pareto_order
 from reasonrt.calibration.stopping.sample_size import Infeasible, check_level, least_n, plan
 from reasonrt.calibration.stopping.trials import Limit, Trial, count, p_value, try_rules
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.attempt import Attempt
 from reasonrt.policies.stopping.certificate import Certificate, Finding, Group, Saving, first_difference, normal
-from reasonrt.policies.stopping.rules import StoppingRule
+from reasonrt.policies.stopping.files import canonical
+from reasonrt.policies.stopping.rules import StoppingRule, from_json, to_json
 from reasonrt.policies.stopping.traces import Split, Trace, TraceSet, refuse_overlap
 
 _NORMAL_975 = 1.959963984540054  # the quantile of a 95 % interval
@@ -28,6 +39,19 @@ class Order:
     split: Split
 
 
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One promise to certify: every risk below its alpha, with the order to test the rules in.
+
+    Attributes:
+        risk, alpha, order: as in `certify`.
+    """
+
+    risk: str | Sequence[str]
+    alpha: float | Sequence[float]
+    order: Order | None = None
+
+
 def certify(
     traces: Iterable[Trace],
     rules: Sequence[StoppingRule],
@@ -38,6 +62,8 @@ def certify(
     order: Order | None = None,
     train: Iterable[Trace] = (),
     test: str = "fixed_sequence",
+    growing: bool = False,
+    ledger: Ledger | None = None,
 ) -> Certificate:
     """The cheapest rule, by net tokens, among those whose risk is certified to be below alpha.
 
@@ -50,48 +76,77 @@ def certify(
         rules: a family in the order in which to test it, the most careful first.
         risk: a name in `risks.RISKS`, or several that must all hold.
         alpha: the limit of the risk, in (0, 1); one for each of several.
-        delta: the probability that the promise is wrong, in (0, 1).
+        delta: the probability that the promise is wrong, in (0, 1); under a ledger, that any certificate is which ever
+            comes from these problems.
         order: from `order_rules` on other problems; without it the rules are tested as they stand.
         train: what the rules themselves were made from: a grid of thresholds, a learned signal.
         test: a name in `multiple_testing.TESTS`.
+        growing: whether the same may be certified again when problems have been added, as often as one likes: with
+            p-values that hold at any time, which take more problems.
+        ledger: where this try is written down before its result is known, and from which it has its part of delta.
+            Without one nothing else may ever be tried on these problems.
 
     Raises:
         Infeasible: no rule that saves tokens can be certified; the message says why, and which n would do.
-        CalibrationError: a value cannot be used, or a problem is in two splits.
+        CalibrationError: a value cannot be used, a problem is in two splits, or the ledger does not allow it.
+    """
+    (found,) = certify_levels(
+        traces, rules, [Level(risk, alpha, order)],
+        delta=delta, train=train, test=test, growing=growing, ledger=ledger,
+    )  # fmt: skip
+    if isinstance(found, Infeasible):
+        raise found
+    return found
+
+
+def certify_levels(
+    traces: Iterable[Trace],
+    rules: Sequence[StoppingRule],
+    levels: Sequence[Level],
+    *,
+    delta: float,
+    train: Iterable[Trace] = (),
+    test: str = "fixed_sequence",
+    growing: bool = False,
+    ledger: Ledger | None = None,
+) -> list[Certificate | Infeasible]:
+    """A certificate for each level, which hold together with probability at least 1 - delta, or why there is none.
+
+    They share delta in equal parts, so that requests may choose among them. The arguments are those of `certify`.
+
+    Raises:
+        Infeasible: there are too few problems for every level, which is known without a try.
+        CalibrationError: as in `certify`.
     """
     check_level("delta", delta)
-    limits = _limits(risk, alpha)
-    recorded = TraceSet.of(traces)
-    splits = _disjoint(recorded.split, order, tuple(train))
     if test not in TESTS:
         raise CalibrationError(f"unknown test {test!r}; there are {', '.join(TESTS)}")
-    ordered = list(rules if order is None else order.rules)
-    if not set(ordered) <= set(rules):
-        raise CalibrationError("the order holds rules that are not in the family; order the same rules")
-    trials = try_rules(recorded, ordered, limits)
-    p_values = [p_value(trial, limits) for trial in trials]
-    certified = TESTS[test](p_values, delta)
-    if not certified:
-        raise Infeasible(_why(trials[0], limits, delta))
-    best = min((trials[index] for index in certified), key=lambda trial: sum(trial.net_tokens))
-    _refuse_without_saving(recorded.traces, best, len(certified))
-    return normal(
-        Certificate(
-            rule=best.rule,
-            findings=_findings(best, limits, delta),
-            delta=delta,
-            test=test,
-            order=tuple(trial.rule for trial in trials),
-            p_values=tuple(p_values),
-            num_certified=len(certified),
-            num_problems=len(recorded),
-            saving=_saving(recorded.traces, best),
-            groups=_groups(recorded.traces, best, limits, delta),
-            unlabelled=_unlabelled(recorded.traces, best.rule, limits[0].alpha, delta),
-            splits=splits,
-            fingerprints=recorded.fingerprints,
-        )
-    )
+    if not levels:
+        raise CalibrationError("there are no levels to certify; give at least one")
+    recorded, trained_on = TraceSet.of(traces), tuple(train)
+    split = recorded.split
+    tried = []
+    for level in levels:
+        limits, order = _limits(level.risk, level.alpha), level.order
+        splits = _disjoint(split, order, trained_on)
+        ordered = list(rules if order is None else order.rules)
+        if not set(ordered) <= set(rules):
+            raise CalibrationError("the order holds rules that are not in the family; order the same rules")
+        # counted before the try is written down, so that what is invalid costs none; told to nobody until it is
+        tried.append(_Tried(try_rules(recorded, ordered, limits), limits, splits, test, growing))
+    declared = Declaration(tuple(each.promise for each in tried), tuple(each.sha256 for each in tried), delta, growing)
+    first = Attempt(split.sha256, 1 if ledger else None, declared.levels)
+    too_few = [each.too_few(first.tested_at(delta), "record more") for each in tried]
+    if all(too_few):  # known without a look, which costs no try
+        raise Infeasible(str(too_few[0]))
+    attempt = ledger.enter(recorded, declared) if ledger else first
+    found: list[Certificate | Infeasible] = []
+    for each in tried:
+        try:
+            found.append(_certificate(recorded, each, delta, attempt))
+        except Infeasible as error:
+            found.append(error)
+    return found
 
 
 def order_rules(
@@ -112,8 +167,11 @@ def order_rules(
     return Order(tuple(rules[index] for index in indices), recorded.split)
 
 
-def verify(certificate: Certificate, traces: Iterable[Trace]) -> None:
+def verify(certificate: Certificate, traces: Iterable[Trace], ledger: Ledger | None = None) -> None:
     """Recompute a certificate from the traces that it was made from.
+
+    Args:
+        ledger: that it was certified under, in which its try must stand.
 
     Raises:
         CalibrationError: these are other traces, or they do not give this certificate; the message names the field.
@@ -121,14 +179,80 @@ def verify(certificate: Certificate, traces: Iterable[Trace]) -> None:
     recorded = TraceSet.of(traces)
     if recorded.split.sha256 != certificate.splits.get("certify"):
         raise CalibrationError("these are not the traces that the certificate was made from; give those")
-    risks = [finding.risk for finding in certificate.findings]
-    alphas = [finding.alpha for finding in certificate.findings]
-    again = certify(
-        recorded, certificate.order, risk=risks, alpha=alphas, delta=certificate.delta, test=certificate.test
-    )
-    different = first_difference(certificate, replace(again, splits=certificate.splits))
+    if ledger:
+        ledger.confirm(certificate)
+    limits = [Limit(finding.risk, finding.alpha) for finding in certificate.findings]
+    trials = try_rules(recorded, certificate.order, limits)
+    tried = _Tried(trials, limits, certificate.splits, certificate.test, certificate.growing)
+    different = first_difference(certificate, _certificate(recorded, tried, certificate.delta, certificate.attempt))
     if different:
         raise CalibrationError(f"the traces give another {different} than the certificate says; certify again")
+    if tried.sha256 not in certificate.attempt.levels:
+        raise CalibrationError("the certificate is of another test than its try has declared; certify again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """The rules of one level, in their order, on the problems to certify on, and how they are to be tested."""
+
+    trials: Sequence[Trial]
+    limits: Sequence[Limit]
+    splits: Mapping[str, str]
+    test: str
+    growing: bool
+
+    @property
+    def promise(self) -> str:
+        return " and ".join(f"{limit.risk} below {limit.alpha:g}" for limit in self.limits)
+
+    @property
+    def sha256(self) -> str:
+        """Of all that decides the test, and of nothing that the problems have shown."""
+        # as they are read back, since 1 and 1.0 are one threshold
+        rules = [to_json(from_json(to_json(trial.rule))) for trial in self.trials]
+        declared = [rules, [asdict(limit) for limit in self.limits], self.test, self.growing]
+        return hashlib.sha256(canonical(declared).encode()).hexdigest()
+
+    def too_few(self, level: float, more: str) -> str | None:
+        """Why nothing can be certified, whatever the problems show; None where there are enough of them."""
+        num_problems, limit = len(self.trials[0].net_tokens), min(self.limits, key=lambda limit: limit.alpha)
+        if num_problems >= (least := least_n(limit.alpha, level, self.growing)):
+            return None
+        return (
+            f"{limit.risk} below {limit.alpha:g} at delta {level:.3g} takes at least {least} problems, even without a "
+            f"loss; there are {num_problems}: {more} or allow a larger alpha"
+        )
+
+
+def _certificate(recorded: TraceSet, tried: _Tried, delta: float, attempt: Attempt) -> Certificate:
+    """Raises: Infeasible."""
+    level, trials, limits = attempt.tested_at(delta), tried.trials, tried.limits
+    p_values = [p_value(trial, limits, tried.growing) for trial in trials]
+    certified = TESTS[tried.test](p_values, level)
+    if not certified:
+        raise Infeasible(_why(tried, level, "record more and look again" if tried.growing else "take new problems"))
+    best = min((trials[index] for index in certified), key=lambda trial: sum(trial.net_tokens))
+    _refuse_without_saving(recorded.traces, best, len(certified))
+    find = partial(_findings, limits=limits, level=level, growing=tried.growing)
+    return normal(
+        Certificate(
+            rule=best.rule,
+            findings=find(best),
+            delta=delta,
+            attempt=attempt,
+            growing=tried.growing,
+            test=tried.test,
+            order=tuple(trial.rule for trial in trials),
+            p_values=tuple(p_values),
+            num_certified=len(certified),
+            num_problems=len(recorded),
+            saving=_saving(recorded.traces, best),
+            groups=_groups(recorded.traces, best, find),
+            unlabelled=_unlabelled(recorded.traces, best.rule, limits[0].alpha, level, tried.growing),
+            splits=tried.splits,
+            fingerprints=recorded.fingerprints,
+        )
+    )
 
 
 def _limits(risk: str | Sequence[str], alpha: float | Sequence[float]) -> list[Limit]:
@@ -149,19 +273,21 @@ def _disjoint(certify: Split, order: Order | None, train: tuple[Trace, ...]) -> 
     return {role: split.sha256 for role, split in splits.items()}
 
 
-def _findings(trial: Trial, limits: Sequence[Limit], delta: float) -> tuple[Finding, ...]:
+def _findings(trial: Trial, limits: Sequence[Limit], level: float, growing: bool) -> tuple[Finding, ...]:
+    of_one, upper_bound = (
+        (anytime_p_value, anytime_upper_bound) if growing else (binomial_p_value, binomial_upper_bound)
+    )
     findings = []
     for limit, losses in zip(limits, trial.losses, strict=True):
         k, n = count(losses)
-        p, bound = binomial_p_value(k, n, limit.alpha), binomial_upper_bound(k, n, delta)
-        findings.append(Finding(limit.risk, limit.alpha, n, k, p, bound))
+        findings.append(Finding(limit.risk, limit.alpha, n, k, of_one(k, n, limit.alpha), upper_bound(k, n, level)))
     return tuple(findings)
 
 
-def _unlabelled(traces: Sequence[Trace], rule: StoppingRule, alpha: float, delta: float) -> Finding:
+def _unlabelled(traces: Sequence[Trace], rule: StoppingRule, alpha: float, level: float, growing: bool) -> Finding:
     limits = [Limit("lost_correct", alpha)]
     (trial,) = try_rules([replace(trace, gold=None) for trace in traces], [rule], limits)
-    return _findings(trial, limits, delta)[0]
+    return _findings(trial, limits, level, growing)[0]
 
 
 def _saving(traces: Sequence[Trace], trial: Trial) -> Saving:
@@ -177,7 +303,7 @@ def _saving(traces: Sequence[Trace], trial: Trial) -> Saving:
     return Saving(1 - ratio, 1 - ratio - margin, 1 - ratio + margin)
 
 
-def _groups(traces: Sequence[Trace], trial: Trial, limits: Sequence[Limit], delta: float) -> tuple[Group, ...]:
+def _groups(traces: Sequence[Trace], trial: Trial, find: Callable[[Trial], tuple[Finding, ...]]) -> tuple[Group, ...]:
     groups = []
     for name in sorted({trace.group for trace in traces}):
         members = [index for index, trace in enumerate(traces) if trace.group == name]
@@ -185,7 +311,7 @@ def _groups(traces: Sequence[Trace], trial: Trial, limits: Sequence[Limit], delt
         net_tokens = tuple(trial.net_tokens[index] for index in members)
         part = Trial(trial.rule, losses, net_tokens, tuple(trial.stopped[index] for index in members))
         saving = _saving([traces[index] for index in members], part)
-        groups.append(Group(name, len(members), _findings(part, limits, delta), saving))
+        groups.append(Group(name, len(members), find(part), saving))
     return tuple(groups)
 
 
@@ -200,22 +326,30 @@ def _refuse_without_saving(traces: Sequence[Trace], best: Trial, num_certified: 
         )
 
 
-def _why(first: Trial, limits: Sequence[Limit], delta: float) -> str:
-    """Why the first rule of the order could not be certified, and what would help."""
-    worst = max(_findings(first, limits, delta), key=lambda finding: finding.p_value)
-    least, num_problems = least_n(worst.alpha, delta), len(first.net_tokens)
+def _why(tried: _Tried, level: float, more: str) -> str:
+    """Why the first rule of the order could not be certified, and what would help.
+
+    Args:
+        more: how to come to more problems, which depends on what has been looked at.
+    """
+    if too_few := tried.too_few(level, more):
+        return too_few
+    first = tried.trials[0]
+    findings = _findings(first, tried.limits, level, tried.growing)
+    worst = max(findings, key=lambda finding: finding.p_value)
     limit = f"{worst.risk} below {worst.alpha:g}"
-    promise = f"{limit} at delta {delta:g} takes at least {least} problems, even without a loss"
-    if num_problems < least:
-        return f"{promise}; there are {num_problems}: record more or allow a larger alpha"
-    if worst.n < least:
+    if worst.n < (least := least_n(worst.alpha, level, tried.growing)):
         return (
-            f"{promise}; the first rule of the order stopped {worst.n} of {num_problems}: "
-            "let order_rules find an order on other problems, or record more"
+            f"{limit} at delta {level:.3g} takes at least {least} problems, even without a loss; the first rule of the "
+            f"order stopped {worst.n} of {len(first.net_tokens)}: let order_rules find an order on other problems, or "
+            f"{more}"
         )
     seen = f"the first rule of the order lost {worst.k} of {worst.n}, too many for {limit}"
     try:
-        needed = plan(worst.alpha, delta, expected_risk=worst.k / worst.n)
+        needed = plan(worst.alpha, level, expected_risk=worst.k / worst.n, growing=tried.growing)
     except Infeasible:
         return f"{seen}; no n will do at that rate, a limit above {worst.upper_bound:.3g} would hold for it"
-    return f"{seen} at delta {delta:g}; at that rate {needed.n} problems would do nine times out of ten"
+    would_do = "problems would do nine times out of ten, these and more"
+    if not tried.growing:
+        would_do = "new problems would do nine times out of ten; to add to these takes growing=True (--growing)"
+    return f"{seen} at delta {level:.3g}; at that rate {needed.n} {would_do}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reasonrt.calibration.stopping.bounds import binomial_upper_bound
+from reasonrt.calibration.stopping.bounds import anytime_upper_bound, binomial_upper_bound
 from reasonrt.calibration.stopping.trials import Limit, count, try_rules
 from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.policies.stopping.replay import replay
@@ -55,8 +55,9 @@ def _plot_order(axes: Any, certificate: Certificate, traces: TraceSet) -> None:
     axes.plot(
         places, [k / max(1, n) for k, n in counts], "o-", ms=3, color="#D55E00", label=f"{finding.risk}, observed"
     )
-    bounds = [binomial_upper_bound(k, n, certificate.delta) for k, n in counts]
-    axes.plot(places, bounds, ":", color="#D55E00", label=f"its bound at {1 - certificate.delta:.0%}, each by itself")
+    level, upper_bound = certificate.tested_at, anytime_upper_bound if certificate.growing else binomial_upper_bound
+    bounds = [upper_bound(k, n, level) for k, n in counts]
+    axes.plot(places, bounds, ":", color="#D55E00", label=f"its bound at {1 - level:.3g}, each by itself")
     axes.plot(places, [1 - sum(t.net_tokens) / full for t in trials], "s-", ms=3, color="#0072B2", label="net saving")
     axes.axhline(finding.alpha, color="0.4", lw=1, ls="--", label=f"alpha = {finding.alpha:g}")
     known = places[: certificate.num_certified]

@@ -1,9 +1,10 @@
 """How many problems a promise needs, before any is recorded."""
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
-from reasonrt.calibration.stopping.bounds import binomial_p_value
+from reasonrt.calibration.stopping.bounds import anytime_p_value, binomial_p_value
 from reasonrt.errors import CalibrationError
 
 _MOST_LOSSES = 20_000
@@ -33,36 +34,42 @@ class Plan:
     power: float
 
 
-def least_n(alpha: float, delta: float) -> int:
-    """The least n whose exact p-value without a loss, (1 - alpha)^n, is at most delta."""
+def least_n(alpha: float, delta: float, growing: bool = False) -> int:
+    """The least n whose p-value without a loss is at most delta; of the exact test (1 - alpha)^n."""
     check_level("alpha", alpha)
     check_level("delta", delta)
+    if growing:
+        return _least_n(0, 1, alpha, delta)
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
-def plan(alpha: float, delta: float, *, expected_risk: float = 0.0, power: float = 0.9) -> Plan:
-    """The n with which a rule of `expected_risk` is certified, by the exact binomial test at level delta.
+def plan(alpha: float, delta: float, *, expected_risk: float = 0.0, power: float = 0.9, growing: bool = False) -> Plan:
+    """The n with which a rule of `expected_risk` is certified, by one test at level delta.
 
     Args:
         alpha: the limit of the risk, in (0, 1).
-        delta: the probability that the certificate is wrong, in (0, 1).
+        delta: what the test spends, in (0, 1); of a try under a ledger `Attempt.tested_at`.
         expected_risk: of the rule, from a pilot for example; in [0, alpha).
-        power: the probability to be certified, in (0, 1).
+        power: the probability to be certified with exactly that n, in (0, 1).
+        growing: by a test that may be looked at again when problems have been added, in the place of the exact one.
 
     Raises:
         Infeasible: no n will do, or none of a size that anybody could record.
     """
     from scipy.special import bdtr, bdtrin
 
-    least = least_n(alpha, delta)
+    n = least = least_n(alpha, delta, growing)
     if not 0 <= expected_risk < alpha:
         raise Infeasible(
             f"no n certifies a rule of risk {expected_risk:g} below alpha {alpha:g}; "
             "allow a larger alpha or take a more careful rule"
         )
     for max_losses in range(_MOST_LOSSES):
-        n = max(least, math.ceil(bdtrin(max_losses, delta, alpha)))
-        n += binomial_p_value(max_losses, n, alpha) > delta  # where the inverse is exact but for rounding
+        if growing:
+            n = _least_n(max_losses, n, alpha, delta)
+        else:
+            n = max(least, math.ceil(bdtrin(max_losses, delta, alpha)))
+            n += binomial_p_value(max_losses, n, alpha) > delta  # where the inverse is exact but for rounding
         reached = float(bdtr(max_losses, n, expected_risk))
         if reached >= power:
             return Plan(alpha, delta, expected_risk, least, n, max_losses, reached)
@@ -70,6 +77,15 @@ def plan(alpha: float, delta: float, *, expected_risk: float = 0.0, power: float
         f"a rule of risk {expected_risk:g} is too near to alpha {alpha:g}: more than {n} problems would be needed; "
         "allow a larger alpha or take a more careful rule"
     )
+
+
+def _least_n(k: int, at_least: int, alpha: float, delta: float) -> int:
+    """The least n, from `at_least` up, at which k losses leave a p-value of growing data of at most delta."""
+    n, step = at_least, 1
+    while anytime_p_value(k, n, alpha) > delta:
+        n, step = n + step, 2 * step
+    below = range(at_least, n)
+    return at_least + bisect_left(below, True, key=lambda n: anytime_p_value(k, n, alpha) <= delta)
 
 
 def check_level(name: str, value: float) -> None:

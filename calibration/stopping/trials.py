@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reasonrt.calibration.stopping.bounds import binomial_p_value
+from reasonrt.calibration.stopping.bounds import anytime_p_value, binomial_p_value
 from reasonrt.calibration.stopping.multiple_testing import max_p
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.replay import refuse_unknown_signals, replay
@@ -56,10 +56,15 @@ def try_rules(traces: Iterable[Trace], rules: Sequence[StoppingRule], limits: Se
     return trials
 
 
-def p_value(trial: Trial, limits: Sequence[Limit]) -> float:
-    """The p-value of the hypothesis "at least one risk of this rule reaches its limit"."""
+def p_value(trial: Trial, limits: Sequence[Limit], growing: bool = False) -> float:
+    """The p-value of the hypothesis "at least one risk of this rule reaches its limit".
+
+    Args:
+        growing: take one that holds however often it is looked at while problems are added.
+    """
+    of_one = anytime_p_value if growing else binomial_p_value
     counts = map(count, trial.losses)
-    return max_p([binomial_p_value(k, n, limit.alpha) for (k, n), limit in zip(counts, limits, strict=True)])
+    return max_p([of_one(k, n, limit.alpha) for (k, n), limit in zip(counts, limits, strict=True)])
 
 
 def count(losses: Iterable[bool | None]) -> tuple[int, int]:

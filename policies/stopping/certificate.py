@@ -12,12 +12,13 @@ from typing import Any, Final, Literal
 from pydantic import TypeAdapter
 
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.attempt import Attempt
 from reasonrt.policies.stopping.files import canonical, parse, parse_text, read_text, write_text
 from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import Fingerprints
 
-SCHEMA: Final = "reasonrt.certificate/2"
+SCHEMA: Final = "reasonrt.certificate/3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Finding:
         n: problems that count for it.
         k: losses among them.
         p_value: of "the risk is at least alpha".
-        upper_bound: Clopper-Pearson, at level delta, of this rule and this risk alone.
+        upper_bound: of this rule and this risk alone, at the level that the certificate was tested at: Clopper-Pearson
+            or, where problems may be added, of a confidence sequence.
     """
 
     risk: str
@@ -69,12 +71,15 @@ class Group:
 class Certificate:
     """With probability at least 1 - delta over the problems it was made from, each risk of `rule` is below its limit.
 
-    That is for new problems drawn as those were, answered by what `fingerprints` names.
+    That is for new problems drawn as those were, answered by what `fingerprints` names; and it holds for all
+    certificates from these problems together, as far as `attempt` goes.
 
     Attributes:
         rule: the cheapest certified one.
         findings: one for each risk, as they were asked for.
-        delta: the probability that the promise is wrong.
+        delta: the probability that the promise is wrong, shared by all tries on these problems.
+        attempt: which of them this is, and what was certified together with it.
+        growing: whether it holds however often it is certified again while problems are added.
         test: the multiple test, a name in `reasonrt.calibration.stopping.multiple_testing.TESTS`.
         order: every rule of the family, in the order tested.
         p_values: along `order`; of several risks the largest.
@@ -89,6 +94,8 @@ class Certificate:
     rule: StoppingRule
     findings: tuple[Finding, ...]
     delta: float
+    attempt: Attempt
+    growing: bool
     test: str
     order: tuple[StoppingRule, ...]
     p_values: tuple[float, ...]
@@ -99,7 +106,7 @@ class Certificate:
     unlabelled: Finding
     splits: Mapping[str, str]
     fingerprints: Fingerprints
-    schema: Literal["reasonrt.certificate/2"] = SCHEMA
+    schema: Literal["reasonrt.certificate/3"] = SCHEMA
     signature: str | None = None
 
     def __post_init__(self) -> None:
@@ -109,6 +116,10 @@ class Certificate:
             (
                 all(map(_is_possible, (*self.findings, self.unlabelled))),
                 "has a finding that no one can have made",
+            ),
+            (
+                all(finding.p_value <= self.tested_at for finding in self.findings),
+                f"has a p-value of its rule above {self.tested_at:.3g}, what its try was tested at",
             ),
             (self.rule in self.order, "certifies a rule that it has not tested"),
             (len(self.p_values) == len(self.order), f"has {len(self.p_values)} p-values of {len(self.order)} rules"),
@@ -134,6 +145,11 @@ class Certificate:
     @property
     def k(self) -> int:
         return self.findings[0].k
+
+    @property
+    def tested_at(self) -> float:
+        """The part of delta that it spends: what every p-value of a certified rule is below."""
+        return self.attempt.tested_at(self.delta)
 
     @property
     def sha256(self) -> str:

@@ -141,11 +141,13 @@ class Stopping(Policy):
 
     def check(self, engines: Mapping[str, Engine]) -> None:
         self.inner.check(engines)
-        for file in self.options.certificates:
-            try:
-                model = self.certificates.read(file).certificate.fingerprints.model
-            except CalibrationError as error:
-                raise ConfigError(f"policy {self.name}: {error}") from None
+        files = self.options.certificates
+        try:
+            known = self.certificates.together(files)
+        except CalibrationError as error:
+            raise ConfigError(f"policy {self.name}: {error}") from None
+        for file, one in zip(files, known, strict=True):
+            model = one.certificate.fingerprints.model
             served = engines[self._role].model_fingerprint
             if model not in ("", served):
                 raise ConfigError(

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.attempt import refuse_apart
 from reasonrt.policies.stopping.certificate import Certificate, check_matches
 from reasonrt.policies.stopping.evidence import (
     Evidence,
@@ -128,9 +129,9 @@ class ServedCertificates:
         """The first one or, where risks are named, that with the highest alpha of those that promise all of them.
 
         Raises:
-            CalibrationError: none promises so much, or a file holds no certificate as it was made.
+            CalibrationError: none promises so much, or as in `together`.
         """
-        known = [self.read(file) for file in files]
+        known = self.together(files)
         if not tolerated:
             return known[0]
         promises = [{finding.risk: finding.alpha for finding in served.certificate.findings} for served in known]
@@ -142,6 +143,16 @@ class ServedCertificates:
         if not fitting:
             raise CalibrationError(f"no certificate promises {_in_words(tolerated)}; {_in_words(*promises)} are there")
         return known[-max(fitting)[1]]
+
+    def together(self, files: Sequence[str]) -> list[ServedCertificate]:
+        """Those that a request may choose among.
+
+        Raises:
+            CalibrationError: they do not hold together, or a file holds no certificate as it was made.
+        """
+        known = [self.read(file) for file in files]
+        refuse_apart({file: served.certificate.attempt for file, served in zip(files, known, strict=True)})
+        return known
 
     def read(self, file: str) -> ServedCertificate:
         """Raises: CalibrationError: the file holds no certificate as it was made."""

@@ -3,18 +3,20 @@
 What is simulated is in `validity.py`; what is saved live, in `stopping_live.py`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reasonrt.benches.validity import (
     Choose,
     Population,
     boundary_null,
     certified,
+    certified_while_growing,
     observed,
     reused_split,
     uncorrected,
@@ -26,6 +28,7 @@ from reasonrt.calibration.stopping.multiple_testing import pareto_order
 from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.stopping.trials import Limit
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.attempt import share_of_try
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import TraceSet
 
@@ -34,6 +37,9 @@ ALPHAS, SIZES = (0.02, 0.05, 0.1), (100, 300, 1000)
 ALL = "all"
 NUM_DRAWS = 2000
 NEAR_ENOUGH = 0.85
+LEVELS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12)  # that requests may choose from
+LOOKS = (100, 200, 400, 800, 1600, 3200)  # at data that grow
+_NUM_TRIES = 9  # as many as there are families
 _LEVEL = 0.01  # the level of the interval of a violation rate
 _SYNTHETIC_PROBLEMS = 1500
 
@@ -63,7 +69,7 @@ class Case:
         return self.population.only(pareto_order(list(known.p_values[0]), list(known.tokens[0])), alpha)
 
     def row(self, **values: Any) -> dict[str, Any]:
-        return {"population": self.name, "family": self.family, "delta": DELTA, **values}
+        return {"population": self.name, "family": self.family, "delta": DELTA} | values
 
 
 def cases(recorded: Splits | None, families: Iterable[str] = ()) -> Iterator[Case]:
@@ -119,6 +125,31 @@ def boundary_rows(num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
         yield {**values, "delta": DELTA, **found, "ok": found["rate_low"] > DELTA}
 
 
+def level_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
+    """Levels that requests choose from, on the same problems: wrong where any is. Apart, each with all of delta."""
+    populations = [case.along_its_order(alpha) for alpha in LEVELS]
+    yield from _level_rows(case.row(), populations, num_draws)
+
+
+def try_rows(tried: Sequence[Case], num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
+    """Families tried one after the other on the same problems: wrong where any is. Without a ledger each with delta."""
+    yield from _try_rows(tried[0].row(family=ALL), [case.along_its_order(0.05) for case in tried], num_draws)
+
+
+def look_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
+    """One family, certified again when problems have been added: wrong where it is at any look."""
+    yield from _look_rows(case.row(), case.along_its_order(0.05), num_draws)
+
+
+def joint_boundary_rows(num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
+    """The same where every rule has a risk just above alpha, on problems of its own: as bad as it can be."""
+    base = {"population": "boundary", "delta": DELTA}
+    by_level = [boundary_null(40, alpha, seed=seed) for seed, alpha in enumerate(LEVELS)]
+    yield from _level_rows(base, by_level, num_draws)
+    yield from _try_rows(base, [boundary_null(40, 0.05, seed=seed) for seed in range(_NUM_TRIES)], num_draws)
+    yield from _look_rows(base, boundary_null(40, 0.05), num_draws)
+
+
 def tightness_row(case: Case, n: int = 300, alpha: float = 0.05, num_draws: int = NUM_DRAWS) -> dict[str, Any]:
     """The net saving of what is certified, as a share of that of the best rule of the family on the population."""
     everything = case.population.only(range(len(case.rules)), alpha)
@@ -141,12 +172,53 @@ def tightness_row(case: Case, n: int = 300, alpha: float = 0.05, num_draws: int 
     )
 
 
+def _level_rows(base: dict[str, Any], populations: Sequence[Population], num_draws: int) -> Iterator[dict[str, Any]]:
+    for choice, delta in (("together", DELTA / len(LEVELS)), ("apart", DELTA)):
+        chosen = [(each, certified(each.draws(300, num_draws), delta)) for each in populations]
+        yield _joint_row(base, "levels", choice, chosen, choice == "apart", alphas=LEVELS, n=300)
+
+
+def _try_rows(base: dict[str, Any], populations: Sequence[Population], num_draws: int) -> Iterator[dict[str, Any]]:
+    shares = [share_of_try(number) for number in range(1, len(populations) + 1)]
+    for choice, spent in (("ledger", shares), ("no ledger", [1.0] * len(shares))):
+        tries = zip(populations, spent, strict=True)
+        chosen = [(each, certified(each.draws(300, num_draws), DELTA * share)) for each, share in tries]
+        yield _joint_row(base, "tries", choice, chosen, choice == "no ledger", alpha=0.05, n=300, tries=len(chosen))
+
+
+def _look_rows(base: dict[str, Any], population: Population, num_draws: int) -> Iterator[dict[str, Any]]:
+    for choice, choose in (("at any time", certified_while_growing), ("fixed n", certified)):
+        chosen = [(population, choose(draws, DELTA)) for draws in population.growing(LOOKS, num_draws)]
+        yield _joint_row(base, "looks", choice, chosen, choice == "fixed n", alpha=0.05, n=LOOKS)
+
+
+def _joint_row(
+    base: dict[str, Any],
+    part: str,
+    choice: str,
+    chosen: Sequence[tuple[Population, NDArray[np.int64]]],
+    is_control: bool,
+    **values: Any,
+) -> dict[str, Any]:
+    """How often any of the certificates of a draw is wrong, and what they save on average."""
+    is_wrong = np.any([population.violates(index) for population, index in chosen], axis=0)
+    found = _counted(is_wrong, np.any([index >= 0 for _, index in chosen], axis=0))
+    saving = float(np.mean([population.mean_saving(index) for population, index in chosen]))
+    ok = (found["rate_low"] > DELTA) if is_control else (found["rate_low"] <= DELTA)
+    values |= {"choice": f"{part}: {choice}", "saving": saving, **found, "ok": ok}
+    return {"part": "control" if is_control else part, **base, **values}
+
+
 def _violations(population: Population, n: int, choose: Choose, num_draws: int) -> dict[str, Any]:
     chosen = choose(population.draws(n, num_draws), DELTA)
-    count = int(population.violates(chosen).sum())
+    return _counted(population.violates(chosen), chosen >= 0)
+
+
+def _counted(is_wrong: NDArray[np.bool_], is_certified: NDArray[np.bool_]) -> dict[str, Any]:
+    count, num_draws = int(is_wrong.sum()), len(is_wrong)
     return {
         "draws": num_draws,
-        "certified": float((chosen >= 0).mean()),
+        "certified": float(is_certified.mean()),
         "violations": count,
         "rate": count / num_draws,
         "rate_low": binomial_lower_bound(count, num_draws, _LEVEL),

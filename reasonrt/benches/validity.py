@@ -5,14 +5,16 @@ The truth about each rule is known there, so it can be counted how often a choic
 Choices that are known to be wrong are checked as well: a check that does not detect those is broken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonrt.calibration.stopping.bounds import anytime_p_value
 from reasonrt.calibration.stopping.trials import Limit, try_rules
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import TraceSet
@@ -90,6 +92,15 @@ class Population:
         num_problems = len(self.full_tokens)
         rng = np.random.default_rng(seed)
         return self._drawn(rng.multinomial(n, [1 / num_problems] * num_problems, size=num_draws).astype(float))
+
+    def growing(self, sizes: Sequence[int], num_draws: int, seed: int = 0) -> Iterator["Draws"]:
+        """Draw as `draws` does, problem after problem: one set of draws for each of the rising `sizes`."""
+        num_problems = len(self.full_tokens)
+        rng = np.random.default_rng(seed)
+        times = np.zeros((num_draws, num_problems))
+        for before, size in pairwise((0, *sizes)):
+            times += rng.multinomial(size - before, [1 / num_problems] * num_problems, size=num_draws)
+            yield self._drawn(times)
 
     def whole(self) -> "Draws":
         """One draw that holds every problem once."""
@@ -170,6 +181,14 @@ def reused_split(draws: Draws, delta: float) -> NDArray[np.int64]:
     allowed = np.zeros_like(passes)
     np.put_along_axis(allowed, order, passes, axis=1)
     return _cheapest(draws, allowed)
+
+
+def certified_while_growing(draws: Draws, delta: float) -> NDArray[np.int64]:
+    """What `certify` does with problems that may be added to. Every problem must count."""
+    n, alpha = int(draws.counts.flat[0]), float(draws.alphas[0])
+    table = np.array([anytime_p_value(k, n, alpha) for k in range(n + 1)])
+    passes = np.logical_and.accumulate(table[draws.losses[0].astype(np.int64)] <= delta, axis=1)
+    return _cheapest(draws, passes & (draws.tokens < draws.full_tokens[:, None]))
 
 
 def boundary_null(num_rules: int, alpha: float, num_problems: int = 1500, seed: int = 1) -> Population:

@@ -9,10 +9,12 @@ from rich.table import Table
 
 from reasonrt.answers import same_answer
 from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules, splits, without_gold
-from reasonrt.calibration.stopping.certification import certify, order_rules
+from reasonrt.calibration.stopping.certification import Level, certify_levels, order_rules
 from reasonrt.calibration.stopping.certification import verify as verify_certificate
 from reasonrt.calibration.stopping.importers import read_conformal_thinking
+from reasonrt.calibration.stopping.ledger import Ledger
 from reasonrt.calibration.stopping.provenance import check_provenance
+from reasonrt.calibration.stopping.sample_size import Infeasible, check_level
 from reasonrt.calibration.stopping.sample_size import plan as plan_certificate
 from reasonrt.cli.common import (
     ConcurrencyOption,
@@ -30,6 +32,8 @@ from reasonrt.cli.common import (
     write_json,
 )
 from reasonrt.config import load_config
+from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.attempt import share_of_try
 from reasonrt.policies.stopping.certificate import Certificate, Finding
 from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import to_json
@@ -39,8 +43,28 @@ from reasonrt.policies.stopping.signature import sign as sign_certificate
 from reasonrt.policies.stopping.traces import TraceSet, read_traces, write_traces
 
 Layout = Literal["reasonrt", "conformal-thinking"]
-AlphaOption = Annotated[list[float], typer.Option(help="Tolerate this risk, in (0, 1); give one for each --risk.")]
-DeltaOption = Annotated[float, typer.Option(help="Accept this probability that the certificate is wrong, in (0, 1).")]
+AlphaOption = Annotated[
+    list[float],
+    typer.Option(
+        help="Tolerate this risk, in (0, 1); give one for each --risk. As many again are a further level, for requests "
+        "to choose from: the levels are certified together."
+    ),
+]
+DeltaOption = Annotated[
+    float,
+    typer.Option(help="Accept this probability that any certificate from these problems is wrong, in (0, 1)."),
+]
+GrowingOption = Annotated[
+    bool, typer.Option("--growing", help="Let problems be added and the same be certified again, at any time.")
+]
+LedgerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger",
+        help="Read and write tries in this file; by default in ledger.jsonl beside the traces, and in your own one.",
+        show_default=False,
+    ),
+]
 TracesOption = Annotated[
     Path, typer.Option("--traces", help="Read the traces that `reasonrt calibrate traces` wrote into this file.")
 ]
@@ -136,6 +160,8 @@ def stopping(
         typer.Option(help=f"Try this family of rules; may be repeated; by default all: {', '.join(FAMILIES)}."),
     ] = None,
     learn_file: LearnOption = None,
+    growing: GrowingOption = False,
+    ledger_file: LedgerOption = None,
     gold: Annotated[
         bool, typer.Option(help="Compare with the right answers, or with the model's own full answers.")
     ] = True,
@@ -147,34 +173,54 @@ def stopping(
     ] = "reasonrt",
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw three plots into this PNG file.")] = None,
 ) -> None:
-    """Certify the cheapest stopping rule whose risk is below alpha, or say why none can be."""
+    """Certify the cheapest stopping rule whose risk is below alpha, or say why none can be.
+
+    Each try on the same problems is written down and spends a part of delta, so that all certificates from them hold
+    together.
+    """
+    if growing and not learn_file:
+        raise CalibrationError("--growing needs --learn: rules made on a part of the same traces change as those grow")
     learn = _read(learn_file, gold, layout) if learn_file else None
     train, order, held_out = splits(_read(traces_file, gold, layout), learn)
     risks = risk or ["lost_correct"]
+    if len(alpha) % len(risks):
+        raise CalibrationError(f"{len(risks)} risks have {len(alpha)} alphas; give one for each, of every level")
+    alphas = [alpha[first : first + len(risks)] for first in range(0, len(alpha), len(risks))]
     with console.status("trying rules ..."):
         rules = candidate_rules(train, family or [])
-        learned = order_rules(order, rules, risk=risks, alpha=alpha)
-        certificate = certify(held_out, rules, risk=risks, alpha=alpha, delta=delta, order=learned, train=train)
-    certificate.write(out)
-    _print(certificate)
-    if plot_file:
-        from reasonrt.calibration.stopping.report import plot_stopping
+        levels = [Level(risks, each, order_rules(order, rules, risk=risks, alpha=each)) for each in alphas]
+        ledger = _ledger(ledger_file, traces_file)
+        found = certify_levels(held_out, rules, levels, delta=delta, train=train, growing=growing, ledger=ledger)
+    for level, certificate in zip(alphas, found, strict=True):
+        if isinstance(certificate, Infeasible):
+            continue
+        name = "" if len(alphas) == 1 else "".join(f"-{value:g}" for value in level)
+        certificate.write(out.with_stem(out.stem + name))
+        _print(certificate)
+        if plot_file:
+            from reasonrt.calibration.stopping.report import plot_stopping
 
-        plot_stopping(certificate, held_out, plot_file)
+            plot_stopping(certificate, held_out, plot_file.with_stem(plot_file.stem + name))
+    if refused := [str(each) for each in found if isinstance(each, Infeasible)]:
+        raise Infeasible("; ".join(refused))
 
 
 def plan(
     alpha: Annotated[float, typer.Option(help="Plan for this tolerated risk, in (0, 1).")],
     delta: DeltaOption = 0.1,
+    attempt: Annotated[int, typer.Option("--try", min=1, help="Plan for this try on the same problems.")] = 1,
+    growing: GrowingOption = False,
     expected_risk: Annotated[float, typer.Option(help="Expect this risk of the rule, as a pilot has shown.")] = 0.0,
     json_file: JsonOption = None,
 ) -> None:
     """Tell how many problems a promise takes, before any is recorded."""
-    found = plan_certificate(alpha, delta, expected_risk=expected_risk)
+    check_level("delta", delta)
+    tested_at = delta * share_of_try(attempt)
+    found = plan_certificate(alpha, tested_at, expected_risk=expected_risk, growing=growing)
     console.print(
-        f"A risk below {alpha:g} at delta {delta:g} takes at least {found.least_n} problems to certify on, without a "
-        f"loss;\na rule of risk {expected_risk:g} is certified with {found.n} of them with probability "
-        f"{found.power:.2f}: while it loses at most {found.max_losses}."
+        f"A risk below {alpha:g} at delta {delta:g}, of which try {attempt} spends {tested_at:.3g}, takes at least "
+        f"{found.least_n} problems to certify on, without a loss;\na rule of risk {expected_risk:g} is certified with "
+        f"{found.n} of them with probability {found.power:.2f}: while it loses at most {found.max_losses}."
     )
     write_json(json_file, asdict(found))
 
@@ -201,6 +247,7 @@ def sign(
 def verify(
     file: CertificateArgument,
     traces_file: TracesOption,
+    ledger_file: LedgerOption = None,
     learn_file: Annotated[
         Path | None,
         typer.Option("--learn", help="Recompute rules and order from these traces, if it was made with --learn."),
@@ -210,13 +257,14 @@ def verify(
         typer.Option(help="Require a signature by the Ed25519 key in this PEM file; may be repeated: by one of them."),
     ] = None,
 ) -> None:
-    """Recompute a certificate from its traces; one line says what differs, or what these traces cannot show."""
+    """Recompute a certificate from its traces and its ledger; one line says what differs, or what they cannot show."""
     certificate, recorded = Certificate.read(file), read_traces(traces_file)
     check_signature(certificate, PublicKeys.read(public_key or ()))
     learn = read_traces(learn_file) if learn_file else None
     parts, is_whole = _parts_of(certificate, recorded, learn)
-    verify_certificate(certificate, parts.certify)
-    console.print(f"{file}: {certificate.num_problems} traces give this certificate")
+    ledger = None if certificate.attempt.number is None else _ledger(ledger_file, traces_file)
+    verify_certificate(certificate, parts.certify, ledger)
+    console.print(f"{file}: {certificate.num_problems} traces give this certificate; {_tries(certificate)}")
     unknown = ["its rules and their order; name the traces that they were made from by --learn"]
     for gap in check_provenance(certificate, parts) if is_whole else unknown:
         console.print(f"[yellow]not verified:[/] {gap}", soft_wrap=True)
@@ -234,6 +282,10 @@ def _parts_of(certificate: Certificate, recorded: TraceSet, learn: TraceSet | No
     return Splits(recorded, recorded, recorded), False
 
 
+def _ledger(file: Path | None, traces_file: Path) -> Ledger:
+    return Ledger(file) if file else Ledger.beside(traces_file)
+
+
 def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
     traces = read_traces(file) if layout == "reasonrt" else read_conformal_thinking(file, same_answer)
     return traces if gold else without_gold(traces)
@@ -242,6 +294,7 @@ def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
 def _print(certificate: Certificate) -> None:
     for finding in certificate.findings:
         console.print(_sentence(finding, certificate.delta))
+    console.print(_tries(certificate))
     saving = certificate.saving
     console.print(
         f"net saving {saving.net:.1%} ({saving.low:.1%} to {saving.high:.1%}) of the tokens of thinking to the end, on "
@@ -272,3 +325,13 @@ def _sentence(finding: Finding, delta: float) -> str:
         f"{finding.risk} below {finding.alpha:g}, wrong with probability at most {delta:g}: "
         f"{finding.k} of {finding.n} lost, p = {finding.p_value:.2g}"
     )
+
+
+def _tries(certificate: Certificate) -> str:
+    number, num_levels = certificate.attempt.number, len(certificate.attempt.levels)
+    spent = f"tested at {certificate.tested_at:.3g} of delta {certificate.delta:g}"
+    spent += f", with {num_levels - 1} other levels" if num_levels > 1 else ""
+    spent += ", and may be certified again as problems are added" if certificate.growing else ""
+    if number is None:
+        return f"no ledger was kept, so nothing else may have been tried on these problems; {spent}"
+    return f"try {number} on these problems, all of whose certificates hold together; {spent}"

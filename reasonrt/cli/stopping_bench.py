@@ -109,16 +109,23 @@ def _simulate(
 
     rows: list[dict[str, Any]] = []
     with console.status("simulating ...") as status:
+        tried: list[stopping.Case] = []  # the families of one population
         for case in stopping.cases(recorded, families) if {"validity", "tightness"} & set(parts) else ():
             status.update(f"{case.name}: {case.family}, {len(case.rules)} rules")
             if "validity" in parts:
                 rows += stopping.validity_rows(case, draws)
-                rows += stopping.control_rows(case, draws) if case.family == stopping.ALL else ()
+                tried.append(case)
+            if "validity" in parts and case.family == stopping.ALL:
+                rows += [*stopping.control_rows(case, draws), *stopping.level_rows(case, draws)]
+                rows += stopping.look_rows(case, draws)
+                rows += () if families else stopping.try_rows(tried[:-1], draws)
+                tried = []
             if "tightness" in parts:
                 rows.append(stopping.tightness_row(case, num_draws=draws))
         if "validity" in parts:
-            rows += stopping.boundary_rows(draws)
+            rows += [*stopping.boundary_rows(draws), *stopping.joint_boundary_rows(draws)]
     _print_validity(rows)
+    _print_joint([row for row in rows if "choice" in row and "saving" in row])
     _print_tightness([row for row in rows if row["part"] == "tightness"])
     return rows + (_watch(draws) if "validity" in parts else [])
 
@@ -157,6 +164,16 @@ def _print_validity(rows: Sequence[dict[str, Any]]) -> None:
         rates = (f"{worst['rate']:.3f}", f"{worst['rate_low']:.3f}")
         table.add_row(part, population, str(num), certified, *rates, f"{sum(row['ok'] for row in own)} of {num}")
     if kinds:
+        console.print(table)
+
+
+def _print_joint(rows: Sequence[dict[str, Any]]) -> None:
+    columns = ("certified", "population", "any wrong", "at least", "net saving")
+    table = Table(*columns, title="several from the same problems")
+    for row in rows:
+        rates = (f"{row['rate']:.3f}", f"{row['rate_low']:.3f}")
+        table.add_row(row["choice"], row["population"], *rates, f"{row['saving']:.1%}")
+    if rows:
         console.print(table)
 
 

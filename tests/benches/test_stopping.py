@@ -4,7 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from reasonrt.benches.stopping import Case, boundary_rows, cases, control_rows, tightness_row, validity_rows
+from reasonrt.benches.stopping import (
+    Case,
+    boundary_rows,
+    cases,
+    control_rows,
+    joint_boundary_rows,
+    level_rows,
+    look_rows,
+    tightness_row,
+    try_rows,
+    validity_rows,
+)
 from reasonrt.benches.validity import Population
 from reasonrt.calibration import Trace, TraceSet, order_rules
 from reasonrt.calibration.stopping.candidates import splits
@@ -50,6 +61,32 @@ def test_controls_are_found_out(deer: Case) -> None:
         "observed", "wrong_n", "uncorrected", "reused_split",
     }  # fmt: skip
     assert all(row["ok"] for row in rows)
+
+
+def test_several_certificates_from_one_set_hold_together_and_apart_they_do_not() -> None:
+    """Where every rule is just worse than its limit."""
+    rows = list(joint_boundary_rows(num_draws=500))
+
+    assert [(row["part"], row["choice"]) for row in rows] == [
+        ("levels", "levels: together"),
+        ("control", "levels: apart"),
+        ("tries", "tries: ledger"),
+        ("control", "tries: no ledger"),
+        ("looks", "looks: at any time"),
+        ("control", "looks: fixed n"),
+    ]
+    assert all(row["ok"] for row in rows)
+    assert all((row["rate"] > 0.1) == (row["part"] == "control") for row in rows)
+
+
+def test_what_holds_together_saves_less_than_what_does_not(deer: Case) -> None:
+    rows = [*level_rows(deer, 300), *try_rows([deer] * 3, 300), *look_rows(deer, 300)]
+
+    assert {row["population"] for row in rows} == {"wavering"}
+    for held, control in zip(rows[::2], rows[1::2], strict=True):
+        assert 0 < held["saving"] < control["saving"]
+        assert held["rate"] <= control["rate"]
+        assert held["ok"]
 
 
 def test_the_order_is_that_of_order_rules(deer: Case) -> None:

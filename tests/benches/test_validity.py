@@ -16,6 +16,7 @@ from reasonrt.benches.validity import (
     Population,
     boundary_null,
     certified,
+    certified_while_growing,
     observed,
     reused_split,
     uncorrected,
@@ -33,6 +34,7 @@ from reasonrt.calibration.stopping.sample_size import Infeasible
 from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.stopping.trials import Limit
 from reasonrt.policies.stopping.rules import StoppingRule
+from reasonrt.policies.stopping.traces import TraceSet
 
 NUM_PROBLEMS, DRAWS, DELTA = 1500, 2000, 0.1
 Exceeds = Callable[[int, int, float], bool]
@@ -133,6 +135,26 @@ def test_the_simulation_does_what_certify_does() -> None:
         except Infeasible:
             rule = None
         assert rule == (None if chosen[draw] < 0 else rules[chosen[draw]])
+
+
+def test_the_simulation_of_growing_data_does_what_certify_does() -> None:
+    """Draw by draw, from the same random numbers: `growing` adds problems, and every size is a look."""
+    num_problems, sizes = 200, (80, 160, 320)
+    traces, rules = synthetic_traces("wavering", num_problems), upper_family("wavering")[:20]
+    population = Population.of(traces, rules, [Limit("lost_correct", 0.1)])
+    rng, times = np.random.default_rng(0), np.zeros((3, num_problems), int)
+
+    for before, size, draws in zip((0, *sizes), sizes, population.growing(sizes, 3), strict=False):
+        times += rng.multinomial(size - before, [1 / num_problems] * num_problems, size=3)
+        for chosen, counts in zip(certified_while_growing(draws, DELTA), times, strict=True):
+            drawn = TraceSet(
+                tuple(traces.traces[index] for index in np.repeat(range(num_problems), counts)), is_drawn=True
+            )
+            try:
+                rule = certify(drawn, rules, risk="lost_correct", alpha=0.1, delta=DELTA, growing=True).rule
+            except Infeasible:
+                rule = None
+            assert rule == (None if chosen < 0 else rules[chosen])
 
 
 @pytest.mark.parametrize(("n", "expected"), [(44, 0.0), (45, 0.5), (10_000, 0.5)])  # 0.95^45 is the first below 0.1

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from reasonrt.calibration import (
     Certificate,
     Fingerprints,
+    Infeasible,
     TraceSet,
     certify,
     order_rules,
@@ -90,10 +91,11 @@ def test_show_and_verify(folder: Path) -> None:
 
 def test_without_gold_a_certificate_verifies_too(folder: Path, tmp_path: Path) -> None:
     file, traces = str(tmp_path / "c.json"), str(folder / "traces.jsonl")
+    ledger = ("--ledger", str(tmp_path / "ledger.jsonl"))
     arguments = ("calibrate", "stopping", "--traces", traces, "--alpha", ".1", "-o", file, "--no-gold", *FAMILIES)
 
-    assert run(*arguments).exit_code == 0
-    assert run("certificate", "verify", file, "--traces", traces).exit_code == 0
+    assert run(*arguments, *ledger).exit_code == 0
+    assert run("certificate", "verify", file, "--traces", traces, *ledger).exit_code == 0
 
 
 def test_logs_of_others_are_certified_too(tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_logs_of_others_are_certified_too(tmp_path: Path) -> None:
 
 def test_several_risks(folder: Path, tmp_path: Path) -> None:
     limits = ("--risk", "early_error", "--alpha", ".25", "--risk", "premature_give_up", "--alpha", ".1")
-    traces = ("--traces", str(folder / "traces.jsonl"))
+    traces = ("--traces", str(folder / "traces.jsonl"), "--ledger", str(tmp_path / "ledger.jsonl"))
 
     result = run("calibrate", "stopping", *traces, *limits, "-o", str(tmp_path / "c.json"), "--family", "joint")
 
@@ -127,11 +129,73 @@ def test_several_risks(folder: Path, tmp_path: Path) -> None:
     assert [finding.alpha for finding in Certificate.read(tmp_path / "c.json").findings] == [0.25, 0.1]
 
 
-def test_plan_says_how_many(tmp_path: Path) -> None:
-    result = run("calibrate", "plan", "--alpha", ".05", "--delta", ".1", "--json", str(tmp_path / "plan.json"))
+def words(result: Result) -> str:
+    return " ".join(result.output.split())
 
-    assert "takes at least 45 problems" in result.output
-    assert json.loads((tmp_path / "plan.json").read_text())["least_n"] == 45
+
+def test_a_copy_of_the_traces_is_another_try_on_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another folder, under another name and in another order."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    original, copy = tmp_path / "traces.jsonl", tmp_path / "copies" / "renamed.jsonl"
+    write_traces(original, synthetic_traces("honest", 200))
+    header, *lines = original.read_text().splitlines()
+    copy.parent.mkdir()
+    copy.write_text("\n".join([header, *lines[::-1]]) + "\n")
+
+    def certified(traces: Path, family: str) -> str:
+        out = ("--alpha", ".2", "-o", str(tmp_path / f"{family}.json"), "--family", family)
+        return words(run("calibrate", "stopping", "--traces", str(traces), *out))
+
+    assert "try 1 on these problems" in certified(original, "dynasor")
+    assert "try 2 on these problems, all of whose certificates hold together; tested at 0.025 of" in certified(
+        copy, "budget"
+    )
+    assert "try 2 on these problems" in certified(original, "budget")  # the same, again
+    first = run("certificate", "verify", str(tmp_path / "dynasor.json"), "--traces", str(copy))
+    assert "try 1 on these problems" in words(first)  # the ledger in the folder of the copy knows of it
+
+
+def test_levels_are_certified_together(folder: Path, tmp_path: Path) -> None:
+    traces = ("--traces", str(folder / "traces.jsonl"), "--ledger", str(tmp_path / "ledger.jsonl"))
+    levels = ("--alpha", ".001", "--alpha", ".05", "--alpha", ".1")
+
+    result = run("calibrate", "stopping", *traces, *levels, "-o", str(tmp_path / "c.json"), "--family", "dynasor")
+
+    assert isinstance(result.exception, Infeasible)
+    assert "lost_correct below 0.001 at delta 0.0167 takes at least" in str(result.exception)
+    certificates = [Certificate.read(tmp_path / f"c-{alpha}.json") for alpha in ("0.05", "0.1")]
+    assert [certificate.alpha for certificate in certificates] == [0.05, 0.1]
+    assert words(result).count("tested at 0.0167 of delta 0.1, with 2 other levels") == 2
+    assert run("certificate", "verify", str(tmp_path / "c-0.1.json"), *traces).exit_code == 0
+
+
+def test_growing_traces_are_certified_again_as_one_try(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / "traces.jsonl").read_text().splitlines()
+    write_traces(tmp_path / "learn.jsonl", synthetic_traces("honest", 60, seed=1))
+    fixed = ("--learn", str(tmp_path / "learn.jsonl"), "--alpha", ".2", "-o", str(tmp_path / "c.json"))
+    outputs = []
+    for size in (100, 200):
+        grown = tmp_path / f"{size}.jsonl"
+        grown.write_text("\n".join(lines[: size + 1]) + "\n")
+        arguments = ("--traces", str(grown), *fixed, "--family", "dynasor", "--ledger", str(tmp_path / "ledger.jsonl"))
+        outputs.append(words(run("calibrate", "stopping", *arguments, "--growing")))
+
+    assert all("tested at 0.05 of delta 0.1, and may be certified again" in output for output in outputs)
+    assert Certificate.read(tmp_path / "c.json").num_problems == 200
+    assert "p-values that hold at any time (growing=True, --growing)" in refused("calibrate", "stopping", *arguments)
+    assert "--growing needs --learn" in refused(
+        "calibrate", "stopping", "--traces", str(grown), "--alpha", ".1", "--growing"
+    )
+
+
+def test_plan_says_how_many(tmp_path: Path) -> None:
+    plan = ("calibrate", "plan", "--alpha", ".05", "--delta", ".1", "--json", str(tmp_path / "plan.json"))
+    least = {}
+    for more in ((), ("--try", "2"), ("--growing",)):
+        assert "takes at least" in run(*plan, *more).output
+        least[more] = json.loads((tmp_path / "plan.json").read_text())["least_n"]
+
+    assert least == {(): 59, ("--try", "2"): 72, ("--growing",): 74}
 
 
 def edit(file: Path, changes: dict[str, object]) -> str:
@@ -158,10 +222,12 @@ def test_bad_input_is_one_line(folder: Path) -> None:
     )
     assert "signal 'confidence' is nan at 128 tokens" in stopping(with_traces(folder, "nan.jsonl", [nan, *lines[1:]]))
     assert "is in the traces twice" in stopping(with_traces(folder, "twice.jsonl", [*lines, lines[0]]))
-    assert "takes at least 45 problems" in stopping(with_traces(folder, "few.jsonl", lines[:60]))
+    assert "takes at least 59 problems" in stopping(with_traces(folder, "few.jsonl", lines[:60]))
     assert "does not begin with the schema" in stopping(with_traces(folder, "none.jsonl", lines, header=0))
     assert "unknown family 'magic'" in stopping(str(folder / "traces.jsonl"), "--family", "magic")
-    assert "1 risks have 2 alphas" in stopping(str(folder / "traces.jsonl"), "--alpha", ".1")
+    assert "2 risks have 1 alphas" in stopping(
+        str(folder / "traces.jsonl"), "--risk", "lost_correct", "--risk", "early_error"
+    )
     assert "cannot read" in refused("certificate", "show", str(folder / "nothing.json"))
     assert "was changed after it was made" in refused("certificate", "show", edit(folder / "c.json", {"delta": 0.5}))
     assert "no n certifies a rule" in refused("calibrate", "plan", "--alpha", ".05", "--expected-risk", ".06")

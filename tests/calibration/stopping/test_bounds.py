@@ -11,6 +11,8 @@ from scipy.stats import binom, binomtest
 
 from reasonrt.calibration.stopping.bounds import (
     PValue,
+    anytime_p_value,
+    anytime_upper_bound,
     betting_p_value,
     binomial_lower_bound,
     binomial_p_value,
@@ -60,6 +62,59 @@ def test_binomial_test_and_bound_agree(counts: tuple[int, int], alpha: float, de
 )
 def test_binomial_known_values(k: int, n: int, alpha: float, p: float) -> None:
     assert binomial_p_value(k, n, alpha) == pytest.approx(p, abs=1e-4)
+
+
+@given(COUNTS, RATES)
+def test_anytime_p_value_rises_with_every_loss_and_falls_with_every_other_problem(
+    counts: tuple[int, int], alpha: float
+) -> None:
+    k, n = counts
+    now = anytime_p_value(k, n, alpha)
+
+    assert anytime_p_value(k, n + 1, alpha) <= now + 1e-9
+    assert anytime_p_value(k + 1, n + 1, alpha) >= now - 1e-9
+    assert now >= binomial_p_value(k, n, alpha) - 1e-9  # looking at any time has its price
+
+
+def test_anytime_p_value_is_one_over_a_martingale_from_one() -> None:
+    alpha = 0.07
+    assert anytime_p_value(0, 0, alpha) == 1.0
+    for k, n in [(0, 60), (2, 100), (10, 400)]:
+        now, after_loss, after_none = (
+            1 / anytime_p_value(k + loss, n + more, alpha) for loss, more in ((0, 0), (1, 1), (0, 1))
+        )
+
+        assert min(now, after_loss) > 1  # a p-value of 1 would hide what is below
+        assert alpha * after_loss + (1 - alpha) * after_none == pytest.approx(now)
+
+
+@given(COUNTS, st.tuples(RATES, RATES), st.floats(0.01, 0.5))
+def test_anytime_test_and_confidence_sequence_agree(
+    counts: tuple[int, int], alphas: tuple[float, float], delta: float
+) -> None:
+    bound, (low, high) = anytime_upper_bound(*counts, delta), sorted(alphas)
+
+    assert anytime_p_value(*counts, high) <= anytime_p_value(*counts, low) + 1e-12
+    if abs(bound - low) > 1e-6:
+        assert (anytime_p_value(*counts, low) <= delta) == (bound < low)
+
+
+@pytest.mark.parametrize(("look", "holds"), [(anytime_p_value, True), (binomial_p_value, False)])
+def test_a_look_after_every_problem_is_wrong_with_probability_at_most_delta(
+    look: Callable[[int, int, float], float], holds: bool, exceeds: Callable[[int, int, float], bool]
+) -> None:
+    """While the mean is alpha, whoever looks after each problem ever rejects that; the exact test is for one look."""
+    alpha, delta, draws, longest = 0.05, 0.1, 2000, 600
+    most = np.full(longest + 1, -1)  # the p-value depends on (k, n) alone: the most losses at which it rejects
+    for n in range(1, longest + 1):
+        most[n] = most[n - 1]  # adding a problem without a loss takes nothing back
+        while most[n] < n and look(int(most[n]) + 1, n, alpha) <= delta:
+            most[n] += 1
+    losses = np.random.default_rng(0).random((draws, longest)) < alpha
+
+    crossed = int((losses.cumsum(axis=1) <= most[1:]).any(axis=1).sum())
+
+    assert exceeds(crossed, draws, delta) != holds
 
 
 def test_hoeffding_bentkus_rounds_the_sum_and_not_the_mean() -> None:

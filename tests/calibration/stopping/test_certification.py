@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,12 @@ from reasonrt.calibration import (
     Checkpoint,
     Fingerprints,
     Infeasible,
+    Ledger,
+    Level,
     Trace,
     TraceSet,
     certify,
+    certify_levels,
     order_rules,
     replay,
     upper_threshold_rules,
@@ -122,6 +126,51 @@ def test_several_risks_hold_together() -> None:
     assert worst <= 0.1
 
 
+@pytest.mark.parametrize(("growing", "keeps_ledger"), [(False, False), (True, True)])
+def test_levels_share_delta_and_say_so(growing: bool, keeps_ledger: bool, tmp_path: Path) -> None:
+    traces, other, rules = TRACES.traces[:250], synthetic_traces("honest", 50, seed=1), RULES[:4]
+    levels = [
+        Level("lost_correct", alpha, order_rules(other, rules, risk="lost_correct", alpha=alpha))
+        for alpha in (0.1, 0.2, 0.3)
+    ]
+    ledger = Ledger(tmp_path / "ledger.jsonl") if keeps_ledger else None
+
+    found = certify_levels(traces, rules, levels, delta=0.1, growing=growing, ledger=ledger)
+
+    spent = (0.05 if keeps_ledger else 0.1) / 3
+    certificates = [each for each in found if isinstance(each, Certificate)]
+    assert [each.alpha for each in certificates] == [0.1, 0.2, 0.3]
+    assert len({each.attempt for each in certificates}) == 1
+    for certificate in certificates:
+        assert certificate.tested_at == pytest.approx(spent)
+        assert certificate.delta == 0.1
+        assert certificate.p_values[certificate.num_certified - 1] <= spent
+        assert certificate.findings[0].upper_bound < certificate.alpha
+        verify(certificate, traces, ledger)
+
+
+def test_a_level_that_cannot_be_certified_leaves_the_others() -> None:
+    first, second, third = certify_levels(
+        TRACES, RULES[:2], [Level("lost_correct", alpha) for alpha in (0.001, 0.05, 0.1)], delta=0.1
+    )
+
+    assert isinstance(first, Infeasible)
+    assert isinstance(second, Certificate)
+    assert isinstance(third, Certificate)
+    with pytest.raises(CalibrationError, match="there are no levels"):
+        certify_levels(TRACES, RULES, [], delta=0.1)
+
+
+def test_growing_certificates_say_what_may_be_added(make_trace: Callable[..., Trace]) -> None:
+    traces = [make_trace(f"p{index}", [("wrong" if index < 2 else "right", 1.0)]) for index in range(74)]
+    rules = upper_threshold_rules("sure", [0.5])
+
+    with pytest.raises(Infeasible, match=r"lost 2 of 74.* problems would do nine times out of ten, these and more"):
+        certify(traces, rules, risk="lost_correct", alpha=0.05, delta=0.1, growing=True)
+    with pytest.raises(Infeasible, match=r"new problems would do .*; to add to these takes growing=True"):
+        certify(traces, rules, risk="lost_correct", alpha=0.05, delta=0.1)
+
+
 def test_selective_error_counts_the_stopped_problems_alone() -> None:
     other = synthetic_traces("honest", 200, seed=1)
     order = order_rules(other, RULES, risk="selective_error", alpha=0.3)
@@ -187,10 +236,24 @@ def test_infeasible_says_why_and_what_would_do(changes: dict[str, object], messa
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_known_without_a_look_tells_nothing_of_the_problems(make_trace: Callable[..., Trace]) -> None:
+    """That there are too few for one risk is said before losses of another one are."""
+    traces = [make_trace(f"p{index}", [("wrong", 1.0)]) for index in range(50)]
+
+    with pytest.raises(Infeasible, match=r"premature_give_up below 0\.01 at delta 0\.1 takes at least 230 problems"):
+        certify(
+            traces,
+            upper_threshold_rules("sure", [0.5]),
+            risk=["early_error", "premature_give_up"],
+            alpha=[0.3, 0.01],
+            delta=0.1,
+        )
+
+
 def test_infeasible_names_the_n_that_would_do(make_trace: Callable[..., Trace]) -> None:
     traces = [make_trace(f"p{index}", [("wrong" if index < 2 else "right", 1.0)]) for index in range(60)]
 
-    with pytest.raises(Infeasible, match=r"at delta 0\.1; at that rate 940 problems would do"):
+    with pytest.raises(Infeasible, match=r"at delta 0\.1; at that rate 940 new problems would do"):
         certify(traces, upper_threshold_rules("sure", [0.5]), risk="lost_correct", alpha=0.05, delta=0.1)
 
 

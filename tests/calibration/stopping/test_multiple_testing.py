@@ -1,6 +1,5 @@
-"""Multiple tests, evidence over time, and labelling until certified."""
+"""Multiple tests: what they reject, and that a false rejection is as rare as they say."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,11 +9,9 @@ from hypothesis import strategies as st
 
 from reasonrt.calibration.stopping.multiple_testing import (
     TESTS,
-    Labelling,
     bonferroni,
     fixed_sequence,
     holm,
-    log_evidence_below,
     max_p,
     pareto_order,
 )
@@ -97,52 +94,3 @@ def test_pareto_order_holds_what_nothing_beats(points: list[tuple[int, int]]) ->
         if not any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
     }
     assert [points[index] for index in order] == sorted(front)
-
-
-@given(st.integers(0, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.01, 0.9))
-def test_evidence_falls_with_every_loss(counts: tuple[int, int], alpha: float) -> None:
-    k, n = counts
-
-    now = log_evidence_below(k, n, alpha)
-
-    assert log_evidence_below(k, n + 1, alpha) >= now - 1e-9
-    assert log_evidence_below(k + 1, n + 1, alpha) <= now + 1e-9
-
-
-def test_evidence_is_a_martingale_at_the_limit() -> None:
-    alpha = 0.07
-    for k, n in [(0, 0), (0, 10), (3, 20), (30, 100)]:
-        after_loss, after_none = (math.exp(log_evidence_below(k + loss, n + 1, alpha)) for loss in (1, 0))
-
-        assert alpha * after_loss + (1 - alpha) * after_none == pytest.approx(math.exp(log_evidence_below(k, n, alpha)))
-
-
-def test_labelling_with_a_look_after_every_problem_is_wrong_with_probability_at_most_delta(
-    exceeds: Callable[[int, int, float], bool],
-) -> None:
-    alpha, delta, draws, longest = 0.05, 0.1, 2000, 400
-    # evidence depends on (k, n) alone: a boundary in k for each n
-    most = np.full(longest + 1, -1)
-    for n in range(1, longest + 1):
-        while log_evidence_below(most[n] + 1, n, alpha) >= math.log(1 / delta):
-            most[n] += 1
-    losses = np.random.default_rng(0).random((draws, longest)) < alpha
-
-    crossed = (losses.cumsum(axis=1) <= most[1:]).any(axis=1)
-
-    assert not exceeds(int(crossed.sum()), draws, delta)
-
-
-def test_labelling_certifies_along_the_order_and_forgets_nothing() -> None:
-    labelling = Labelling(3, alpha=0.1, delta=0.1)
-    certified = [labelling.add([False, index % 3 == 0, False]) for index in range(100)]
-
-    assert certified[0] == 0
-    assert certified[-1] == 1  # the second rule loses a third: the third is never reached
-    assert labelling.add([True, True, True]) == 1
-
-
-def test_labelling_without_a_problem_that_counts_certifies_nothing() -> None:
-    labelling = Labelling(1, alpha=0.5, delta=0.5)
-
-    assert [labelling.add([None]) for _ in range(50)] == [0] * 50

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.stopping.bounds import binomial_p_value
+from reasonrt.calibration.stopping.bounds import anytime_p_value, binomial_p_value
 from reasonrt.calibration.stopping.sample_size import Infeasible, least_n, plan
 from reasonrt.errors import CalibrationError
 
@@ -18,22 +18,33 @@ def test_least_n_known_values(alpha: float, delta: float, n: int) -> None:
     assert least_n(alpha, delta) == plan(alpha, delta).n == n
 
 
-@given(st.floats(0.005, 0.5), st.floats(0.01, 0.5))
-def test_least_n_is_the_least(alpha: float, delta: float) -> None:
-    n = least_n(alpha, delta)
+@given(st.floats(0.005, 0.5), st.floats(0.01, 0.5), st.booleans())
+def test_least_n_is_the_least(alpha: float, delta: float, growing: bool) -> None:
+    n, p_value = least_n(alpha, delta, growing), anytime_p_value if growing else binomial_p_value
 
-    assert binomial_p_value(0, n, alpha) <= delta + 1e-12
-    assert n == 1 or binomial_p_value(0, n - 1, alpha) > delta - 1e-12
+    assert p_value(0, n, alpha) <= delta + 1e-12
+    assert n == 1 or p_value(0, n - 1, alpha) > delta - 1e-12
+
+
+@given(st.floats(0.02, 0.3), st.floats(0.02, 0.3), st.floats(0, 0.6), st.booleans())
+def test_plan_certifies_with_its_losses_and_not_with_one_more(
+    alpha: float, delta: float, share: float, growing: bool
+) -> None:
+    made = plan(alpha, delta, expected_risk=share * alpha, growing=growing)
+    p_value = anytime_p_value if growing else binomial_p_value
+
+    assert p_value(made.max_losses, made.n, alpha) <= delta + 1e-9
+    assert p_value(made.max_losses + 1, made.n, alpha) > delta
+    assert made.n >= made.least_n
+    assert made.power >= 0.9
 
 
 @given(st.floats(0.02, 0.3), st.floats(0.02, 0.3), st.floats(0, 0.6))
-def test_plan_certifies_with_its_losses_and_not_with_one_more(alpha: float, delta: float, share: float) -> None:
-    made = plan(alpha, delta, expected_risk=share * alpha)
+def test_data_that_grow_take_more_problems(alpha: float, delta: float, share: float) -> None:
+    once, growing = (plan(alpha, delta, expected_risk=share * alpha, growing=each) for each in (False, True))
 
-    assert binomial_p_value(made.max_losses, made.n, alpha) <= delta + 1e-9
-    assert binomial_p_value(made.max_losses + 1, made.n, alpha) > delta
-    assert made.n >= made.least_n
-    assert made.power >= 0.9
+    assert growing.n >= once.n
+    assert growing.least_n >= once.least_n
 
 
 def test_plan_reaches_its_power() -> None:

@@ -16,9 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonrt import Completion, Request, Runtime
-from reasonrt.calibration import Certificate, TraceSet, certify, replay, upper_threshold_rules
+from reasonrt.calibration import (
+    Certificate,
+    Ledger,
+    Level,
+    TraceSet,
+    certify,
+    certify_levels,
+    replay,
+    upper_threshold_rules,
+)
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine, continuing
-from reasonrt.errors import RequestError
+from reasonrt.errors import ConfigError, RequestError
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings, record_traces
 from reasonrt.policies.registry import build_policy
@@ -189,12 +198,18 @@ async def test_engine_without_log_probabilities_thinks_to_the_end(file: str) -> 
     assert "returns no log-probabilities" in told(await ask(runtime))["fallback"]
 
 
-async def test_risk_picks_among_certified_levels(
-    certificate: Certificate, traces: TraceSet, file: str, tmp_path: Path
-) -> None:
-    loose = certify(traces, RULES, risk="lost_correct", alpha=0.2, delta=0.1)
-    loose.write(tmp_path / "loose.json")
-    runtime = make_runtime({"certificate": [file, str(tmp_path / "loose.json")], "shadow": 0})
+def together(traces: TraceSet, folder: Path, *levels: Level) -> list[Certificate]:
+    """Certified together, and written by their place."""
+    found = [each for each in certify_levels(traces, RULES, levels, delta=0.1) if isinstance(each, Certificate)]
+    for index, each in enumerate(found):
+        each.write(folder / f"{index}.json")
+    assert len(found) == len(levels)
+    return found
+
+
+async def test_risk_picks_among_certified_levels(traces: TraceSet, tmp_path: Path) -> None:
+    certificate, loose = together(traces, tmp_path, Level("lost_correct", 0.1), Level("lost_correct", 0.2))
+    runtime = make_runtime({"certificate": [str(tmp_path / f"{index}.json") for index in range(2)], "shadow": 0})
 
     found = {risk: told(await ask(runtime, options={"risk": risk})) for risk in (None, 0.05, 0.1, 0.15, 0.2, 1)}
 
@@ -205,25 +220,48 @@ async def test_risk_picks_among_certified_levels(
     )
 
 
-async def test_a_level_is_that_of_a_named_risk_and_never_of_another(
-    certificate: Certificate, traces: TraceSet, file: str, tmp_path: Path
+@pytest.mark.parametrize("keeps_ledger", [False, True])
+async def test_levels_that_were_certified_apart_are_not_served(
+    traces: TraceSet, tmp_path: Path, keeps_ledger: bool
 ) -> None:
-    """Who tolerates 2 % of lost answers is not served by what promises that of something else."""
-    certify(traces, RULES, risk="premature_give_up", alpha=0.02, delta=0.1).write(tmp_path / "other.json")
-    both = certify(traces, RULES, risk=["early_error", "lost_correct"], alpha=[0.3, 0.2], delta=0.1)
-    both.write(tmp_path / "both.json")
-    runtime = make_runtime(
-        {"certificate": [str(tmp_path / "other.json"), file, str(tmp_path / "both.json")], "shadow": 0}
+    """Each may be wrong with all of delta, and a request could pick the one that is; a ledger has them share it."""
+    ledger = Ledger(tmp_path / "ledger.jsonl") if keeps_ledger else None
+    files = [str(tmp_path / f"{alpha}.json") for alpha in (0.1, 0.2)]
+    for alpha, name in zip((0.1, 0.2), files, strict=True):
+        certify(traces, RULES, risk="lost_correct", alpha=alpha, delta=0.1, ledger=ledger).write(Path(name))
+    runtime = make_runtime({"certificate": files, "shadow": 0})
+    policy = build_policy("target", {"stopping": {"certificate": files}})
+
+    completion = await ask(runtime)
+
+    if keeps_ledger:
+        policy.check(runtime.engines)
+        assert told(completion)["action"] == "answer"
+    else:
+        assert "were certified apart, and need not hold together" in told(completion)["fallback"]
+        with pytest.raises(ConfigError, match=r"policy target: .*0\.1\.json and .*0\.2\.json were certified apart"):
+            policy.check(runtime.engines)
+
+
+async def test_a_level_is_that_of_a_named_risk_and_never_of_another(traces: TraceSet, tmp_path: Path) -> None:
+    """Who tolerates 3 % of lost answers is not served by what promises that of something else."""
+    _, certificate, both = together(
+        traces,
+        tmp_path,
+        Level("premature_give_up", 0.03),
+        Level("lost_correct", 0.1),
+        Level(["early_error", "lost_correct"], [0.3, 0.2]),
     )
+    runtime = make_runtime({"certificate": [str(tmp_path / f"{index}.json") for index in range(3)], "shadow": 0})
 
     async def picked(risk: Any) -> Any:
         return told(await ask(runtime, options={"risk": risk})).get("certificate")
 
-    assert await picked(0.02) is None  # to the end
+    assert await picked(0.03) is None  # to the end
     assert await picked(0.1) == await picked({"lost_correct": 0.1}) == certificate.sha256
     assert await picked({"lost_correct": 0.2, "early_error": 0.3}) == both.sha256
     assert await picked({"lost_correct": 0.1, "early_error": 0.3}) is None
-    assert await picked({"premature_give_up": 0.02}) not in (None, certificate.sha256, both.sha256)
+    assert await picked({"premature_give_up": 0.03}) not in (None, certificate.sha256, both.sha256)
 
 
 async def test_shadowed_requests_run_to_the_end_and_nobody_can_choose_them(file: str) -> None:
