@@ -51,8 +51,8 @@ class ServedCertificate:
                 _log.warning("certificate %.12s: %s; requests think to the end", self.sha256, error)
             raise
 
-    def ran_to_the_end(self, asked: Hashable, full_answer: str | None, outcome: Outcome) -> None:
-        """One shadowed request: what it asked, its own full answer, and what the rule would have done.
+    def ran_to_the_end(self, asked: Hashable, trace: Trace, outcome: Outcome) -> None:
+        """One shadowed request: what it asked, what it thought, and what the rule would have done.
 
         Among so many shadowed requests one question counts once: who sends it again and again has one vote.
         """
@@ -61,7 +61,7 @@ class ServedCertificate:
         self._asked[asked] = None
         if len(self._asked) > _WINDOW:
             self._asked.popitem(last=False)
-        departed, was_well = lost_correct(Trace("live", (), 1, full_answer), outcome), not self.monitor.alarm
+        departed, was_well = lost_correct(trace, outcome), not self.monitor.alarm
         self.counts["departed"] += departed
         if self.monitor.add(departed) and was_well:
             _log.warning(
