@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from reasonrt.answers import same_answer
-from reasonrt.calibration.stopping.candidates import FAMILIES, candidate_rules, splits, without_gold
-from reasonrt.calibration.stopping.certification import certify, order_rules
+from reasonrt.calibration.stopping.candidates import DEFAULT_FAMILY, FAMILIES, candidates, splits, without_gold
+from reasonrt.calibration.stopping.certification import certify
 from reasonrt.calibration.stopping.certification import verify as verify_certificate
 from reasonrt.calibration.stopping.importers import read_conformal_thinking
 from reasonrt.calibration.stopping.sample_size import plan as plan_certificate
@@ -47,6 +46,8 @@ LearnOption = Annotated[
 ]
 
 CertificateArgument = Annotated[Path, typer.Argument(help="Read the certificate in this file.")]
+
+_LONGEST_RULE = 600
 
 certificate_app = typer.Typer(
     no_args_is_help=True, help="Show what a certificate promises, and verify it from its traces."
@@ -130,7 +131,9 @@ def stopping(
     delta: DeltaOption = 0.1,
     family: Annotated[
         list[str] | None,
-        typer.Option(help=f"Try this family of rules; may be repeated; by default all: {', '.join(FAMILIES)}."),
+        typer.Option(
+            help=f"Try this family of rules; may be repeated; by default {DEFAULT_FAMILY}: {', '.join(FAMILIES)}."
+        ),
     ] = None,
     learn_file: LearnOption = None,
     gold: Annotated[
@@ -146,12 +149,11 @@ def stopping(
 ) -> None:
     """Certify the cheapest stopping rule whose risk is below alpha, or say why none can be."""
     learn = _read(learn_file, gold, layout) if learn_file else None
-    train, order, held_out = splits(_read(traces_file, gold, layout), learn)
-    risks = risk or ["lost_correct"]
+    parts = splits(_read(traces_file, gold, layout), learn)
+    held_out, risks = parts.certify, risk or ["lost_correct"]
     with console.status("trying rules ..."):
-        rules = candidate_rules(train, family or [])
-        learned = order_rules(order, rules, risk=risks, alpha=alpha)
-        certificate = certify(held_out, rules, risk=risks, alpha=alpha, delta=delta, order=learned, train=train)
+        rules, order, train = candidates(parts, family or [DEFAULT_FAMILY], risks, alpha)
+        certificate = certify(held_out, rules, risk=risks, alpha=alpha, delta=delta, order=order, train=train)
     certificate.write(out)
     _print(certificate)
     if plot_file:
@@ -195,7 +197,7 @@ def verify(file: CertificateArgument, traces_file: TracesOption) -> None:
 
 
 def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
-    traces = read_traces(file) if layout == "reasonrt" else read_conformal_thinking(file, same_answer)
+    traces = read_traces(file) if layout == "reasonrt" else read_conformal_thinking(file)
     return traces if gold else without_gold(traces)
 
 
@@ -208,7 +210,9 @@ def _print(certificate: Certificate) -> None:
         f"the {certificate.num_problems} certified problems, probes counted"
     )
     console.print(f"{certificate.num_certified} of {len(certificate.order)} rules certified; the cheapest:")
-    console.print(f"  {to_json(certificate.rule)}", style="dim")
+    rule = to_json(certificate.rule)
+    rule = rule if len(rule) <= _LONGEST_RULE else f"{rule[:_LONGEST_RULE]} ... {len(rule)} characters"  # it has trees
+    console.print(f"  {rule}", style="dim")
     table = Table("group", "problems", "losses", "risk at most", "net saving", title="seen, not promised, by group")
     for group in certificate.groups:
         finding = group.findings[0]
