@@ -69,10 +69,9 @@ class ServedCertificate:
             raise
         return verdict
 
-    def ran_to_the_end(self, asked: Sequence[Message], full_answer: str | None, outcome: Outcome) -> None:
-        """One shadowed request: what it asked, its own full answer, and what the rule would have done."""
-        departed = lost_correct(Trace("live", (), 1, full_answer), outcome)
-        self.evidence.add(Vote(self.sha256, digest(asked), departed))
+    def ran_to_the_end(self, asked: Sequence[Message], trace: Trace, outcome: Outcome) -> None:
+        """One shadowed request: what it asked, what it thought, and what the rule would have done."""
+        self.evidence.add(Vote(self.sha256, digest(asked), lost_correct(trace, outcome)))
 
 
 class ServedCertificates:

@@ -34,7 +34,6 @@ from reasonrt.tools import TOOLS, build_tool
 _NEEDED = ("torch", "transformers", "tokenizers")
 _OPTIONAL = {
     "ray": "serving on more than one process: pip install 'reasonrt[ray]'",
-    "math_verify": "grading beyond exact answers: pip install 'reasonrt[eval]'",
     "pydantic_monty": "programs over long contexts: pip install 'reasonrt[programs]'",
     "reasoning_gym": "the zoo's word problems: pip install 'reasonrt[eval]'",
 }

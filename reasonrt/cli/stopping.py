@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from reasonrt.answers import same_answer
-from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules, splits, without_gold
-from reasonrt.calibration.stopping.certification import Level, certify_levels, order_rules
+from reasonrt.calibration.stopping.candidates import DEFAULT_FAMILY, FAMILIES, Splits, candidates, splits, without_gold
+from reasonrt.calibration.stopping.certification import Level, certify_levels
 from reasonrt.calibration.stopping.certification import verify as verify_certificate
 from reasonrt.calibration.stopping.importers import read_conformal_thinking
 from reasonrt.calibration.stopping.ledger import Ledger
@@ -74,6 +73,8 @@ LearnOption = Annotated[
 ]
 
 CertificateArgument = Annotated[Path, typer.Argument(help="Read the certificate in this file.")]
+
+_LONGEST_RULE = 600
 
 certificate_app = typer.Typer(
     no_args_is_help=True, help="Show what a certificate promises, and verify it from its traces."
@@ -157,7 +158,9 @@ def stopping(
     delta: DeltaOption = 0.1,
     family: Annotated[
         list[str] | None,
-        typer.Option(help=f"Try this family of rules; may be repeated; by default all: {', '.join(FAMILIES)}."),
+        typer.Option(
+            help=f"Try this family of rules; may be repeated; by default {DEFAULT_FAMILY}: {', '.join(FAMILIES)}."
+        ),
     ] = None,
     learn_file: LearnOption = None,
     growing: GrowingOption = False,
@@ -181,16 +184,18 @@ def stopping(
     if growing and not learn_file:
         raise CalibrationError("--growing needs --learn: rules made on a part of the same traces change as those grow")
     learn = _read(learn_file, gold, layout) if learn_file else None
-    train, order, held_out = splits(_read(traces_file, gold, layout), learn)
-    risks = risk or ["lost_correct"]
+    parts = splits(_read(traces_file, gold, layout), learn)
+    held_out, risks = parts.certify, risk or ["lost_correct"]
     if len(alpha) % len(risks):
         raise CalibrationError(f"{len(risks)} risks have {len(alpha)} alphas; give one for each, of every level")
     alphas = [alpha[first : first + len(risks)] for first in range(0, len(alpha), len(risks))]
     with console.status("trying rules ..."):
-        rules = candidate_rules(train, family or [])
-        levels = [Level(risks, each, order_rules(order, rules, risk=risks, alpha=each)) for each in alphas]
-        ledger = _ledger(ledger_file, traces_file)
-        found = certify_levels(held_out, rules, levels, delta=delta, train=train, growing=growing, ledger=ledger)
+        tried = candidates(parts, family or [DEFAULT_FAMILY], risks)
+        levels = [Level(risks, each, tried.order(risks, each)) for each in alphas]
+        found = certify_levels(
+            held_out, tried.rules, levels,
+            delta=delta, train=tried.train, growing=growing, ledger=_ledger(ledger_file, traces_file),
+        )  # fmt: skip
     for level, certificate in zip(alphas, found, strict=True):
         if isinstance(certificate, Infeasible):
             continue
@@ -287,7 +292,7 @@ def _ledger(file: Path | None, traces_file: Path) -> Ledger:
 
 
 def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
-    traces = read_traces(file) if layout == "reasonrt" else read_conformal_thinking(file, same_answer)
+    traces = read_traces(file) if layout == "reasonrt" else read_conformal_thinking(file)
     return traces if gold else without_gold(traces)
 
 
@@ -301,7 +306,9 @@ def _print(certificate: Certificate) -> None:
         f"the {certificate.num_problems} certified problems, probes counted"
     )
     console.print(f"{certificate.num_certified} of {len(certificate.order)} rules certified; the cheapest:")
-    console.print(f"  {to_json(certificate.rule)}", style="dim")
+    rule = to_json(certificate.rule)
+    rule = rule if len(rule) <= _LONGEST_RULE else f"{rule[:_LONGEST_RULE]} ... {len(rule)} characters"  # it has trees
+    console.print(f"  {rule}", style="dim")
     table = Table("group", "problems", "losses", "risk at most", "net saving", title="seen, not promised, by group")
     for group in certificate.groups:
         finding = group.findings[0]
