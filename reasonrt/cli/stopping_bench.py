@@ -126,16 +126,16 @@ def _simulate(
                 rows += stopping.validity_rows(case, draws)
                 tried.append(case)
             if "validity" in parts and case.family == stopping.ALL:
-                rows += [*stopping.control_rows(case, draws), *stopping.level_rows(case, draws)]
-                rows += stopping.look_rows(case, draws)
-                rows += () if families else stopping.try_rows(tried[:-1], draws)
+                rows += stopping.control_rows(case, draws)
+                rows += [stopping.levels_row(case, draws), stopping.looks_row(case, draws)]
+                rows.append(stopping.tries_row(tried[:-1], draws))
                 tried = []
             if "tightness" in parts:
                 rows.append(stopping.tightness_row(case, num_draws=draws))
         if "validity" in parts:
             rows += [*stopping.boundary_rows(draws), *stopping.joint_boundary_rows(draws)]
     _print_validity(rows)
-    _print_joint([row for row in rows if "choice" in row and "saving" in row])
+    _print_joint([row for row in rows if "mistake_rate" in row])
     _print_tightness([row for row in rows if row["part"] == "tightness"])
     return rows + (_watch(draws) if "validity" in parts else [])
 
@@ -178,11 +178,14 @@ def _print_validity(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _print_joint(rows: Sequence[dict[str, Any]]) -> None:
-    columns = ("certified", "population", "any wrong", "at least", "net saving")
-    table = Table(*columns, title="several from the same problems")
+    from reasonrt.benches.stopping import MISTAKES
+
+    columns = ("certified", "population", "any wrong", "net saving", "in its place", "any wrong", "net saving")
+    table = Table(*columns, title="several certificates from the same problems")
     for row in rows:
-        rates = (f"{row['rate']:.3f}", f"{row['rate_low']:.3f}")
-        table.add_row(row["choice"], row["population"], *rates, f"{row['saving']:.1%}")
+        right = (f"{row['rate']:.3f}", f"{row['saving']:.1%}")
+        mistake = (f"{row['mistake_rate']:.3f}", f"{row['mistake_saving']:.1%}")
+        table.add_row(row["part"], row["population"], *right, MISTAKES[row["part"]], *mistake)
     if rows:
         console.print(table)
 
