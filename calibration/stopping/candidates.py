@@ -20,6 +20,7 @@ from reasonrt.calibration.stopping.families import (
 )
 from reasonrt.calibration.stopping.learned_signal import LOOKED_AT, learn_boosted, learn_signal, risk_thresholds
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.risks import find_risk
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
@@ -141,8 +142,9 @@ def _learned(train: TraceSet) -> list[StoppingRule]:
 
 
 def _learned_from(train: TraceSet, risks: Sequence[str], signals: Sequence[Signal]) -> list[StoppingRule]:
-    signal = learn_boosted(train, signals, risks)
-    return [*upper_threshold_rules(signal, risk_thresholds(train, signal, risks))]
+    losses = [find_risk(risk, train).loss for risk in risks]
+    signal = learn_boosted(train, signals, losses)
+    return [*upper_threshold_rules(signal, risk_thresholds(train, signal, losses))]
 
 
 def _cascade(train: TraceSet) -> list[StoppingRule]:

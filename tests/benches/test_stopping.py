@@ -65,6 +65,7 @@ def test_controls_are_found_out(deer: Case) -> None:
 
 
 def test_the_order_is_that_of_order_rules(deer: Case) -> None:
+    assert deer.order is not None
     order = order_rules(deer.order, deer.rules, risk="lost_correct", alpha=0.05)
 
     population = deer.along_its_order(0.05)

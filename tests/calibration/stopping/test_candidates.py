@@ -66,6 +66,18 @@ def test_a_learned_family_trains_on_all_that_is_not_certified_on_and_knows_its_o
     assert certificate.saving.net > 0.15
 
 
+def test_a_learned_family_learns_of_the_risk_that_is_asked_for() -> None:
+    train = splits(TRACES).train
+
+    lost, early = (candidate_rules(train, ["learned_looks"], risk) for risk in ("lost_correct", "early_error"))
+
+    assert lost != early
+    with pytest.raises(CalibrationError, match="unknown risk 'loss'"):
+        candidate_rules(train, ["learned_looks"], "loss")
+    with pytest.raises(CalibrationError, match="risk 'early_error' needs the right answer"):
+        candidate_rules(without_gold(train), ["learned_looks"], "early_error")
+
+
 def test_several_families_are_ordered_on_other_problems() -> None:
     parts = splits(TRACES)
 
