@@ -65,17 +65,24 @@ def without_gold(traces: TraceSet) -> TraceSet:
 
 
 class Candidates(NamedTuple):
-    """Rules to certify: `order` says in which order to test them, and where it is None they stand in it."""
+    """Rules to certify.
+
+    Attributes:
+        train: what they were made from.
+        ordered_on: the problems to order them on; None where they stand in the order to test them.
+    """
 
     rules: list[StoppingRule]
-    order: Order | None
     train: TraceSet
+    ordered_on: TraceSet | None
+
+    def order(self, risk: str | Sequence[str], alpha: float | Sequence[float]) -> Order | None:
+        """The order in which to test them, for `certify`."""
+        return order_rules(self.ordered_on, self.rules, risk=risk, alpha=alpha) if self.ordered_on else None
 
 
-def candidates(
-    parts: Splits, families: Sequence[str], risk: str | Sequence[str], alpha: float | Sequence[float]
-) -> Candidates:
-    """The rules of some families, ready to certify.
+def candidates(parts: Splits, families: Sequence[str], risk: str | Sequence[str]) -> Candidates:
+    """The rules of some families.
 
     One family of `LEARNED` by itself is one signal, whose highest threshold is the most careful: its order is known, so
     that it is learned from all the problems that are not certified on. Others are ordered on some of them.
@@ -85,9 +92,8 @@ def candidates(
     """
     if len(families) == 1 and families[0] in LEARNED:
         train = TraceSet((*parts.train, *parts.order), parts.train.fingerprints)
-        return Candidates(candidate_rules(train, families, risk), None, train)
-    rules = candidate_rules(parts.train, families, risk)
-    return Candidates(rules, order_rules(parts.order, rules, risk=risk, alpha=alpha), parts.train)
+        return Candidates(candidate_rules(train, families, risk), train, None)
+    return Candidates(candidate_rules(parts.train, families, risk), parts.train, parts.order)
 
 
 def candidate_rules(

@@ -152,7 +152,8 @@ def stopping(
     parts = splits(_read(traces_file, gold, layout), learn)
     held_out, risks = parts.certify, risk or ["lost_correct"]
     with console.status("trying rules ..."):
-        rules, order, train = candidates(parts, family or [DEFAULT_FAMILY], risks, alpha)
+        rules, train, _ = made = candidates(parts, family or [DEFAULT_FAMILY], risks)
+        order = made.order(risks, alpha)
         certificate = certify(held_out, rules, risk=risks, alpha=alpha, delta=delta, order=order, train=train)
     certificate.write(out)
     _print(certificate)
