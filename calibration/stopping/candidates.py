@@ -20,6 +20,7 @@ from reasonrt.calibration.stopping.families import (
 )
 from reasonrt.calibration.stopping.learned_signal import LOOKED_AT, learn_boosted, learn_signal, risk_thresholds
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.risks import find_risk
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
@@ -68,7 +69,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         train: what they were made from.
-        ordered_on: what says in which order to test them; None where they stand in it.
+        ordered_on: the problems to order them on; None where they stand in the order to test them.
     """
 
     rules: list[StoppingRule]
@@ -76,11 +77,12 @@ class Candidates(NamedTuple):
     ordered_on: TraceSet | None
 
     def order(self, risk: str | Sequence[str], alpha: float | Sequence[float]) -> Order | None:
-        return None if self.ordered_on is None else order_rules(self.ordered_on, self.rules, risk=risk, alpha=alpha)
+        """The order in which to test them, for `certify`."""
+        return order_rules(self.ordered_on, self.rules, risk=risk, alpha=alpha) if self.ordered_on else None
 
 
 def candidates(parts: Splits, families: Sequence[str], risk: str | Sequence[str]) -> Candidates:
-    """The rules of some families, ready to certify.
+    """The rules of some families.
 
     One family of `LEARNED` by itself is one signal, whose highest threshold is the most careful: its order is known, so
     that it is learned from all the problems that are not certified on. Others are ordered on some of them.
@@ -151,8 +153,9 @@ def _learned(train: TraceSet) -> list[StoppingRule]:
 
 
 def _learned_from(train: TraceSet, risks: Sequence[str], signals: Sequence[Signal]) -> list[StoppingRule]:
-    signal = learn_boosted(train, signals, risks)
-    return [*upper_threshold_rules(signal, risk_thresholds(train, signal, risks))]
+    losses = [find_risk(risk, train).loss for risk in risks]
+    signal = learn_boosted(train, signals, losses)
+    return [*upper_threshold_rules(signal, risk_thresholds(train, signal, losses))]
 
 
 def _cascade(train: TraceSet) -> list[StoppingRule]:

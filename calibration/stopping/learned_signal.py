@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from reasonrt.calibration.trees import as_trees
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.replay import Outcome
-from reasonrt.policies.stopping.risks import RISKS
+from reasonrt.policies.stopping.risks import Loss
 from reasonrt.policies.stopping.rules import Action
 from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
@@ -58,24 +58,22 @@ def learn_signal(traces: Iterable[Trace], signals: Sequence[Signal]) -> Logistic
     return Logistic(tuple(signals), tuple(float(slope) for slope in slopes), bias)
 
 
-def learn_boosted(
-    traces: Iterable[Trace], signals: Sequence[Signal], risks: Sequence[str] = ("lost_correct",), seed: int = 0
-) -> Boosted:
+def learn_boosted(traces: Iterable[Trace], signals: Sequence[Signal], losses: Sequence[Loss], seed: int = 0) -> Boosted:
     """Boosted trees, at every checkpoint, for "stopping here loses nothing" on `signals`.
 
-    Nothing is lost where none of `risks` counts a loss. So a problem whose full answer is wrong may be left at any time
-    where `lost_correct` is at risk, and the trees learn to tell such problems too.
+    By the loss of `lost_correct`, a problem whose full answer is wrong may be left at any time, and the trees learn to
+    tell such problems too.
 
     Args:
         traces, signals: as in `learn_signal`.
-        risks: names in `risks.RISKS`.
+        losses: of the risks that are at stake, at least one.
 
     Raises:
         CalibrationError: stopping loses everywhere, or nowhere, or no checkpoint has every signal.
     """
     from sklearn.ensemble import GradientBoostingClassifier
 
-    known = _examples(traces, signals, partial(is_safe, risks=risks))
+    known = _examples(traces, signals, partial(is_safe, losses=losses))
     # small: every rule of the family carries the trees
     model = GradientBoostingClassifier(
         n_estimators=40, learning_rate=0.1, max_depth=3, subsample=0.5, min_samples_leaf=20, random_state=seed
@@ -83,13 +81,13 @@ def learn_boosted(
     return Boosted(tuple(signals), as_trees(model.fit(known.numbers, known.labels)))
 
 
-def is_safe(trace: Trace, index: int, risks: Sequence[str]) -> bool:
-    """Whether none of `risks` counts a loss where the trace is stopped at this checkpoint."""
+def is_safe(trace: Trace, index: int, losses: Sequence[Loss]) -> bool:
+    """Whether nothing is lost where the trace is stopped at this checkpoint."""
     stop = Outcome(Action.ANSWER, index, trace.checkpoints[index].answer, 0)
-    return not any(RISKS[risk].loss(trace, stop) for risk in risks)
+    return not any(loss(trace, stop) for loss in losses)
 
 
-def risk_thresholds(traces: Iterable[Trace], signal: Signal, risks: Sequence[str]) -> list[float]:
+def risk_thresholds(traces: Iterable[Trace], signal: Signal, losses: Sequence[Loss]) -> list[float]:
     """Thresholds on `signal` from no loss on these problems to one in three, each allowing a tenth more.
 
     Above a threshold there are as many problems with a checkpoint where stopping is not safe; between two of these
@@ -100,7 +98,9 @@ def risk_thresholds(traces: Iterable[Trace], signal: Signal, risks: Sequence[str
     for trace in traces:
         follow = signal.follow()
         values = [follow(checkpoint) for checkpoint in trace.checkpoints]
-        unsafe = [value for index, value in enumerate(values) if value is not None and not is_safe(trace, index, risks)]
+        unsafe = [
+            value for index, value in enumerate(values) if value is not None and not is_safe(trace, index, losses)
+        ]
         highest += [max(unsafe)] if unsafe else []
         num_problems += 1
     highest.sort(reverse=True)
@@ -134,6 +134,7 @@ def _examples(traces: Iterable[Trace], signals: Sequence[Signal], label: Callabl
                 weights.append(1 / len(trace.checkpoints))
     if len(set(labels)) < 2:
         raise CalibrationError(
-            f"{sum(labels)} right answers at {len(rows)} checkpoints leave nothing to learn; record more traces"
+            f"{sum(labels)} right answers at {len(rows)} checkpoints leave nothing to learn; record more traces, or "
+            "take another family"
         )
     return _Examples(np.array(rows), np.array(labels), np.array(weights))

@@ -13,19 +13,21 @@ from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.rules import Action
 from reasonrt.policies.stopping.traces import Trace
 
+Loss = Callable[[Trace, Outcome], bool | None]
+"""Of one problem; None where the problem does not count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Risk:
     """What is counted, and what it takes to count it.
 
     Attributes:
-        loss: of one problem; None where the problem does not count.
         needs_gold: whether every trace must hold the right answer.
         is_conditional: whether problems count by what became of them. What ends more problems unstopped, such as a
             smaller `max_tokens`, can then raise the risk; without it, no problem has a loss that it had not before.
     """
 
-    loss: Callable[[Trace, Outcome], bool | None]
+    loss: Loss
     needs_gold: bool
     is_conditional: bool = False
 

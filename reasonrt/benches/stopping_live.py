@@ -130,10 +130,12 @@ def certify_families(
     """A certificate for each family by itself, each at `delta`, or why there is none."""
     found: dict[str, Certificate | str] = {}
     for name in families:
-        rules, train, _ = tried = candidates(parts, [] if name == ALL else [name], risk)
-        order = tried.order(risk, alpha)
+        made = candidates(parts, [] if name == ALL else [name], risk)
+        order = made.order(risk, alpha)
         try:
-            found[name] = certify(parts.certify, rules, risk=risk, alpha=alpha, delta=delta, order=order, train=train)
+            found[name] = certify(
+                parts.certify, made.rules, risk=risk, alpha=alpha, delta=delta, order=order, train=made.train
+            )
         except Infeasible as error:
             found[name] = str(error)
     return found

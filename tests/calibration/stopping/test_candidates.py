@@ -54,9 +54,10 @@ def test_family_can_be_certified(family: str) -> None:
 def test_a_learned_family_trains_on_all_that_is_not_certified_on_and_knows_its_order() -> None:
     parts = splits(TRACES)
 
-    rules, train, ordered_on = candidates(parts, ["learned_looks"], "lost_correct")
+    made = candidates(parts, ["learned_looks"], "lost_correct")
+    rules, train, _ = made
 
-    assert ordered_on is None
+    assert made.order("lost_correct", 0.1) is None
     assert len(train) == len(parts.train) + len(parts.order)
     assert [rule.threshold for rule in rules] == sorted((rule.threshold for rule in rules), reverse=True)  # type: ignore[union-attr]
     assert all(rule.reads == {"end_of_thinking", "entropy_after_thinking"} for rule in rules)  # and no answer
@@ -66,16 +67,28 @@ def test_a_learned_family_trains_on_all_that_is_not_certified_on_and_knows_its_o
     assert certificate.saving.net > 0.15
 
 
+def test_a_learned_family_learns_of_the_risk_that_is_asked_for() -> None:
+    train = splits(TRACES).train
+
+    lost, early = (candidate_rules(train, ["learned_looks"], risk) for risk in ("lost_correct", "early_error"))
+
+    assert lost != early
+    with pytest.raises(CalibrationError, match="unknown risk 'loss'"):
+        candidate_rules(train, ["learned_looks"], "loss")
+    with pytest.raises(CalibrationError, match="risk 'early_error' needs the right answer"):
+        candidate_rules(without_gold(train), ["learned_looks"], "early_error")
+
+
 def test_several_families_are_ordered_on_other_problems() -> None:
     parts = splits(TRACES)
 
-    tried = candidates(parts, ["deer", "dynasor"], "lost_correct")
-    order = tried.order("lost_correct", 0.1)
+    made = candidates(parts, ["deer", "dynasor"], "lost_correct")
+    order = made.order("lost_correct", 0.1)
 
-    assert tried.train is parts.train
+    assert made.train is parts.train
     assert order is not None
     assert order.split == parts.order.split
-    assert set(order.rules) < set(tried.rules)
+    assert set(order.rules) < set(made.rules)
 
 
 def test_all_families_together_hold_each_rule_once() -> None:
