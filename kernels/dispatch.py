@@ -11,8 +11,8 @@ from reasonrt.errors import KernelError
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
 MAX_TOP_K = 64
-PIECE = 2**18
-"""Elements that a torch path computes together: 1 MiB of float32, which stays in a CPU's cache."""
+PIECE = 2**19
+"""Elements that a torch path computes together: 2 MiB of float32, which stay in a CPU's cache."""
 _MIN_COLUMNS = 256
 _COLUMNS_STEP = 64
 

@@ -120,15 +120,15 @@ def _expected_embedding_torch(
 ) -> Tensor:
     """One piece of the vocabulary after another: its probabilities are used up while they are in the cache."""
     dtype = _accumulator(logits, embedding)
-    shift = (lse if rows is None else lse[rows])[:, None].to(dtype) * temperature
-    num_rows, hidden_size = len(shift), embedding.shape[1]
-    width = num_rows if embedding.dtype == dtype else max(num_rows, hidden_size)  # a converted piece is bounded too
-    mean, total, first = shift.new_zeros(num_rows, hidden_size), shift.new_zeros(num_rows, 1), 0
+    shift = (lse if rows is None else lse[rows])[:, None].to(dtype)
+    shift = shift if temperature == 1 else shift * temperature
+    width = len(shift) if embedding.dtype == dtype else max(len(shift), embedding.shape[1])  # converted pieces too
+    mean, total, first = shift.new_zeros(len(shift), embedding.shape[1]), torch.zeros_like(shift), 0
     for part in embedding.split(piece_columns(width)):
         piece = logits[:, first : first + len(part)]
-        weights = (piece if rows is None else piece[rows]) - shift
+        weights = (piece if rows is None else piece[rows]).sub(shift)
         if temperature != 1:
-            weights /= temperature
+            weights.div_(temperature)
         weights.exp_()
         if excluded is not None and first <= excluded < first + len(part):
             weights[:, excluded - first] = 0

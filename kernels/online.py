@@ -166,6 +166,46 @@ class OnlineStats:
         self._ids[rows] = ids.gather(1, order).masked_fill(values == -torch.inf, -1)
 
 
+def whole_stats(logits: Tensor, wanted: Wanted) -> RowStats:
+    """The same of logits [R, V] that fit into the cache as a whole, in few operations: for small models."""
+    logits = logits.to(accumulator(logits.dtype))
+    if wanted.excluded is not None:
+        logits = logits.clone()
+        logits[:, wanted.excluded] = -torch.inf
+    highest, argmax = logits.max(1, keepdim=True)  # the first among equals
+    second = logits.scatter(1, argmax, -torch.inf).amax(1, keepdim=True)
+    shift = highest.masked_fill(highest == -torch.inf, 0)
+    scaled = (logits - shift).div_(wanted.temperature)
+    weights = scaled.exp()
+    total = weights.sum(1, keepdim=True)
+    log_total = total.log()
+    moment = torch.linalg.vecdot(weights, scaled.clamp_(min=torch.finfo(scaled.dtype).min))  # 0 * -inf is NaN
+    max_prob = (highest - shift).exp_().div_(total)
+    margin = max_prob - (second - shift).div_(wanted.temperature).exp_().div_(total)
+    lse = shift / wanted.temperature + log_total
+    logprob = None
+    if wanted.targets is not None:
+        targets = wanted.targets.long()
+        is_id = (targets >= 0) & (targets < logits.shape[1])
+        chosen = logits.gather(1, targets.where(is_id, 0)[:, None])
+        logprob = ((chosen - shift) / wanted.temperature - log_total)[:, 0].where(is_id, torch.nan)
+    top_logprobs, top_ids = logits[:, :0], argmax[:, :0]
+    if wanted.top_k:
+        values, ids = _highest(logits.masked_fill(logits.isnan(), -torch.inf), wanted.top_k)
+        top_logprobs = (values - shift) / wanted.temperature - log_total
+        top_ids = ids.masked_fill(values == -torch.inf, -1)
+    return RowStats(
+        lse=lse[:, 0],
+        logprob=logprob,
+        entropy=log_total[:, 0] - moment / total[:, 0],
+        max_prob=max_prob[:, 0],
+        argmax=argmax[:, 0],
+        margin=margin[:, 0],
+        top_logprobs=top_logprobs,
+        top_ids=top_ids,
+    )
+
+
 def _group_maxima(x: Tensor) -> Tensor:
     """The maximum of each `_GROUP` columns, [R, C] to [R, groups]; a row with NaN is searched whole."""
     num_groups, rest = divmod(x.shape[1], _GROUP)

@@ -3,8 +3,13 @@
 import torch
 from torch import Tensor
 
-from reasonrt.kernels.dispatch import PIECE, accumulator, check_matrix, runs_on_triton
-from reasonrt.kernels.online import OnlineStats, RowStats, Wanted
+from reasonrt.kernels.dispatch import PIECE, accumulator, check_matrix, piece_columns, runs_on_triton
+from reasonrt.kernels.online import OnlineStats, RowStats, Wanted, whole_stats
+
+_FEW = 2**15
+"""Elements among which the highest are looked for without groups."""
+_ROWS = 64
+"""So many that what an operation costs beyond its work does not count."""
 
 
 def row_stats(
@@ -74,14 +79,14 @@ def row_stats_reference(
 
 
 def _row_stats_torch(logits: Tensor, wanted: Wanted) -> RowStats:
-    """A few rows after another, and of these a piece of columns after another, so that little is in memory."""
-    columns = min(logits.shape[1], PIECE)
-    step = PIECE // columns
+    """Some rows after others, and of these a piece of columns after another, so that little is in memory."""
+    if logits.numel() <= (_FEW if wanted.top_k else PIECE):
+        return whole_stats(logits, wanted)
     parts = []
-    for first in range(0, max(1, logits.shape[0]), step):
-        rows = slice(first, first + step)
+    for first in range(0, len(logits), _ROWS):
+        rows = slice(first, first + _ROWS)
         stats = OnlineStats(logits[rows], wanted.of_rows(rows))
-        for piece in logits[rows].split(columns, 1):
+        for piece in logits[rows].split(piece_columns(len(logits[rows])), 1):
             stats.absorb(piece.to(accumulator(logits.dtype), copy=True))
         parts.append(stats.finish())
-    return parts[0] if len(parts) == 1 else RowStats.concatenate(parts)
+    return RowStats.concatenate(parts)

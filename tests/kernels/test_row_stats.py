@@ -1,6 +1,7 @@
 """`row_stats`, by torch and by its kernel in Triton's interpreter, against its reference in float64."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +16,27 @@ from reasonrt.kernels.online import RowStats
 from reasonrt.kernels.row_stats import row_stats, row_stats_reference
 
 TOLERANCE = 4e-6
+
+
+@contextmanager
+def in_pieces() -> Iterator[None]:
+    """Within it, the torch path takes rows in as if they did not fit into the cache as a whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reasonrt.kernels.row_stats.PIECE", 0)
+        patch.setattr("reasonrt.kernels.row_stats._FEW", 0)
+        patch.setattr("reasonrt.kernels.row_stats._ROWS", 4)
+        patch.setattr("reasonrt.kernels.row_stats.piece_columns", lambda width: 192)
+        yield
+
+
+@pytest.fixture(params=["torch", "torch in pieces", "triton"])
+def computing(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The ways to compute the op on CPU tensors."""
+    with (
+        in_pieces() if request.param == "torch in pieces" else nullcontext(),
+        request.getfixturevalue("interpreting")() if request.param == "triton" else nullcontext(),
+    ):
+        yield request.param
 
 
 def draw(num_rows: int, vocab_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -165,6 +187,13 @@ def test_the_torch_path_computes_float64_in_float64() -> None:
 @given(num_rows=st.integers(1, 9), vocab_size=st.integers(1, 700), levels=st.integers(1, 9), data=st.data())
 def test_any_shape_by_torch(num_rows: int, vocab_size: int, levels: int, data: st.DataObject) -> None:
     _check_any_shape(num_rows, vocab_size, levels, data)
+
+
+@settings(deadline=None, max_examples=60)
+@given(num_rows=st.integers(1, 9), vocab_size=st.integers(1, 700), levels=st.integers(1, 9), data=st.data())
+def test_any_shape_by_torch_in_pieces(num_rows: int, vocab_size: int, levels: int, data: st.DataObject) -> None:
+    with in_pieces():
+        _check_any_shape(num_rows, vocab_size, levels, data)
 
 
 @settings(deadline=None, max_examples=12)
