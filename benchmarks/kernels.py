@@ -25,8 +25,9 @@ from torch import Tensor
 
 from reasonrt.kernels.denoise_update import Predicted, Residual, denoise_update
 from reasonrt.kernels.expected_embedding import expected_embedding, expected_embedding_top
+from reasonrt.kernels.noise import noise_keys
 from reasonrt.kernels.row_stats import row_stats
-from reasonrt.kernels.speculative_verify import noise_keys, speculative_verify
+from reasonrt.kernels.speculative_verify import speculative_verify
 from reasonrt.kernels.vocab_stats import vocab_stats
 
 Run = Callable[[], Any]

@@ -59,6 +59,11 @@ class RowStats:
     top_logprobs: Tensor
     top_ids: Tensor
 
+    def at(self, rows: Tensor) -> "RowStats":
+        """Those of some rows, [n] int64."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return RowStats(**{name: None if column is None else column[rows] for name, column in columns.items()})
+
     @classmethod
     def concatenate(cls, parts: Sequence["RowStats"]) -> "RowStats":
         """The rows of the first, then those of the second, and so on."""

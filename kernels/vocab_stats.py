@@ -4,8 +4,16 @@ import torch
 from torch import Tensor
 
 from reasonrt.errors import KernelError
-from reasonrt.kernels.dispatch import accumulator, check_matrix, check_same, check_shape, piece_columns, runs_on_triton
-from reasonrt.kernels.online import OnlineStats, RowStats, Wanted
+from reasonrt.kernels.dispatch import (
+    PIECE,
+    accumulator,
+    check_matrix,
+    check_same,
+    check_shape,
+    piece_columns,
+    runs_on_triton,
+)
+from reasonrt.kernels.online import OnlineStats, RowStats, Wanted, whole_stats
 from reasonrt.kernels.row_stats import row_stats_reference
 
 
@@ -89,6 +97,12 @@ def _vocab_stats_torch(
 ) -> RowStats:
     """One piece of the vocabulary after another: its logits are used up while they are in the cache."""
     hidden = hidden.to(accumulator(hidden.dtype))
+    if not wanted.top_k and len(hidden) * len(weight) <= PIECE:
+        whole = hidden @ weight.to(hidden.dtype).T
+        whole = whole if softcap is None else whole.div_(softcap).tanh_().mul_(softcap)
+        if wanted.excluded is not None:
+            whole[:, wanted.excluded] = -torch.inf
+        return whole_stats(whole if logits is None else logits.copy_(whole), wanted)
     width = hidden.shape[0] if weight.dtype == hidden.dtype else max(hidden.shape)  # a converted piece is bounded too
     columns = piece_columns(width)
     pieces = hidden.new_empty(columns * hidden.shape[0])

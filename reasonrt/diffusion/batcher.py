@@ -6,7 +6,7 @@ its own sequence only, and what is drawn for a position depends on its seed and 
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from reasonrt.diffusion.cache import KvCache, Segment
 from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
-from reasonrt.diffusion.residual import blend, blend_probs
-from reasonrt.diffusion.sampling import Drawing, predict
+from reasonrt.diffusion.residual import blend, needs_logits, num_expected
+from reasonrt.diffusion.sampling import Drawing, predict, read_head
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, make_writer, reusable
+from reasonrt.kernels.row_stats import row_stats
 
 MOST_CONTEXT = 256  # rows of a request's context in one pass: longer prompts take several
 _LOGIT_BYTES = 256 * 2**20  # of one chunk of rows
@@ -223,10 +224,10 @@ class Batcher:
 
     def _predict_some(self, jobs: list[Job], works: list[Work], hidden: Tensor) -> None:
         """The same, and keep the residual context that each wants."""
-        logits = self.model.logits(hidden)
-        needs_entropy = any(job.decoding.strategy == "entropy" for job in jobs)
-        targets = [work.targets for work in works]
-        predicted = predict(logits, [job.drawing for job in jobs], targets, needs_entropy)
+        needs = [job.watch is not None or job.drawing.temperature > 0 or needs_logits(job.decoding) for job in jobs]
+        top_k = max(num_expected(self.model, job.decoding) for job in jobs)
+        stats, logits = read_head(self.model, hidden, top_k, any(needs))
+        predicted = predict(stats, logits, [job.drawing for job in jobs], [work.targets for work in works])
         if not np.isfinite(predicted.logprobs).all():
             raise FloatingPointError("the model computes no finite log-probabilities")
         blends: dict[Decoding, list[tuple[NDArray[np.intp], Job, NDArray[np.int64]]]] = {}
@@ -234,6 +235,7 @@ class Batcher:
         for job, work in zip(jobs, works, strict=True):
             part = slice(begin, begin + len(work.heads))
             if job.watch is not None and len(work.heads):
+                assert logits is not None  # noqa: S101 - for the type checker
                 job.watch(work.targets, logits[part])
             stays = np.flatnonzero(job.writer.take(predicted[part]))
             if len(stays):
@@ -244,17 +246,18 @@ class Batcher:
             rows_of = self._tensor(np.concatenate([stays for stays, _, _ in group]))
             slots = self._tensor(np.concatenate([np.full(len(offsets), job.slot) for _, job, offsets in group]))
             places = self._tensor(np.concatenate([offsets for _, _, offsets in group]))
-            self._blends[slots, places] = blend(self.model, logits[rows_of], decoding)
+            read = None if logits is None else logits[rows_of]
+            self._blends[slots, places] = blend(self.model, stats.at(rows_of), read, decoding)
 
     def _begin_blended(self, job: Job, work: Work) -> None:
         """Residual context for the first pass of a block."""
         shape, decoding = self.model.shape, job.decoding
         if decoding.residual_start == "dirichlet":
             probs = torch.cat([job.drawing.dirichlet(int(at), shape, decoding) for at in work.begins]).to(self._device)
-            blends = blend_probs(self.model, probs, probs, decoding.residual_weight, decoding.residual_top_k)
+            logits, decoding = probs.log(), replace(decoding, residual_temperature=1.0)
         else:
-            assert self.reference is not None  # noqa: S101 - checked by read_decoding
-            blends = blend(self.model, self._reference_logits(job, work), decoding)
+            logits = self._reference_logits(job, work)
+        blends = blend(self.model, row_stats(logits, top_k=num_expected(self.model, decoding)), logits, decoding)
         self._blends[job.slot, self._tensor(work.begins - work.block_start)] = blends
 
     def _reference_logits(self, job: Job, work: Work) -> Tensor:

@@ -109,7 +109,7 @@ class Decoding:
     residual_weight: Annotated[float, Field(ge=0, le=1)] | None = None
     residual_temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     residual_scaled: bool = False
-    residual_top_k: Annotated[int, Field(ge=1, le=65536)] | None = None
+    residual_top_k: Annotated[int, Field(ge=1, le=64)] | None = None
     residual_start: Start = "cold"
     dirichlet_concentration: Annotated[float, Field(ge=1e-4, le=100)] = 0.01
     caching: Caching = "dual"

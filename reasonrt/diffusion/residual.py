@@ -8,41 +8,61 @@ self-conditioning (Analog Bits, 2208.04202).
 
 import math
 
-import torch
 from torch import Tensor
 
 from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.sampling import entropy
+from reasonrt.kernels.expected_embedding import expected_embedding, expected_embedding_top
+from reasonrt.kernels.online import RowStats
+from reasonrt.kernels.row_stats import row_stats
 
 
-def blend(model: DiffusionModel, logits: Tensor, decoding: Decoding) -> Tensor:
-    """Embeddings [rows, hidden] for masked positions, from the logits [rows, tokens] of the last pass there."""
-    probs = logits.softmax(-1)
-    scaled = probs if decoding.residual_temperature == 1 else (logits / decoding.residual_temperature).softmax(-1)
-    expected = scaled if decoding.residual_scaled else probs
-    return blend_probs(model, expected, scaled, decoding.residual_weight, decoding.residual_top_k)
-
-
-def blend_probs(
-    model: DiffusionModel, expected: Tensor, weighing: Tensor, weight: float | None = None, top_k: int | None = None
-) -> Tensor:
-    """The same from distributions [rows, tokens]: of the one embeddings are expected, of the other entropy is taken.
+def blend(model: DiffusionModel, stats: RowStats, logits: Tensor | None, decoding: Decoding) -> Tensor:
+    """Embeddings [rows, hidden] for masked positions, from what the last pass predicted there.
 
     Args:
-        weight: in the place of the entropy.
+        stats: with at least `residual_top_k` of the most probable tokens.
+        logits: [rows, tokens]; None where `needs_logits` says that they are not read.
     """
-    table = model.embedding.weight
-    if top_k is None or top_k >= model.shape.tokens:
-        mean = expected.to(table.dtype) @ table[: model.shape.tokens]
+    table, temperature = model.embedding.weight[: model.shape.tokens], decoding.residual_temperature
+    top_k = num_expected(model, decoding)
+    scaled = stats
+    if temperature != 1:
+        assert logits is not None  # noqa: S101 - for the type checker
+        scaled = row_stats(logits, temperature=temperature, top_k=top_k if decoding.residual_scaled else 0)
+    expected = scaled if decoding.residual_scaled else stats
+    if top_k:
+        mean = expected_embedding_top(expected.top_logprobs[:, :top_k], expected.top_ids[:, :top_k], table)
     else:
-        top = expected.topk(top_k, dim=-1)
-        shares = top.values / top.values.sum(-1, keepdim=True)
-        mean = torch.einsum("rk,rkd->rd", shares.to(table.dtype), table[top.indices])
-    mask = table[model.shape.mask_token_id]
+        assert logits is not None  # noqa: S101 - for the type checker
+        mean = expected_embedding(
+            logits, expected.lse, table, temperature=temperature if decoding.residual_scaled else 1.0
+        )
+    return _mix(model, mean, scaled.entropy, decoding.residual_weight)
+
+
+def needs_logits(decoding: Decoding) -> bool:
+    """Whether residual context is made from whole rows of logits."""
+    return bool(decoding.residual) and not (decoding.residual_top_k and decoding.residual_temperature == 1)
+
+
+def num_expected(model: DiffusionModel, decoding: Decoding) -> int:
+    """Of how many of the most probable tokens embeddings are expected; 0: of all."""
+    return min(decoding.residual_top_k or 0, model.shape.tokens)
+
+
+def blend_probs(model: DiffusionModel, probs: Tensor, weight: float | None = None) -> Tensor:
+    """The same from distributions [rows, tokens], over all tokens."""
+    table = model.embedding.weight[: model.shape.tokens]
+    return _mix(model, probs.to(table.dtype) @ table, entropy(probs), weight)
+
+
+def _mix(model: DiffusionModel, mean: Tensor, entropies: Tensor, weight: float | None) -> Tensor:
+    mask = model.embedding.weight[model.shape.mask_token_id]
     if weight is not None:
         return weight * mean + (1 - weight) * mask
     # the log of the true number of tokens: the padding of a table would make every weight too small
-    alpha = entropy(weighing).unsqueeze(-1) / math.log(model.shape.tokens)
-    alpha = alpha.clamp(0, 1).to(table.dtype)  # rounding may lead beyond
+    alpha = (entropies / math.log(model.shape.tokens)).unsqueeze(-1).clamp(0, 1)  # rounding may lead beyond
+    alpha = alpha.to(mean.dtype)
     return alpha * mean + (1 - alpha) * mask

@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonrt.diffusion.decoding import Decoding
+from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.strategies import Predictions
-from reasonrt.kernels.speculative_verify import draw, gumbel_noise, noise_keys
+from reasonrt.kernels.dispatch import accumulator
+from reasonrt.kernels.noise import gumbel_noise, noise_keys
+from reasonrt.kernels.online import RowStats
+from reasonrt.kernels.speculative_verify import draw
+from reasonrt.kernels.vocab_stats import vocab_stats
 
 
 class Drawing:
@@ -52,38 +57,40 @@ class Drawing:
         return int.from_bytes(digest, signed=True)
 
 
-def predict(
-    logits: Tensor, drawings: list[Drawing], targets: list[NDArray[np.int64]], needs_entropy: bool
-) -> Predictions:
-    """Predictions at all rows of logits [rows, tokens].
+def read_head(model: DiffusionModel, hidden: Tensor, top_k: int, wants_logits: bool) -> tuple[RowStats, Tensor | None]:
+    """What is predicted at rows [rows, hidden]: statistics of it, and logits [rows, tokens] where they are wanted.
 
     Args:
-        logits: in fp32.
+        top_k: so many of the most probable tokens are among the statistics.
+    """
+    shape, dtype = model.shape, accumulator(hidden.dtype)
+    logits = hidden.new_empty(len(hidden), shape.tokens, dtype=dtype) if wants_logits else None
+    mask = shape.mask_token_id if shape.mask_token_id < shape.tokens else None  # it is never drawn
+    return vocab_stats(hidden, model.head.weight[: shape.tokens], top_k=top_k, excluded=mask, logits=logits), logits
+
+
+def predict(
+    stats: RowStats, logits: Tensor | None, drawings: list[Drawing], targets: list[NDArray[np.int64]]
+) -> Predictions:
+    """Predictions at all rows.
+
+    Args:
+        stats: of `read_head`.
+        logits: [rows, tokens]; None where nobody draws.
         drawings: of the requests.
         targets: the positions that the rows of each request predict; rows come request after request.
-        needs_entropy: else entropies are zero.
     """
-    highest, drawn = logits.max(-1)  # the first of equals
+    drawn, logprobs = stats.argmax.clone(), stats.max_prob.log()
     begin = 0
     for drawing, positions in zip(drawings, targets, strict=True):
         rows = slice(begin, begin + len(positions))
         if drawing.temperature > 0 and len(positions):
+            assert logits is not None  # noqa: S101 - for the type checker
             drawn[rows] = _draw(logits[rows], drawing, positions)
+            logprobs[rows] = logits[rows].gather(-1, drawn[rows, None])[:, 0] - stats.lse[rows]
         begin += len(positions)
-    logprobs = log_probs(logits.gather(-1, drawn[:, None]), logits, highest[:, None]).squeeze(-1)
-    entropies = entropy(logits.softmax(-1)) if needs_entropy else torch.zeros_like(logprobs)
     chances = logprobs.double().cpu().numpy()
-    return Predictions(drawn.cpu().numpy(), np.exp(chances), entropies.double().cpu().numpy(), chances)
-
-
-def log_probs(values: Tensor, logits: Tensor, highest: Tensor) -> Tensor:
-    """Log-probabilities [rows, n] of tokens with the logits `values`, among logits [rows, tokens].
-
-    Args:
-        highest: [rows, 1] of the logits.
-    """
-    masses = (logits - highest).exp().sum(-1, keepdim=True)  # in units of the most probable token's
-    return values - highest - masses.log()
+    return Predictions(drawn.cpu().numpy(), np.exp(chances), stats.entropy.double().cpu().numpy(), chances)
 
 
 def entropy(probs: Tensor) -> Tensor:

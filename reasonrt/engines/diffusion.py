@@ -28,13 +28,14 @@ from reasonrt.diffusion.cache import KvCache
 from reasonrt.diffusion.checkpoints import load_model, read_shape
 from reasonrt.diffusion.decoding import Decoding, over_defaults, read_decoding
 from reasonrt.diffusion.model import DiffusionModel
-from reasonrt.diffusion.sampling import Drawing, log_probs
+from reasonrt.diffusion.sampling import Drawing
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.verifier import Verifier
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task
 from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError
+from reasonrt.kernels.row_stats import row_stats
 from reasonrt.ports import Capability, Reading, Score, Verified
 from reasonrt.types import GREEDY, Message, Sampling, TokenDelta
 
@@ -434,8 +435,7 @@ class _TopLogprobs:
         self._values: dict[int, tuple[float, ...]] = {}
 
     def __call__(self, targets: NDArray[np.int64], logits: Tensor) -> None:
-        top = logits.topk(min(self._count, logits.shape[-1]), dim=-1).values
-        values = log_probs(top, logits, top[:, :1])
+        values = row_stats(logits, top_k=min(self._count, logits.shape[-1])).top_logprobs
         self._values.update(zip(targets.tolist(), map(tuple, values.tolist()), strict=True))
 
     def at(self, positions: range) -> tuple[tuple[float, ...], ...]:

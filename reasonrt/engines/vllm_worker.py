@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from reasonrt.engines.vllm_settings import DRAFT_ARGUMENT
-from reasonrt.kernels.speculative_verify import noise_keys, speculative_verify
+from reasonrt.kernels.noise import noise_keys
+from reasonrt.kernels.speculative_verify import speculative_verify
 
 _MOST = 20  # the most log-probabilities that a generation can ask for
 

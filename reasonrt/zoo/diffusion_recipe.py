@@ -239,7 +239,7 @@ def _advance(
     stays = surest <= threshold.expand(masked.shape)[targets]
     if not stays.any():
         stays[0] = True
-    context = blend_probs(model, probs[stays], probs[stays], model.shape.residual_weight)
+    context = blend_probs(model, probs[stays], model.shape.residual_weight)
     return targets.masked_scatter(targets, stays), context
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,16 @@ from hypothesis import strategies as st
 
 from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.model import DiffusionModel
-from reasonrt.diffusion.residual import blend, blend_probs
+from reasonrt.diffusion.residual import blend as blend_predicted
+from reasonrt.diffusion.residual import blend_probs, needs_logits
+from reasonrt.kernels.row_stats import row_stats
 
 Made = Callable[..., DiffusionModel]
+
+
+def blend(model: DiffusionModel, logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    read = logits if needs_logits(replace(decoding, residual=True)) else None
+    return blend_predicted(model, row_stats(logits, top_k=decoding.residual_top_k or 0), read, decoding)
 
 
 def alphas(model: DiffusionModel, embeddings: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
@@ -111,6 +119,4 @@ def test_half_precision_gives_no_weight_beyond_1(tiny_model: Made) -> None:
     model = tiny_model(dtype=torch.bfloat16)
     probs = torch.full((1, 40), 1 / 40)
 
-    assert torch.allclose(
-        blend_probs(model, probs, probs).float(), model.embedding.weight[:40].float().mean(0), atol=2e-2
-    )
+    assert torch.allclose(blend_probs(model, probs).float(), model.embedding.weight[:40].float().mean(0), atol=2e-2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.sampling import Drawing, entropy, predict
 from reasonrt.diffusion.shape import ModelShape
+from reasonrt.kernels.row_stats import row_stats
 
 PROBS = torch.tensor([0.4, 0.05, 0.3, 0.15, 0.1])
 
@@ -23,7 +24,7 @@ class NoNoise(Drawing):
 def test_temperature_0_draws_nothing_and_takes_the_lowest_of_equals() -> None:
     logits = torch.tensor([[0.0, 2.0, 2.0], [3.0, 1.0, 3.0]])
 
-    predicted = predict(logits, [NoNoise()], [np.arange(2)], needs_entropy=False)
+    predicted = predict(row_stats(logits), logits, [NoNoise()], [np.arange(2)])
 
     assert predicted.tokens.tolist() == [1, 0]
 
@@ -33,7 +34,7 @@ def test_every_row_of_every_request_is_drawn() -> None:
     logits = PROBS.log().expand(600, -1)
     drawings = [Drawing(1.0, seed=1), Drawing(1.0, seed=2)]
 
-    tokens = predict(logits, drawings, [np.arange(300), np.arange(300)], needs_entropy=False).tokens
+    tokens = predict(row_stats(logits), logits, drawings, [np.arange(300), np.arange(300)]).tokens
 
     assert all(len(set(part.tolist())) == 5 for part in np.split(tokens, 6))
     assert (tokens[:300] != tokens[300:]).any()
@@ -54,7 +55,7 @@ def test_draws_have_the_distribution_of_temperature_and_top_p(
     count = 4000
     logits = PROBS.log().expand(count, -1)
 
-    tokens = predict(logits, [Drawing(temperature, top_p, seed=5)], [np.arange(count)], needs_entropy=False).tokens
+    tokens = predict(row_stats(logits), logits, [Drawing(temperature, top_p, seed=5)], [np.arange(count)]).tokens
 
     counts = np.bincount(tokens, minlength=5)
     is_possible = expected.numpy() > 0
@@ -67,7 +68,7 @@ def test_draws_have_the_distribution_of_temperature_and_top_p(
 def test_top_p_keeps_the_lowest_ids_of_equals() -> None:
     logits = torch.zeros(500, 4)
 
-    tokens = predict(logits, [Drawing(1.0, 0.5, seed=0)], [np.arange(500)], needs_entropy=False).tokens
+    tokens = predict(row_stats(logits), logits, [Drawing(1.0, 0.5, seed=0)], [np.arange(500)]).tokens
 
     assert set(tokens.tolist()) == {0, 1}
 
@@ -75,7 +76,7 @@ def test_top_p_keeps_the_lowest_ids_of_equals() -> None:
 def test_confidence_is_the_unscaled_probability_of_what_was_drawn() -> None:
     logits = PROBS.log().expand(100, -1)
 
-    predicted = predict(logits, [Drawing(0.3, 0.9, seed=3)], [np.arange(100)], needs_entropy=True)
+    predicted = predict(row_stats(logits), logits, [Drawing(0.3, 0.9, seed=3)], [np.arange(100)])
 
     assert predicted.confidences == pytest.approx(PROBS[predicted.tokens].numpy(), abs=1e-6)
     assert predicted.logprobs == pytest.approx(PROBS.log()[predicted.tokens].numpy(), abs=1e-5)
@@ -86,7 +87,7 @@ def test_a_token_without_a_logit_is_never_drawn() -> None:
     logits = torch.zeros(500, 3)
     logits[:, 1] = -torch.inf
 
-    predicted = predict(logits, [Drawing(5.0, 0.99, seed=0)], [np.arange(500)], needs_entropy=True)
+    predicted = predict(row_stats(logits), logits, [Drawing(5.0, 0.99, seed=0)], [np.arange(500)])
 
     assert 1 not in predicted.tokens
     assert predicted.entropies == pytest.approx(np.log(2))

@@ -9,7 +9,8 @@ import torch
 
 from reasonrt.engines.vllm_settings import DRAFT_ARGUMENT
 from reasonrt.engines.vllm_worker import WorkerExtension
-from reasonrt.kernels.speculative_verify import draw, noise_keys
+from reasonrt.kernels.noise import noise_keys
+from reasonrt.kernels.speculative_verify import draw
 
 TOKENS, SEED = 50, 7
 PROMPT, DRAFT = 11, 6

@@ -13,10 +13,10 @@ from scipy.stats import binomtest, chisquare
 from torch import Tensor
 
 from reasonrt.errors import KernelError
+from reasonrt.kernels.noise import noise_keys
 from reasonrt.kernels.speculative_verify import (
     Verification,
     draw,
-    noise_keys,
     scale,
     speculative_verify,
     speculative_verify_reference,
