@@ -22,10 +22,10 @@ def noise_keys(seed: int, positions: Sequence[int]) -> list[int]:
 
 def gumbel_noise(keys: Tensor, num_tokens: int) -> Tensor:
     """Gumbel noise [rows, num_tokens] in fp64, made where `keys` [rows] are: a hash of key and token (SplitMix64)."""
-    return _uniform(keys, torch.arange(num_tokens, device=keys.device)).log_().neg_().log_().neg_()
+    return uniform(keys, torch.arange(num_tokens, device=keys.device)).log_().neg_().log_().neg_()
 
 
-def _uniform(keys: Tensor, tokens: Tensor) -> Tensor:
+def uniform(keys: Tensor, tokens: Tensor) -> Tensor:
     """Uniform numbers [rows, tokens] in (0, 1), of 52 bits."""
     bits = tokens * STEP + keys[:, None]
     for shift, factor in MIXING:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from reasonrt.errors import KernelError
 from reasonrt.kernels.dispatch import FLOATS, check_shape, runs_on_triton
-from reasonrt.kernels.noise import gumbel_noise
+from reasonrt.kernels.noise import gumbel_noise, uniform
 
 _ROWS = 16  # with 150,000 tokens, some ten arrays of 20 MB at a time
 
@@ -94,7 +94,7 @@ def speculative_verify_reference(
         while kept < length and token < 0:
             row = begin + kept
             target = _probs_reference(logits[row], float(temperature[request]), float(top_p[request]))
-            noise = -(-_uniform(keys[row : row + 1], torch.arange(len(target)))[0].log()).log()
+            noise = -(-uniform(keys[row : row + 1], torch.arange(len(target)))[0].log()).log()
             y = int((target.log() + noise).argmax())
             kept, token = (kept + 1, -1) if y == int(drafted[row]) else (kept, y)
         accepted.append(kept)
