@@ -58,7 +58,7 @@ LedgerOption = Annotated[
     Path | None,
     typer.Option(
         "--ledger",
-        help="Read and write tries in this file; by default in ledger.jsonl beside the traces, and in your own one.",
+        help="Keep the tries on these problems in this file; by default in ledger.jsonl beside the traces.",
         show_default=False,
     ),
 ]
@@ -186,7 +186,7 @@ def stopping(
     with console.status("trying rules ..."):
         rules = candidate_rules(train, family or [])
         levels = [Level(risks, each, order_rules(order, rules, risk=risks, alpha=each)) for each in alphas]
-        ledger = _ledger(ledger_file, traces_file)
+        ledger = Ledger.beside(traces_file, ledger_file)
         found = certify_levels(held_out, rules, levels, delta=delta, train=train, growing=growing, ledger=ledger)
     for level, certificate in zip(alphas, found, strict=True):
         if isinstance(certificate, Infeasible):
@@ -236,13 +236,9 @@ def verify(file: CertificateArgument, traces_file: TracesOption, ledger_file: Le
     certificate, recorded = Certificate.read(file), read_traces(traces_file)
     known = [given for part in (recorded, splits(recorded).certify) for given in (part, without_gold(part))]
     fitting = (part for part in known if part.split.sha256 == certificate.splits.get("certify"))
-    ledger = None if certificate.attempt.number is None else _ledger(ledger_file, traces_file)
+    ledger = None if certificate.attempt.number is None else Ledger.beside(traces_file, ledger_file)
     verify_certificate(certificate, next(fitting, recorded), ledger)
     console.print(f"{file}: {certificate.num_problems} traces give this certificate; {_tries(certificate)}")
-
-
-def _ledger(file: Path | None, traces_file: Path) -> Ledger:
-    return Ledger(file) if file else Ledger.beside(traces_file)
 
 
 def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
