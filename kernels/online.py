@@ -2,15 +2,34 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from reasonrt.kernels.dispatch import accumulator
+from reasonrt.kernels.dispatch import accumulator, check_distribution, check_targets, check_top_k
 
 _GROUP = 64
 """Columns whose maximum is taken together when the highest columns are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of R distributions over V tokens: the options of `row_stats`."""
+
+    targets: Tensor | None
+    temperature: float
+    top_k: int
+    excluded: int | None
+
+    def check(self, name: str, rows: Tensor, vocab_size: int) -> None:
+        """Raises: KernelError: what cannot be asked of `rows`, [R, any], called `name`, against so many tokens."""
+        check_targets(self.targets, name, rows)
+        check_distribution(self.temperature, self.excluded, vocab_size)
+        check_top_k(self.top_k, vocab_size)
+
+    def of_rows(self, rows: slice) -> "Wanted":
+        return self if self.targets is None else replace(self, targets=self.targets[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +76,24 @@ class OnlineStats:
     Source: Milakov and Gimelshein (2018), "Online normalizer calculation for softmax".
     """
 
-    def __init__(self, rows: Tensor, targets: Tensor | None, temperature: float, top_k: int) -> None:
+    def __init__(self, rows: Tensor, wanted: Wanted) -> None:
         """`rows`: [R, any], what the statistics are of, for their number, device and dtype."""
-        num_rows, num_highest = rows.shape[0], max(2, top_k)
+        num_rows, num_highest = rows.shape[0], max(2, wanted.top_k)
         like = rows.new_empty(0, dtype=accumulator(rows.dtype))
-        self._targets, self._temperature, self._top_k = targets, temperature, top_k
-        self._scale = 1 / (math.log(2) * temperature)
+        self._wanted = wanted
+        self._scale = 1 / (math.log(2) * wanted.temperature)
         self._num_columns = 0
         self._values = like.new_full((num_rows, num_highest), -torch.inf)
         self._ids = like.new_full((num_rows, num_highest), -1, dtype=torch.int64)
         self._total, self._moment = like.new_zeros(2, num_rows)
         self._chosen = like.new_full((num_rows,), torch.nan)
 
-    def absorb(self, logits: Tensor) -> None:
-        """Take in the next columns, [R, C]; overwrites `logits`."""
+    def absorb(self, logits: Tensor, kept: Tensor | None = None) -> None:
+        """Take in the next columns, [R, C]; overwrites `logits`, and writes into `kept` what it takes in."""
         old = self._shift()
+        self._exclude(logits)
+        if kept is not None:
+            logits.copy_(kept.copy_(logits))
         self._take_target(logits)
         self._take_highest(logits)
         self._num_columns += logits.shape[1]
@@ -86,28 +108,35 @@ class OnlineStats:
 
     def finish(self) -> RowStats:
         log_total = self._total.log()
-        shift = self._shift()
-        logprobs = (self._values - shift[:, None]) / self._temperature - log_total[:, None]
+        shift, temperature = self._shift(), self._wanted.temperature
+        logprobs = (self._values - shift[:, None]) / temperature - log_total[:, None]
         probs = logprobs[:, :2].exp()
         return RowStats(
-            lse=shift / self._temperature + log_total,
-            logprob=None if self._targets is None else (self._chosen - shift) / self._temperature - log_total,
+            lse=shift / temperature + log_total,
+            logprob=None if self._wanted.targets is None else (self._chosen - shift) / temperature - log_total,
             entropy=log_total - math.log(2) * self._moment / self._total,
             max_prob=probs[:, 0],
             argmax=self._ids[:, 0].clamp(min=0),
             margin=probs[:, 0] - probs[:, 1],
-            top_logprobs=logprobs[:, : self._top_k],
-            top_ids=self._ids[:, : self._top_k],
+            top_logprobs=logprobs[:, : self._wanted.top_k],
+            top_ids=self._ids[:, : self._wanted.top_k],
         )
 
     def _shift(self) -> Tensor:
         """The highest logit so far; 0 while there is none, so that nothing is subtracted from infinity."""
         return self._values[:, 0].masked_fill(self._values[:, 0] == -torch.inf, 0)
 
-    def _take_target(self, logits: Tensor) -> None:
-        if self._targets is None:
+    def _exclude(self, logits: Tensor) -> None:
+        if self._wanted.excluded is None:
             return
-        column = self._targets.long() - self._num_columns
+        column = self._wanted.excluded - self._num_columns
+        if 0 <= column < logits.shape[1]:
+            logits[:, column] = -torch.inf
+
+    def _take_target(self, logits: Tensor) -> None:
+        if self._wanted.targets is None:
+            return
+        column = self._wanted.targets.long() - self._num_columns
         is_here = (column >= 0) & (column < logits.shape[1])
         found = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         self._chosen = found.where(is_here, self._chosen)
@@ -135,6 +164,46 @@ class OnlineStats:
         values = values.gather(1, order)
         self._values[rows] = values
         self._ids[rows] = ids.gather(1, order).masked_fill(values == -torch.inf, -1)
+
+
+def whole_stats(logits: Tensor, wanted: Wanted) -> RowStats:
+    """The same of logits [R, V] that fit into the cache as a whole, in few operations: for small models."""
+    logits = logits.to(accumulator(logits.dtype))
+    if wanted.excluded is not None:
+        logits = logits.clone()
+        logits[:, wanted.excluded] = -torch.inf
+    highest, argmax = logits.max(1, keepdim=True)  # the first among equals
+    second = logits.scatter(1, argmax, -torch.inf).amax(1, keepdim=True)
+    shift = highest.masked_fill(highest == -torch.inf, 0)
+    scaled = (logits - shift).div_(wanted.temperature)
+    weights = scaled.exp()
+    total = weights.sum(1, keepdim=True)
+    log_total = total.log()
+    moment = torch.linalg.vecdot(weights, scaled.clamp_(min=torch.finfo(scaled.dtype).min))  # 0 * -inf is NaN
+    max_prob = (highest - shift).exp_().div_(total)
+    margin = max_prob - (second - shift).div_(wanted.temperature).exp_().div_(total)
+    lse = shift / wanted.temperature + log_total
+    logprob = None
+    if wanted.targets is not None:
+        targets = wanted.targets.long()
+        is_id = (targets >= 0) & (targets < logits.shape[1])
+        chosen = logits.gather(1, targets.where(is_id, 0)[:, None])
+        logprob = ((chosen - shift) / wanted.temperature - log_total)[:, 0].where(is_id, torch.nan)
+    top_logprobs, top_ids = logits[:, :0], argmax[:, :0]
+    if wanted.top_k:
+        values, ids = _highest(logits.masked_fill(logits.isnan(), -torch.inf), wanted.top_k)
+        top_logprobs = (values - shift) / wanted.temperature - log_total
+        top_ids = ids.masked_fill(values == -torch.inf, -1)
+    return RowStats(
+        lse=lse[:, 0],
+        logprob=logprob,
+        entropy=log_total[:, 0] - moment / total[:, 0],
+        max_prob=max_prob[:, 0],
+        argmax=argmax[:, 0],
+        margin=margin[:, 0],
+        top_logprobs=top_logprobs,
+        top_ids=top_ids,
+    )
 
 
 def _group_maxima(x: Tensor) -> Tensor:

@@ -3,14 +3,23 @@
 import torch
 from torch import Tensor
 
-from reasonrt.kernels.dispatch import accumulator, check_matrix, check_sampling, check_targets, runs_on_triton
-from reasonrt.kernels.online import OnlineStats, RowStats
+from reasonrt.kernels.dispatch import PIECE, accumulator, check_matrix, piece_columns, runs_on_triton
+from reasonrt.kernels.online import OnlineStats, RowStats, Wanted, whole_stats
 
-_PIECE = 2**18
-"""Elements that the torch path computes together: 1 MiB of float32, which stays in a CPU's cache."""
+_FEW = 2**15
+"""Elements among which the highest are looked for without groups."""
+_ROWS = 64
+"""So many that what an operation costs beyond its work does not count."""
 
 
-def row_stats(logits: Tensor, targets: Tensor | None = None, *, temperature: float = 1.0, top_k: int = 0) -> RowStats:
+def row_stats(
+    logits: Tensor,
+    targets: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    excluded: int | None = None,
+) -> RowStats:
     """Statistics of softmax(logits / temperature), row by row.
 
     Args:
@@ -19,26 +28,34 @@ def row_stats(logits: Tensor, targets: Tensor | None = None, *, temperature: flo
         targets: [R], int64 or int32, the id whose log-probability is wanted in each row.
         temperature: > 0.
         top_k: how many of the highest log-probabilities are wanted, in [0, min(64, V)].
+        excluded: a column that counts as -inf, whatever it holds, such as that of the mask token.
 
     Raises:
         KernelError: a shape, dtype, stride, device or number that cannot be used.
     """
     on_triton = runs_on_triton(logits)
     check_matrix("logits", logits, on_triton)
-    check_targets(targets, "logits", logits)
-    check_sampling(temperature, top_k, logits.shape[1])
+    wanted = Wanted(targets, temperature, top_k, excluded)
+    wanted.check("logits", logits, logits.shape[1])
     if on_triton:
         from reasonrt.kernels.triton.row_stats import launch_row_stats
 
-        return launch_row_stats(logits, targets, temperature, top_k)
-    return _row_stats_torch(logits, targets, temperature, top_k)
+        return launch_row_stats(logits, wanted)
+    return _row_stats_torch(logits, wanted)
 
 
 def row_stats_reference(
-    logits: Tensor, targets: Tensor | None = None, *, temperature: float = 1.0, top_k: int = 0
+    logits: Tensor,
+    targets: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    excluded: int | None = None,
 ) -> RowStats:
     """As `row_stats`, with every intermediate result written out."""
-    logits = logits.to(accumulator(logits.dtype))
+    logits = logits.to(accumulator(logits.dtype), copy=True)
+    if excluded is not None:
+        logits[:, excluded] = -torch.inf
     logprobs = torch.log_softmax(logits / temperature, 1)
     probs = logprobs.exp()
     ids = logits.argsort(dim=1, descending=True, stable=True)
@@ -61,15 +78,15 @@ def row_stats_reference(
     )
 
 
-def _row_stats_torch(logits: Tensor, targets: Tensor | None, temperature: float, top_k: int) -> RowStats:
-    """A few rows after another, and of these a piece of columns after another, so that little is in memory."""
-    columns = min(logits.shape[1], _PIECE)
-    rows = _PIECE // columns
+def _row_stats_torch(logits: Tensor, wanted: Wanted) -> RowStats:
+    """Some rows after others, and of these a piece of columns after another, so that little is in memory."""
+    if logits.numel() <= (_FEW if wanted.top_k else PIECE):
+        return whole_stats(logits, wanted)
     parts = []
-    for first in range(0, max(1, logits.shape[0]), rows):
-        some = logits[first : first + rows]
-        stats = OnlineStats(some, None if targets is None else targets[first : first + rows], temperature, top_k)
-        for piece in some.split(columns, 1):
+    for first in range(0, len(logits), _ROWS):
+        rows = slice(first, first + _ROWS)
+        stats = OnlineStats(logits[rows], wanted.of_rows(rows))
+        for piece in logits[rows].split(piece_columns(len(logits[rows])), 1):
             stats.absorb(piece.to(accumulator(logits.dtype), copy=True))
         parts.append(stats.finish())
     return RowStats.concatenate(parts)

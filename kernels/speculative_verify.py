@@ -15,16 +15,15 @@ would. Two things are asked for: the y_i share no random numbers with the draft,
 before; and what was drawn is committed, not drawn again where it does not suit. Place i is kept with the probability
 sum_t p_i(t) q_i(t), where q_i is what the draft drew from; it need not be known.
 
-**Rejection sampling** (`draft_probs`). Keep x_i with the probability min(1, p_i(x_i) / q_i(x_i)), else draw from
-max(p_i - q_i, 0), normalized. It keeps more, sum_t min(p_i(t), q_i(t)), and is exact as long as x_i is a draw from q_i,
-given that it is verified. A router that has read the text makes it something else: let q = p and let it have all steps
-verified that begin with the token a, then p(a) / q(a) = 1 and every step that was verified begins with a. So it is for
-loops that verify every step, whatever it says. The same goes for a draft that shares the noise of the target (a Gumbel
-coupling): y_i then depends on x_i, and with it on what the router has chosen.
+**Rejection sampling** keeps x_i with the probability min(1, p_i(x_i) / q_i(x_i)), else it draws from max(p_i - q_i,
+0), normalized (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). It keeps more, sum_t min(p_i(t),
+q_i(t)), and is exact as long as x_i is a draw from q_i, given that it is verified. A router that has read the text
+makes it something else: let q = p and let it have all steps verified that begin with the token a, then p(a) / q(a) = 1
+and every step that was verified begins with a. It is for loops that verify every step, whatever it says; none here
+does, so it is not offered. The same goes for a draft that shares the noise of the target (a Gumbel coupling): y_i then
+depends on x_i, and with it on what the router has chosen.
 
 All of this is up to the rounding of the model itself, which computes in one pass here and token by token elsewhere.
-
-Source of rejection sampling: Leviathan et al. (arXiv 2211.17192), algorithm 1; Chen et al. (arXiv 2302.01318).
 """
 
 import hashlib
@@ -34,12 +33,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reasonrt.errors import RequestError
+from reasonrt.errors import KernelError
+from reasonrt.kernels.dispatch import FLOATS, check_shape, runs_on_triton
 
 _ROWS = 16  # with 150,000 tokens, some ten arrays of 20 MB at a time
 # of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as signed numbers
-_STEP = 0x9E3779B97F4A7C15 - 2**64
-_MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+STEP = 0x9E3779B97F4A7C15 - 2**64
+MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,9 @@ class Verification:
 
 
 def speculative_verify(
-    logits: Tensor,
-    drafted: Tensor,
-    lengths: Tensor,
-    keys: Tensor,
-    temperature: Tensor,
-    top_p: Tensor,
-    draft_probs: Tensor | None = None,
+    logits: Tensor, drafted: Tensor, lengths: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor
 ) -> Verification:
-    """Verify the drafts of several requests, whose rows come request after request.
+    """Verify the drafts of several requests, whose rows come request after request, by sample and match.
 
     Args:
         logits: [rows, tokens], of the target at each drafted place, finite or minus infinity.
@@ -73,23 +67,21 @@ def speculative_verify(
         keys: [rows] int64, of `noise_keys`: the random numbers of a row, whoever shares the batch.
         temperature: [requests], >= 0; 0 is greedy, the lowest id among equals.
         top_p: [requests], mass of the tokens drawn from, in (0, 1].
-        draft_probs: [rows, tokens], what the draft has drawn from: verifies by rejection sampling, which is exact where
-            every draft is verified, whatever it says. None: sample and match.
 
     Raises:
-        RequestError: shapes that do not fit together.
+        KernelError: shapes that do not fit together, or tensors on several devices.
     """
-    _check_shapes(logits, drafted, lengths, keys, temperature, top_p, draft_probs)
-    request_of_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    row_temperature, row_top_p = temperature[request_of_row], top_p[request_of_row]
-    if draft_probs is None:
-        own = draw(logits, keys, row_temperature, row_top_p)
-        is_kept = own == drafted
-    else:
-        is_kept, own = _reject(scale(logits, row_temperature, row_top_p).softmax(-1), draft_probs, drafted, keys)
+    _check(logits, drafted, lengths, keys, temperature, top_p)
+    requests = torch.arange(len(lengths), device=lengths.device)
+    request_of_row = requests.repeat_interleave(lengths, output_size=len(drafted))
+    own = draw(logits, keys, temperature[request_of_row], top_p[request_of_row])
+    if runs_on_triton(own):
+        from reasonrt.kernels.triton.speculative_verify import launch_accept
+
+        return Verification(*launch_accept(own, drafted, lengths))
     starts = lengths.cumsum(0) - lengths
     places = torch.arange(len(drafted), device=drafted.device) - starts[request_of_row]
-    ends = torch.where(is_kept, lengths[request_of_row], places)
+    ends = torch.where(own == drafted, lengths[request_of_row], places)
     accepted = lengths.scatter_reduce(0, request_of_row, ends, "amin")
     # one more entry, for those that keep all
     at = torch.where(accepted < lengths, starts + accepted, len(drafted))
@@ -97,34 +89,18 @@ def speculative_verify(
 
 
 def speculative_verify_reference(
-    logits: Tensor,
-    drafted: Tensor,
-    lengths: Tensor,
-    keys: Tensor,
-    temperature: Tensor,
-    top_p: Tensor,
-    draft_probs: Tensor | None = None,
+    logits: Tensor, drafted: Tensor, lengths: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor
 ) -> Verification:
     """As `speculative_verify`, request by request and place by place: the truth."""
-    num_tokens = logits.shape[1]
     accepted, tokens, begin = [], [], 0
     for request, length in enumerate(lengths.tolist()):
         kept, token = 0, -1
         while kept < length and token < 0:
             row = begin + kept
             target = _probs_reference(logits[row], float(temperature[request]), float(top_p[request]))
-            uniform = _uniform(keys[row : row + 1], torch.arange(num_tokens + 1))[0]
-            noise, coin = -(-uniform[:-1].log()).log(), float(uniform[-1])
-            x = int(drafted[row])
-            if draft_probs is None:
-                y = int((target.log() + noise).argmax())
-                is_kept = y == x
-            else:
-                draft = draft_probs[row].double()
-                is_kept = coin < float(target[x] / draft[x])
-                left = (target - draft).clamp(min=0)
-                y = int(((left if left.sum() > 0 else target).log() + noise).argmax())
-            kept, token = (kept + 1, -1) if is_kept else (kept, y)
+            noise = -(-_uniform(keys[row : row + 1], torch.arange(len(target)))[0].log()).log()
+            y = int((target.log() + noise).argmax())
+            kept, token = (kept + 1, -1) if y == int(drafted[row]) else (kept, y)
         accepted.append(kept)
         tokens.append(token)
         begin += length
@@ -138,6 +114,10 @@ def draw(logits: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> Te
         keys: [rows] int64, as in `speculative_verify`.
         temperature, top_p: [rows], as in `scale`.
     """
+    if runs_on_triton(logits) and logits.dtype in FLOATS:
+        from reasonrt.kernels.triton.speculative_verify import launch_draw
+
+        return launch_draw(logits, keys, temperature, top_p)
     parts = zip(*(rows.split(_ROWS) for rows in (logits, keys, temperature, top_p)), strict=True)
     return torch.cat([_draw(*part) for part in parts])
 
@@ -178,22 +158,11 @@ def _draw(logits: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> T
 
 def _uniform(keys: Tensor, tokens: Tensor) -> Tensor:
     """Uniform numbers [rows, tokens] in (0, 1), of 52 bits."""
-    bits = tokens * _STEP + keys[:, None]
-    for shift, factor in _MIXING:
+    bits = tokens * STEP + keys[:, None]
+    for shift, factor in MIXING:
         bits ^= (bits >> shift).bitwise_and_((1 << 64 - shift) - 1)  # as if without a sign
         bits *= factor
     return bits.bitwise_right_shift_(12).bitwise_and_((1 << 52) - 1).double().add_(0.5).mul_(2.0**-52)
-
-
-def _reject(target: Tensor, draft: Tensor, drafted: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each row [rows] keeps its token, and what stands there if not [rows]."""
-    num_tokens, draft = target.shape[1], draft.double()
-    coins = _uniform(keys, torch.tensor([num_tokens], device=keys.device))[:, 0]  # no token has this number
-    chosen = drafted[:, None]
-    is_kept = coins * draft.gather(1, chosen)[:, 0] < target.gather(1, chosen)[:, 0]
-    left = (target - draft).clamp(min=0)
-    left = torch.where(left.sum(-1, keepdim=True) > 0, left, target)
-    return is_kept, (left.log() + gumbel_noise(keys, num_tokens)).argmax(-1)
 
 
 def _probs_reference(logits: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -209,23 +178,16 @@ def _probs_reference(logits: Tensor, temperature: float, top_p: float) -> Tensor
     return kept / kept.sum()
 
 
-def _check_shapes(
-    logits: Tensor,
-    drafted: Tensor,
-    lengths: Tensor,
-    keys: Tensor,
-    temperature: Tensor,
-    top_p: Tensor,
-    draft_probs: Tensor | None,
-) -> None:
+def _check(logits: Tensor, drafted: Tensor, lengths: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> None:
     rows, requests = (len(drafted),), (len(lengths),)
-    wanted = {"drafted": (drafted, rows), "lengths": (lengths, requests), "keys": (keys, rows)}
-    wanted |= {"temperature": (temperature, requests), "top_p": (top_p, requests)}
-    wanted |= {"logits": (logits, (*rows, *logits.shape[1:2]))}
-    if draft_probs is not None:
-        wanted["draft_probs"] = draft_probs, tuple(logits.shape)
-    for name, (tensor, shape) in wanted.items():
-        if tuple(tensor.shape) != shape:
-            raise RequestError(f"{name} must have the shape {list(shape)}, got {list(tensor.shape)}")
+    check_shape("logits", logits, (*rows, *logits.shape[1:2]), logits)
+    for name, tensor, shape in (
+        ("keys", keys, rows),
+        ("drafted", drafted, rows),
+        ("lengths", lengths, requests),
+        ("temperature", temperature, requests),
+        ("top_p", top_p, requests),
+    ):
+        check_shape(name, tensor, shape, logits)
     if int(lengths.sum()) != len(drafted):
-        raise RequestError(f"lengths must add up to the {len(drafted)} drafted tokens, got {lengths.tolist()}")
+        raise KernelError(f"lengths must add up to the {len(drafted)} drafted tokens, got {lengths.tolist()}")

@@ -4,21 +4,9 @@ import torch
 from torch import Tensor
 
 from reasonrt.errors import KernelError
-from reasonrt.kernels.dispatch import (
-    accumulator,
-    check_matrix,
-    check_same,
-    check_sampling,
-    check_targets,
-    runs_on_triton,
-)
-from reasonrt.kernels.online import OnlineStats, RowStats
+from reasonrt.kernels.dispatch import accumulator, check_matrix, check_same, check_shape, piece_columns, runs_on_triton
+from reasonrt.kernels.online import OnlineStats, RowStats, Wanted
 from reasonrt.kernels.row_stats import row_stats_reference
-
-_PIECE = 2**18
-"""Logits that the torch path holds: 1 MiB of float32, which stays in a CPU's cache."""
-_MIN_COLUMNS = 256
-_COLUMNS_STEP = 64
 
 
 def vocab_stats(
@@ -29,8 +17,10 @@ def vocab_stats(
     temperature: float = 1.0,
     softcap: float | None = None,
     top_k: int = 0,
+    excluded: int | None = None,
+    logits: Tensor | None = None,
 ) -> RowStats:
-    """Statistics of softmax(hidden @ weight.T / temperature), row by row; the logits are never whole in memory.
+    """Statistics of softmax(hidden @ weight.T / temperature), row by row; no logits are in memory but those wanted.
 
     With a draft's tokens as `targets` it verifies all positions of a step together.
 
@@ -38,9 +28,10 @@ def vocab_stats(
         hidden: [R, D], float32, bfloat16 or float16 (float64 too where torch computes), the last hidden states.
         weight: [V, D], of the same dtype: the head, one row for each token. All V rows count: cut off what only pads.
         targets: [R], int64 or int32, the id whose log-probability is wanted in each row.
-        temperature: > 0.
         softcap: bounds the logits to softcap * tanh(logits / softcap), as Gemma does; > 0, None is none.
-        top_k: how many of the highest log-probabilities are wanted, in [0, min(64, V)].
+        temperature, top_k, excluded: as in `row_stats`.
+        logits: [R, V], float32, bfloat16 or float16: the logits are written here, -inf in the excluded column, and the
+            statistics are those of what is written.
 
     Raises:
         KernelError: a shape, dtype, stride, device or number that cannot be used.
@@ -56,15 +47,18 @@ def vocab_stats(
         raise KernelError(
             f"weight must be [V, {hidden.shape[1]}] as hidden is {tuple(hidden.shape)}, got {tuple(weight.shape)}"
         )
-    check_targets(targets, "hidden", hidden)
-    check_sampling(temperature, top_k, weight.shape[0])
+    wanted = Wanted(targets, temperature, top_k, excluded)
+    wanted.check("hidden", hidden, weight.shape[0])
+    if logits is not None:
+        check_matrix("logits", logits, on_triton)
+        check_shape("logits", logits, (len(hidden), len(weight)), hidden)
     if softcap is not None and not 0.0 < softcap < float("inf"):
         raise KernelError(f"softcap must be positive and finite, got {softcap}; None is none")
     if on_triton:
         from reasonrt.kernels.triton.vocab_stats import launch_vocab_stats
 
-        return launch_vocab_stats(hidden, weight, targets, temperature, softcap, top_k)
-    return _vocab_stats_torch(hidden, weight, targets, temperature, softcap, top_k)
+        return launch_vocab_stats(hidden, weight, softcap, wanted, logits)
+    return _vocab_stats_torch(hidden, weight, softcap, wanted, logits)
 
 
 def vocab_stats_reference(
@@ -75,28 +69,34 @@ def vocab_stats_reference(
     temperature: float = 1.0,
     softcap: float | None = None,
     top_k: int = 0,
+    excluded: int | None = None,
+    logits: Tensor | None = None,
 ) -> RowStats:
-    """As `vocab_stats`, with the logits written out."""
+    """As `vocab_stats`, with every intermediate result written out."""
     dtype = accumulator(hidden.dtype)
-    logits = hidden.to(dtype) @ weight.to(dtype).T
+    products = hidden.to(dtype) @ weight.to(dtype).T
     if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return row_stats_reference(logits, targets, temperature=temperature, top_k=top_k)
+        products = softcap * torch.tanh(products / softcap)
+    if excluded is not None:
+        products[:, excluded] = -torch.inf
+    if logits is not None:
+        products = logits.copy_(products).to(dtype)
+    return row_stats_reference(products, targets, temperature=temperature, top_k=top_k, excluded=excluded)
 
 
 def _vocab_stats_torch(
-    hidden: Tensor, weight: Tensor, targets: Tensor | None, temperature: float, softcap: float | None, top_k: int
+    hidden: Tensor, weight: Tensor, softcap: float | None, wanted: Wanted, logits: Tensor | None
 ) -> RowStats:
     """One piece of the vocabulary after another: its logits are used up while they are in the cache."""
     hidden = hidden.to(accumulator(hidden.dtype))
     width = hidden.shape[0] if weight.dtype == hidden.dtype else max(hidden.shape)  # a converted piece is bounded too
-    columns = max(_MIN_COLUMNS, _PIECE // max(1, width) // _COLUMNS_STEP * _COLUMNS_STEP)
-    logits = hidden.new_empty(columns * hidden.shape[0])
-    stats = OnlineStats(hidden, targets, temperature, top_k)
-    for rows in weight.split(columns):
-        piece = logits[: hidden.shape[0] * len(rows)].view(hidden.shape[0], len(rows))
+    columns = piece_columns(width)
+    pieces = hidden.new_empty(columns * hidden.shape[0])
+    stats = OnlineStats(hidden, wanted)
+    for first, rows in zip(range(0, len(weight), columns), weight.split(columns), strict=True):
+        piece = pieces[: hidden.shape[0] * len(rows)].view(hidden.shape[0], len(rows))
         torch.mm(hidden, rows.to(hidden.dtype).T, out=piece)
         if softcap is not None:
             piece.div_(softcap).tanh_().mul_(softcap)
-        stats.absorb(piece)
+        stats.absorb(piece, None if logits is None else logits[:, first : first + len(rows)])
     return stats.finish()

@@ -6,14 +6,14 @@ winner is cut into steps. Nothing is committed before: a limit that ends the req
 """
 
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from reasonrt.answers import find_answer, normal_form
+from reasonrt.answers import find_answer, first_same
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.single import Role
 from reasonrt.ports import Engines, RequestEngine
@@ -35,7 +35,7 @@ class _Sample:
     def __post_init__(self) -> None:
         found = find_answer(self.content)
         is_answer = found is not None and self.whole.finish_reason is FinishReason.STOP
-        self.answer = normal_form(found) if found is not None and is_answer else None  # None counts for nothing
+        self.answer = found if is_answer else None  # None counts for nothing
 
 
 @dataclass
@@ -68,7 +68,7 @@ class SelfConsistency(PolicyOptions):
         engine = engines[self.engine]
         transcript = Transcript.of(request, engines)
         done = await self._draw(request, transcript, engine)
-        votes = Counter(sample.answer for sample in done if sample.answer is not None)
+        votes = _votes(done)
         # of equals, the one that was sampled first
         winner, num_votes = votes.most_common(1)[0] if votes else (None, 0)
         chosen = next(sample for sample in done if sample.answer == winner)
@@ -88,13 +88,13 @@ class SelfConsistency(PolicyOptions):
         # fewer than half can never decide; a second turn costs time, which only a full engine gives back
         first = self.k if engine.pace.running < _BUSY else self.k // 2 + 1
         for begin, end in ((0, first), (first, self.k)):
-            if begin == end or is_decided(Counter(sample.answer for sample in done), self.k - len(done)):
+            if begin == end or is_decided(_votes(done), self.k - len(done)):
                 break
             async with aclosing(engine.generate_whole(token_ids, samplings[begin:end])) as ended:
                 async for index, whole in ended:
                     text = transcript.text + engine.tokenizer.decode(whole.token_ids)
                     done.append(_Sample(begin + index, whole, split(text, is_open).content))
-                    if is_decided(Counter(sample.answer for sample in done), self.k - len(done)):
+                    if is_decided(_votes(done), self.k - len(done)):
                         break
         return sorted(done, key=lambda sample: sample.index)
 
@@ -106,7 +106,16 @@ def _seed(request: Request, index: int) -> int | None:
     return None if request.seed is None else (request.seed + index) % 2**63
 
 
-def is_decided(answers: Counter[object], running: int) -> bool:
+def _votes(samples: Iterable[_Sample]) -> Counter[str]:
+    """How many samples give each answer, spelled as it first came."""
+    votes = Counter[str]()
+    for sample in samples:
+        if sample.answer is not None:
+            votes[first_same(sample.answer, votes)] += 1
+    return votes
+
+
+def is_decided(answers: Counter[Any], running: int) -> bool:
     """Whether no outcome of `running` more samples could overtake or tie the leading answer; None is no answer."""
     votes = sorted((count for answer, count in answers.items() if answer is not None), reverse=True)
     if not votes:

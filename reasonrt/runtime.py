@@ -162,6 +162,7 @@ class Runtime:
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
+        self.certificates.close()
 
     def prepare(self, request: Request) -> Prepared:
         """The only place where defaults and options are merged, and where a policy is built.

@@ -19,8 +19,8 @@ from reasonrt.ports import OPERATOR_ONLY, Engine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import FEATURES, features
 from reasonrt.routers.prompts import MARKED, StepPrompt
-from reasonrt.routers.trees import Trees
 from reasonrt.transcript import Transcript
+from reasonrt.trees import Trees
 from reasonrt.types import Request, Step
 
 FORMAT = "reasonrt-router/2"

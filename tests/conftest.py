@@ -90,9 +90,9 @@ def core(index: int) -> str:
     return str(cores[index % len(cores)])
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests leave no trace in the ledger of who runs them, and find none there."""
+    """Tests leave no trace in the ledger of who runs them, and find none there; nor do those of another file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield

@@ -20,7 +20,8 @@ FLOORS = (  # from the top: an import never goes up
     ("metering", "scopes", "tools", "programs", "engines", "transcript"),
     ("ports",),
     ("diffusion",),
-    ("boundaries", "pace", "answers", "config", "options"),
+    ("boundaries", "pace", "answers", "config", "options", "trees"),
+    ("algebra",),
     ("types",),
     ("thinking", "tasks", "plugins", "errors", "kernels"),
 )

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from reasonrt.calibration.routers.report import router_report
 from reasonrt.calibration.routers.step_pairs import RecordedProblem
+from reasonrt.calibration.trees import as_trees
 from reasonrt.errors import CalibrationError
 from reasonrt.routers.features import features
 from reasonrt.routers.learned import DECIMALS, RouterFile
-from reasonrt.routers.trees import Tree, Trees
 
 FOLDS = 5
 LEAST_PAIRS = 200
@@ -47,7 +47,7 @@ def train_feature_router(
     predicted = predicted.round(DECIMALS)
     model = _boosted(numbers, targets, seed)
     report = router_report(predicted, targets, _problems(records))
-    return RouterFile("features", dict(models), _as_trees(model), report=report), predicted
+    return RouterFile("features", dict(models), as_trees(model), report=report), predicted
 
 
 def fit_model_router(
@@ -116,19 +116,3 @@ def _isotonic(scores: Array, targets: Array) -> Any:
     from sklearn.isotonic import IsotonicRegression
 
     return IsotonicRegression(out_of_bounds="clip").fit(scores, targets)
-
-
-def _as_trees(model: Any) -> Trees:
-    trees = []
-    for (estimator,) in model.estimators_:
-        tree = estimator.tree_
-        trees.append(
-            Tree(
-                feature=tuple(max(-1, int(feature)) for feature in tree.feature),
-                threshold=tuple(map(float, tree.threshold)),
-                left=tuple(map(int, tree.children_left)),
-                right=tuple(map(int, tree.children_right)),
-                value=tuple(float(model.learning_rate * value) for value in tree.value[:, 0, 0]),
-            )
-        )
-    return Trees(float(model.init_.constant_[0, 0]), tuple(trees))

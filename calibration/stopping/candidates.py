@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
+from reasonrt.calibration.stopping.certification import Order, order_rules
 from reasonrt.calibration.stopping.families import (
     CONFIDENCE,
     answer_convergence_rules,
@@ -17,8 +18,9 @@ from reasonrt.calibration.stopping.families import (
     quantile_thresholds,
     upper_threshold_rules,
 )
-from reasonrt.calibration.stopping.learned_signal import learn_signal
+from reasonrt.calibration.stopping.learned_signal import LOOKED_AT, learn_boosted, learn_signal, risk_thresholds
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.risks import find_risk
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import (
     END_OF_THINKING,
@@ -62,16 +64,60 @@ def without_gold(traces: TraceSet) -> TraceSet:
     return TraceSet(tuple(replace(trace, gold=None) for trace in traces), traces.fingerprints)
 
 
-def candidate_rules(train: TraceSet, families: Iterable[str] = ()) -> list[StoppingRule]:
-    """Every rule of these families of `FAMILIES`, of all when none is named, each once.
+class Candidates(NamedTuple):
+    """Rules to certify.
+
+    Attributes:
+        train: what they were made from.
+        ordered_on: the problems to order them on; None where they stand in the order to test them.
+    """
+
+    rules: list[StoppingRule]
+    train: TraceSet
+    ordered_on: TraceSet | None
+
+    def order(self, risk: str | Sequence[str], alpha: float | Sequence[float]) -> Order | None:
+        """The order in which to test them, for `certify`."""
+        return order_rules(self.ordered_on, self.rules, risk=risk, alpha=alpha) if self.ordered_on else None
+
+
+def candidates(parts: Splits, families: Sequence[str], risk: str | Sequence[str]) -> Candidates:
+    """The rules of some families.
+
+    One family of `LEARNED` by itself is one signal, whose highest threshold is the most careful: its order is known, so
+    that it is learned from all the problems that are not certified on. Others are ordered on some of them.
+
+    Raises:
+        CalibrationError: as `candidate_rules`.
+    """
+    if len(families) == 1 and families[0] in LEARNED:
+        train = not_certified(parts)
+        return Candidates(candidate_rules(train, families, risk), train, None)
+    return Candidates(candidate_rules(parts.train, families, risk), parts.train, parts.order)
+
+
+def not_certified(parts: Splits) -> TraceSet:
+    """The traces to train and those to order on, together."""
+    return TraceSet((*parts.train, *parts.order), parts.train.fingerprints)
+
+
+def candidate_rules(
+    train: TraceSet, families: Iterable[str] = (), risk: str | Sequence[str] = "lost_correct"
+) -> list[StoppingRule]:
+    """Every rule of these families, each once; where none is named, of all that are not in `LEARNED`.
+
+    Args:
+        risk: what the families in `LEARNED` learn to avoid.
 
     Raises:
         CalibrationError: there is no such family, or the traces lack a signal that it reads.
     """
-    names = list(families) or list(FAMILIES)
+    names = list(families) or list(_HANDMADE)
     if unknown := sorted(set(names) - set(FAMILIES)):
         raise CalibrationError(f"unknown family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
-    return list(dict.fromkeys(rule for name in names for rule in FAMILIES[name](train)))
+    risks = [risk] if isinstance(risk, str) else list(risk)
+    made = (LEARNED[name](train, risks) if name in LEARNED else _HANDMADE[name](train) for name in names)
+    return list(dict.fromkeys(rule for rules in made for rule in rules))
 
 
 def _above(train: TraceSet, signal: Signal, num: int = NUM_THRESHOLDS) -> list[UpperThreshold]:
@@ -106,6 +152,12 @@ def _learned(train: TraceSet) -> list[StoppingRule]:
     return [*_above(train, learn_signal(train, features))]
 
 
+def _learned_from(train: TraceSet, risks: Sequence[str], signals: Sequence[Signal]) -> list[StoppingRule]:
+    losses = [find_risk(risk, train).loss for risk in risks]
+    signal = learn_boosted(train, signals, losses)
+    return [*upper_threshold_rules(signal, risk_thresholds(train, signal, losses))]
+
+
 def _cascade(train: TraceSet) -> list[StoppingRule]:
     """Rules that ask for the answer only where a gate opens, at several cadences."""
     signals: Sequence[Signal] = (CONFIDENCE, Recorded("geometric_confidence"), Ema(CONFIDENCE, 0.5), Agreement())
@@ -129,7 +181,7 @@ def _joint(train: TraceSet) -> list[StoppingRule]:
     return [*joint_rules(upper_threshold_rules(CONFIDENCE, quantile_thresholds(train, CONFIDENCE, 20)), lowers)]
 
 
-FAMILIES: Mapping[str, Callable[[TraceSet], list[StoppingRule]]] = {
+_HANDMADE: Mapping[str, Callable[[TraceSet], list[StoppingRule]]] = {
     "deer": _deer,
     "dynasor": _dynasor,
     "eat": _eat,
@@ -140,3 +192,11 @@ FAMILIES: Mapping[str, Callable[[TraceSet], list[StoppingRule]]] = {
     "end_cascade": _end_cascade,
     "joint": _joint,
 }
+LEARNED: Mapping[str, Callable[[TraceSet, Sequence[str]], list[StoppingRule]]] = {
+    "learned_looks": lambda train, risks: _learned_from(train, risks, LOOKED_AT),
+    "learned_length": lambda train, risks: _learned_from(train, risks, (TokensUsed(),)),
+}
+"""Families of one learned signal. The second sees nothing of the thinking: what it saves, its length alone tells."""
+
+FAMILIES = (*LEARNED, *_HANDMADE)
+DEFAULT_FAMILY = "learned_looks"

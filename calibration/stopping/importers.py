@@ -1,7 +1,4 @@
-"""Traces that others recorded, in their formats.
-
-Answers of one value get one spelling, by `same`: `reasonrt.answers.same_answer` compares numbers by value.
-"""
+"""Traces that others recorded, in their formats; their answers are graded here, as ours are."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,8 +6,7 @@ from typing import Any
 
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import parse, parse_text, read_lines, read_text
-from reasonrt.policies.stopping.spelling import Same, unify_answers
-from reasonrt.policies.stopping.traces import TRACE, Trace, TraceSet, problem_hash, same_answer
+from reasonrt.policies.stopping.traces import TRACE, Trace, TraceSet, problem_hash
 
 _CONFORMAL_THINKING_SIGNALS = (
     "confidence",
@@ -23,15 +19,12 @@ _CONFORMAL_THINKING_SIGNALS = (
 _TEXTS = ("problem_id", "answer", "full_answer", "gold")
 
 
-def read_conformal_thinking(path: Path, same: Same = same_answer) -> TraceSet:
+def read_conformal_thinking(path: Path) -> TraceSet:
     """A log of github.com/xidulu/reasoning_risk_control (`signal_util.load_log`): a JSON list, or mapping, of items.
 
     Its own grades are kept: an answer that it calls correct becomes the gold answer. It says neither how many tokens
     the whole trace took nor what probes cost: the last checkpoint stands for the whole, and probes are free. A saving
     from such traces is no measurement.
-
-    Args:
-        same: whether two answers are; spelling alone is not enough where 1/2 may stand for 0.5.
 
     Raises:
         CalibrationError: the file or an item cannot be read.
@@ -40,8 +33,7 @@ def read_conformal_thinking(path: Path, same: Same = same_answer) -> TraceSet:
     items = list(items.values()) if isinstance(items, dict) else items
     if not isinstance(items, list):
         raise CalibrationError(f"{path} holds no list of items; give a log of Conformal Thinking")
-    traces = (_conformal_thinking(item, f"{path}, item {index}") for index, item in enumerate(items))
-    return TraceSet(tuple(unify_answers(trace, same) for trace in traces))
+    return TraceSet(tuple(_conformal_thinking(item, f"{path}, item {index}") for index, item in enumerate(items)))
 
 
 def read_generic(
@@ -50,7 +42,6 @@ def read_generic(
     fields: Mapping[str, str],
     checkpoint_fields: Mapping[str, str],
     signals: Iterable[str],
-    same: Same = same_answer,
 ) -> TraceSet:
     """JSON Lines with one trace per line, under other names than ours.
 
@@ -58,7 +49,6 @@ def read_generic(
         fields: names of `Trace`'s fields to theirs; "checkpoints" names a list of objects.
         checkpoint_fields: names of `Checkpoint`'s fields to theirs.
         signals: those of their fields of a checkpoint that are signals; null or missing where not measured.
-        same: as in `read_conformal_thinking`.
 
     Raises:
         CalibrationError: the file or a line cannot be read, or lacks a field.
@@ -72,7 +62,7 @@ def read_generic(
             _renamed(point, checkpoint_fields, where) | {"signals": _measured(point, names)}
             for point in values.get("checkpoints", [])
         ]
-        traces.append(unify_answers(parse(TRACE, values, where), same))
+        traces.append(parse(TRACE, values, where))
     return TraceSet(tuple(traces))
 
 

@@ -11,7 +11,7 @@ from reasonrt.calibration.stopping.trials import Limit, count, try_rules
 from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.policies.stopping.replay import replay
 from reasonrt.policies.stopping.rules import StoppingRule, UpperThreshold
-from reasonrt.policies.stopping.traces import TraceSet, same_answer
+from reasonrt.policies.stopping.traces import TraceSet
 
 _BINS = 10
 
@@ -74,9 +74,9 @@ def _plot_order(axes: Any, certificate: Certificate, traces: TraceSet) -> None:
 def _plot_reliability(axes: Any, traces: TraceSet, signal: str) -> None:
     """How often the answer so far is the one that counts, by the size of the signal."""
     points = [
-        (checkpoint.signals[signal], same_answer(checkpoint.answer, trace.reference))
+        (checkpoint.signals[signal], trace.is_good(index))
         for trace in traces
-        for checkpoint in trace.checkpoints
+        for index, checkpoint in enumerate(trace.checkpoints)
         if signal in checkpoint.signals
     ]
     points.sort(key=lambda point: point[0])
@@ -92,12 +92,12 @@ def _plot_trace(axes: Any, rule: StoppingRule, traces: TraceSet, signal: str) ->
     """The first trace with most checkpoints that the rule stops; green where the answer so far is the right one."""
     stopped = [(trace, stop) for trace in traces if (stop := replay(rule, trace).index) is not None]
     trace, stop = max(stopped, key=lambda pair: len(pair[0].checkpoints))
-    known = [point for point in trace.checkpoints if signal in point.signals]
-    axes.plot([point.tokens for point in known], [point.signals[signal] for point in known], color="0.7", lw=1)
+    known = [(index, point) for index, point in enumerate(trace.checkpoints) if signal in point.signals]
+    axes.plot([point.tokens for _, point in known], [point.signals[signal] for _, point in known], color="0.7", lw=1)
     last: str | None = ""
-    for point in known:
+    for index, point in known:
         place = point.tokens, point.signals[signal]
-        colour = "#009E73" if same_answer(point.answer, trace.reference) else "#D55E00"
+        colour = "#009E73" if trace.is_good(index) else "#D55E00"
         axes.plot(*place, "o", color=colour)
         if point.answer != last:
             style = {"textcoords": "offset points", "ha": "center", "fontsize": 7, "color": colour}

@@ -6,8 +6,9 @@ A module of this folder joins by a function `builds(target)` that returns its ke
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -62,7 +63,6 @@ class Build:
     num_stages: int = 1
     flops: int = 0
     is_gemm: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -80,6 +80,11 @@ class Build:
 
 def all_builds(target: Target) -> Iterator[Build]:
     """Of every module beside this one."""
-    for found in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        module = importlib.import_module(f"{__name__.rpartition('.')[0]}.{found.name}")
+    for module in modules():
         yield from getattr(module, "builds", lambda target: ())(target)
+
+
+def modules() -> Iterator[ModuleType]:
+    """Those beside this one, imported."""
+    for found in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        yield importlib.import_module(f"{__name__.rpartition('.')[0]}.{found.name}")

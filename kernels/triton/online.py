@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reasonrt.kernels.online import RowStats
+from reasonrt.kernels.online import RowStats, Wanted
 from reasonrt.kernels.triton.builds import Build, Target
 
 LOG2_E = 1.4426950408889634
@@ -184,25 +184,26 @@ class Parts:
     argmax: Tensor  # [num_splits, num_rows]
     chosen: Tensor  # [num_rows]
     keys: Tensor | None  # [num_rows, num_splits, block_k]
-    top_k: int
+    wanted: Wanted
 
     @classmethod
-    def allocate(cls, rows: Tensor, num_splits: int, top_k: int) -> "Parts":
-        num_rows, device = rows.shape[0], rows.device
+    def allocate(cls, rows: Tensor, num_splits: int, wanted: Wanted) -> "Parts":
+        num_rows, num_keys, device = rows.shape[0], block_k(wanted.top_k), rows.device
         return cls(
             torch.empty(4, num_splits, num_rows, dtype=torch.float32, device=device),
             torch.empty(num_splits, num_rows, dtype=torch.int32, device=device),
             torch.empty(num_rows, dtype=torch.float32, device=device),
-            torch.empty(num_rows, num_splits, block_k(top_k), dtype=torch.int64, device=device) if top_k else None,
-            top_k,
+            torch.empty(num_rows, num_splits, num_keys, dtype=torch.int64, device=device) if wanted.top_k else None,
+            wanted,
         )
 
-    def combine(self, targets: Tensor | None, vocab_size: int, scale: float) -> RowStats:
+    def combine(self, vocab_size: int) -> RowStats:
         _, num_splits, num_rows = self.parts.shape
+        targets, top_k = self.wanted.targets, self.wanted.top_k
         stats = self.parts.new_empty(5, num_rows)
         argmax = self.argmax.new_empty(num_rows, dtype=torch.int64)
-        top_logprobs = self.parts.new_empty(num_rows, self.top_k)
-        top_ids = self.argmax.new_empty(num_rows, self.top_k, dtype=torch.int64)
+        top_logprobs = self.parts.new_empty(num_rows, top_k)
+        top_ids = self.argmax.new_empty(num_rows, top_k, dtype=torch.int64)
         _combine_kernel[(num_rows,)](
             self.parts,
             self.argmax,
@@ -216,10 +217,10 @@ class Parts:
             num_rows,
             num_splits,
             vocab_size,
-            self.top_k,
-            scale,
+            top_k,
+            LOG2_E / self.wanted.temperature,
             BLOCK_S=triton.next_power_of_2(num_splits),
-            BLOCK_K=block_k(self.top_k),
+            BLOCK_K=block_k(top_k),
             num_warps=_NUM_WARPS,
             enable_fp_fusion=True,
         )
@@ -227,6 +228,11 @@ class Parts:
         return RowStats(
             lse, None if targets is None else logprob, entropy, max_prob, argmax, margin, top_logprobs, top_ids
         )
+
+
+def excluded_column(excluded: int | None) -> int:
+    """As kernels take it: -1, which is no column, where nothing is excluded."""
+    return -1 if excluded is None else excluded
 
 
 def block_k(top_k: int) -> int:
@@ -238,7 +244,15 @@ def num_processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 4
 
 
-def split(num_tiles: int, num_wanted: int, top_k: int) -> tuple[int, int]:
+def target_name(device: torch.device) -> str:
+    """The target of `builds.TARGETS` that is nearest to the device."""
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"
+
+
+def split(num_tiles: int, num_wanted: int, top_k: int = 0) -> tuple[int, int]:
     """(splits, tiles of each): about as many splits as wanted, none of them empty, all but the last of equal size."""
     num_splits = max(1, min(num_tiles, num_wanted, _MAX_KEYS // block_k(top_k)))
     tiles_per_split = triton.cdiv(num_tiles, num_splits)
@@ -268,5 +282,5 @@ def builds(target: Target) -> list[Build]:
             shape=f"R={num_rows} splits={num_splits} top_k={top_k}",
             bytes_moved=num_rows * num_splits * (20 + 8 * top_k),
         )
-        for top_k in (0, 64)
+        for top_k in (64, 0)
     ]

@@ -4,13 +4,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reasonrt.kernels.online import RowStats
+from reasonrt.kernels.online import RowStats, Wanted
 from reasonrt.kernels.triton.builds import Build, Target
 from reasonrt.kernels.triton.online import (
     LOG2_E,
     Parts,
     absorb,
     block_k,
+    excluded_column,
     keep_highest,
     no_keys,
     num_processors,
@@ -27,7 +28,7 @@ _PROGRAMS_PER_PROCESSOR = 8
 _INTERPRETED_BLOCK_V = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["excluded"])
 def _row_stats_kernel(
     logits_ptr,  # [num_rows, vocab_size], rows row_stride apart
     targets_ptr,  # [num_rows], or None
@@ -39,6 +40,7 @@ def _row_stats_kernel(
     vocab_size,
     row_stride,
     tiles_per_split,
+    excluded,  # a column, or -1
     scale,  # log2(e) / temperature
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -57,7 +59,7 @@ def _row_stats_kernel(
     for start in tl.range(first, last, BLOCK_V, num_stages=NUM_STAGES):
         columns = start + tl.arange(0, BLOCK_V)
         x = tl.load(logits_ptr + columns, mask=columns < vocab_size, other=float("-inf"))
-        x = x.to(tl.float32)[None, :]
+        x = tl.where(columns == excluded, float("-inf"), x.to(tl.float32))[None, :]
         best, second, argmax, total, moment = absorb(x, start, best, second, argmax, total, moment, scale)
         if keys_ptr is not None:
             keys = keep_highest(x, start, keys)
@@ -70,20 +72,19 @@ def _row_stats_kernel(
         target = tl.load(targets_ptr + row)
         is_here = (target >= first) & (target < last)
         chosen = tl.load(logits_ptr + target, mask=is_here, other=0.0)
-        tl.store(chosen_ptr + row, chosen.to(tl.float32), mask=is_here)
+        tl.store(chosen_ptr + row, tl.where(target == excluded, float("-inf"), chosen.to(tl.float32)), mask=is_here)
 
 
-def launch_row_stats(logits: Tensor, targets: Tensor | None, temperature: float, top_k: int) -> RowStats:
+def launch_row_stats(logits: Tensor, wanted: Wanted) -> RowStats:
     """As `row_stats`, of arguments that are checked."""
     num_rows, vocab_size = logits.shape
     block_v = _BLOCK_V if logits.is_cuda else _INTERPRETED_BLOCK_V
-    wanted = _PROGRAMS_PER_PROCESSOR * num_processors(logits.device) // max(1, num_rows)
-    num_splits, tiles_per_split = split(triton.cdiv(vocab_size, block_v), wanted, top_k)
-    parts = Parts.allocate(logits, num_splits, top_k)
-    scale = LOG2_E / temperature
+    num_programs = _PROGRAMS_PER_PROCESSOR * num_processors(logits.device) // max(1, num_rows)
+    num_splits, tiles_per_split = split(triton.cdiv(vocab_size, block_v), num_programs, wanted.top_k)
+    parts = Parts.allocate(logits, num_splits, wanted)
     _row_stats_kernel[(num_rows, num_splits)](
         logits,
-        targets,
+        wanted.targets,
         parts.parts,
         parts.argmax,
         parts.chosen,
@@ -92,14 +93,15 @@ def launch_row_stats(logits: Tensor, targets: Tensor | None, temperature: float,
         vocab_size,
         logits.stride(0),
         tiles_per_split,
-        scale,
+        excluded_column(wanted.excluded),
+        LOG2_E / wanted.temperature,
         BLOCK_V=block_v,
-        BLOCK_K=block_k(top_k),
+        BLOCK_K=block_k(wanted.top_k),
         NUM_STAGES=_NUM_STAGES,
         num_warps=_NUM_WARPS,
         enable_fp_fusion=True,
     )
-    return parts.combine(targets, vocab_size, scale)
+    return parts.combine(vocab_size)
 
 
 def builds(target: Target) -> list[Build]:
@@ -115,12 +117,18 @@ def builds(target: Target) -> list[Build]:
                 "chosen_ptr": "fp32",
                 "keys_ptr": "i64" if top_k else None,
             },
-            sizes={"num_rows": num_rows, "vocab_size": vocab_size, "row_stride": vocab_size, "tiles_per_split": 10},
+            sizes={
+                "num_rows": num_rows,
+                "vocab_size": vocab_size,
+                "row_stride": vocab_size,
+                "tiles_per_split": 10,
+                "excluded": -1,
+            },
             floats=("scale",),
             constants={"BLOCK_V": _BLOCK_V, "BLOCK_K": block_k(top_k), "NUM_STAGES": _NUM_STAGES},
             num_warps=_NUM_WARPS,
             shape=f"R={num_rows} V={vocab_size} {dtype} top_k={top_k}",
             bytes_moved=num_rows * vocab_size * (4 if dtype == "fp32" else 2),
         )
-        for dtype, top_k in (("bf16", 0), ("fp32", 0), ("bf16", 64))
+        for dtype, top_k in (("bf16", 64), ("bf16", 0), ("fp32", 0))
     ]

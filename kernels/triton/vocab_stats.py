@@ -11,23 +11,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reasonrt.kernels.online import RowStats
+from reasonrt.kernels.online import RowStats, Wanted
 from reasonrt.kernels.triton.builds import Build, Target
 from reasonrt.kernels.triton.online import (
     LOG2_E,
     Parts,
     absorb,
     block_k,
+    excluded_column,
     keep_highest,
     no_keys,
     num_processors,
     split,
     store_keys,
     store_part,
+    target_name,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["excluded"])
 def _vocab_stats_kernel(
     hidden_ptr,  # [num_rows, hidden_size], rows hidden_stride apart
     weight_ptr,  # [vocab_size, hidden_size], rows weight_stride apart
@@ -36,12 +38,15 @@ def _vocab_stats_kernel(
     argmax_ptr,
     chosen_ptr,
     keys_ptr,  # or None
+    logits_ptr,  # [num_rows, vocab_size], rows logits_stride apart, or None
     num_rows,
     vocab_size,
     hidden_size,
     hidden_stride,
     weight_stride,
+    logits_stride,
     tiles_per_split,
+    excluded,  # a column, or -1
     scale,  # log2(e) / temperature
     softcap,
     HAS_SOFTCAP: tl.constexpr,
@@ -63,6 +68,8 @@ def _vocab_stats_kernel(
     weight_ptr += first.to(tl.int64) * weight_stride
     hidden_offsets = block_rows[:, None] * hidden_stride + dims[None, :]
     weight_offsets = tl.arange(0, BLOCK_V)[None, :] * weight_stride + dims[:, None]
+    if logits_ptr is not None:
+        logits_offsets = block_rows[:, None] * logits_stride + tl.arange(0, BLOCK_V)[None, :]
     if targets_ptr is not None:
         targets = tl.load(targets_ptr + rows, mask=mask, other=-1)
     best = tl.full([BLOCK_R], float("-inf"), tl.float32)
@@ -84,6 +91,13 @@ def _vocab_stats_kernel(
         if HAS_SOFTCAP:
             x = softcap * (1.0 - 2.0 / (tl.exp2(x * (2 * 1.4426950408889634 / softcap)) + 1.0))  # tanh
         x = tl.where((columns < vocab_size)[None, :], x, float("-inf"))
+        if (excluded >= start) & (excluded < start + BLOCK_V):  # in every tile it would take registers
+            x = tl.where((columns == excluded)[None, :], float("-inf"), x)
+        if logits_ptr is not None:
+            written = x.to(logits_ptr.dtype.element_ty)
+            at = first_row.to(tl.int64) * logits_stride + start + logits_offsets
+            tl.store(logits_ptr + at, written, mask=mask[:, None] & (columns < vocab_size)[None, :])
+            x = written.to(tl.float32)
         if targets_ptr is not None:
             is_here = (targets >= start) & (targets < start + BLOCK_V)
             if tl.max(is_here.to(tl.int32), axis=0) > 0:
@@ -112,45 +126,54 @@ _WARPS_PER_PROCESSOR = 8
 _INTERPRETED = _Tiles(16, 128, 64, 4, 1)
 
 
-def _tiles(target: str, num_rows: int, itemsize: int, top_k: int) -> _Tiles:
-    """Chosen by arithmetic and by what compiles without spills; none of it is measured."""
+def _tiles(target: str, num_rows: int, itemsize: int, is_narrow: bool) -> _Tiles:
+    """Chosen by arithmetic and by what compiles without spills; none of it is measured.
+
+    Narrow is what keeps keys, or writes its logits.
+    """
     if itemsize == 4:
         return _Tiles(max(16, min(64, triton.next_power_of_2(num_rows))), 64, 32, 4, 2)
     block_d, num_stages = 32 if target == "sm_80" else 64, 2 if target == "gfx942" else 4
     if num_rows <= 16:
         return _Tiles(16, 128, 64, 4, num_stages)
     block_r = 64 if num_rows <= 64 else 128
-    if top_k:
+    if is_narrow:
         return _Tiles(block_r, 64, block_d, 8, num_stages)
-    return _Tiles(block_r, 128, block_d, block_r // 16, num_stages)
+    return _Tiles(block_r, 128, block_d, 8 if target == "sm_100" else block_r // 16, num_stages)
 
 
 def launch_vocab_stats(
-    hidden: Tensor, weight: Tensor, targets: Tensor | None, temperature: float, softcap: float | None, top_k: int
+    hidden: Tensor, weight: Tensor, softcap: float | None, wanted: Wanted, logits: Tensor | None
 ) -> RowStats:
     """As `vocab_stats`, of arguments that are checked."""
-    num_rows, vocab_size = hidden.shape[0], weight.shape[0]
-    tiles = _tiles(_target(hidden.device), num_rows, hidden.element_size(), top_k) if hidden.is_cuda else _INTERPRETED
+    num_rows, vocab_size, top_k = hidden.shape[0], weight.shape[0], wanted.top_k
+    tiles = (
+        _tiles(target_name(hidden.device), num_rows, hidden.element_size(), bool(top_k) or logits is not None)
+        if hidden.is_cuda
+        else _INTERPRETED
+    )
     num_blocks = triton.cdiv(num_rows, tiles.block_r)
-    wanted = num_processors(hidden.device) * _WARPS_PER_PROCESSOR // tiles.num_warps // max(1, num_blocks)
-    num_splits, tiles_per_split = split(triton.cdiv(vocab_size, tiles.block_v), wanted, top_k)
-    parts = Parts.allocate(hidden, num_splits, top_k)
-    scale = LOG2_E / temperature
+    num_programs = num_processors(hidden.device) * _WARPS_PER_PROCESSOR // tiles.num_warps // max(1, num_blocks)
+    num_splits, tiles_per_split = split(triton.cdiv(vocab_size, tiles.block_v), num_programs, top_k)
+    parts = Parts.allocate(hidden, num_splits, wanted)
     _vocab_stats_kernel[(num_blocks, num_splits)](
         hidden,
         weight,
-        targets,
+        wanted.targets,
         parts.parts,
         parts.argmax,
         parts.chosen,
         parts.keys,
+        logits,
         num_rows,
         vocab_size,
         hidden.shape[1],
         hidden.stride(0),
         weight.stride(0),
+        0 if logits is None else logits.stride(0),
         tiles_per_split,
-        scale,
+        excluded_column(wanted.excluded),
+        LOG2_E / wanted.temperature,
         1.0 if softcap is None else softcap,
         HAS_SOFTCAP=softcap is not None,
         INPUT_PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
@@ -162,21 +185,23 @@ def launch_vocab_stats(
         num_stages=tiles.num_stages,
         enable_fp_fusion=True,
     )
-    return parts.combine(targets, vocab_size, scale)
-
-
-def _target(device: torch.device) -> str:
-    if torch.version.hip:
-        return "gfx942"
-    major, _ = torch.cuda.get_device_capability(device)
-    return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"
+    return parts.combine(vocab_size)
 
 
 def builds(target: Target) -> list[Build]:
     vocab_size, hidden_size = 151_936, 2048
     found = []
-    for num_rows, top_k in ((16, 0), (16, 64), (64, 0), (64, 64), (256, 0), (256, 64)):
-        tiles = _tiles(target.name, num_rows, 2, top_k)
+    for num_rows, top_k, writes in (
+        (256, 0, True),
+        (256, 0, False),
+        (256, 64, False),
+        (64, 0, True),
+        (64, 0, False),
+        (64, 64, False),
+        (16, 0, False),
+        (16, 64, False),
+    ):
+        tiles = _tiles(target.name, num_rows, 2, bool(top_k) or writes)
         found.append(
             Build(
                 kernel=_vocab_stats_kernel,
@@ -188,6 +213,7 @@ def builds(target: Target) -> list[Build]:
                     "argmax_ptr": "i32",
                     "chosen_ptr": "fp32",
                     "keys_ptr": "i64" if top_k else None,
+                    "logits_ptr": "bf16" if writes else None,
                 },
                 sizes={
                     "num_rows": num_rows,
@@ -195,7 +221,9 @@ def builds(target: Target) -> list[Build]:
                     "hidden_size": hidden_size,
                     "hidden_stride": hidden_size,
                     "weight_stride": hidden_size,
+                    "logits_stride": vocab_size if writes else 0,
                     "tiles_per_split": 18,
+                    "excluded": -1,
                 },
                 floats=("scale", "softcap"),
                 constants={
@@ -208,8 +236,8 @@ def builds(target: Target) -> list[Build]:
                 },
                 num_warps=tiles.num_warps,
                 num_stages=tiles.num_stages,
-                shape=f"R={num_rows} V={vocab_size} D={hidden_size} bf16 top_k={top_k}",
-                bytes_moved=2 * hidden_size * (vocab_size + num_rows),
+                shape=f"R={num_rows} V={vocab_size} D={hidden_size} bf16 top_k={top_k}" + " with logits" * writes,
+                bytes_moved=2 * hidden_size * (vocab_size + num_rows) + 2 * num_rows * vocab_size * writes,
                 flops=2 * num_rows * vocab_size * hidden_size,
                 is_gemm=True,
             )

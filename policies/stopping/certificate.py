@@ -5,7 +5,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -88,6 +88,7 @@ class Certificate:
         unlabelled: `lost_correct` of the chosen rule against the model's own full answers. It is not what is promised;
             it is what can be watched where nobody knows the right answers (`drift.DriftMonitor`).
         splits: SHA-256 of the traces of each split: "certify", and where there were any "order" and "train".
+        signature: of `sha256`, in hexadecimal; no part of what is hashed. See `signature.py`.
     """
 
     rule: StoppingRule
@@ -106,6 +107,7 @@ class Certificate:
     splits: Mapping[str, str]
     fingerprints: Fingerprints
     schema: Literal["reasonrt.certificate/3"] = SCHEMA
+    signature: str | None = None
 
     def __post_init__(self) -> None:
         for holds, message in (
@@ -154,7 +156,8 @@ class Certificate:
         return _sha256(asdict(self))
 
     def to_json(self) -> str:
-        return canonical(asdict(self) | {"sha256": self.sha256})
+        signed = {} if self.signature is None else {"signature": self.signature}
+        return canonical(_hashed(asdict(self)) | signed | {"sha256": self.sha256})
 
     @classmethod
     def from_json(cls, text: str, where: str = "the certificate") -> "Certificate":
@@ -162,8 +165,7 @@ class Certificate:
         value = parse_text(text, where)
         if not isinstance(value, dict) or "sha256" not in value:
             raise CalibrationError(f"{where} has no sha256; only certify makes certificates")
-        sha256 = value.pop("sha256")
-        if sha256 != _sha256(value):
+        if value.pop("sha256") != _sha256(value):
             raise CalibrationError(f"{where} was changed after it was made: its sha256 does not fit; certify anew")
         if (found := value.get("schema")) != SCHEMA:
             raise CalibrationError(f"{where} has the schema {found!r}, this version reads {SCHEMA!r}; certify anew")
@@ -197,7 +199,7 @@ def normal(certificate: Certificate) -> Certificate:
 
 def first_difference(a: Certificate, b: Certificate) -> str | None:
     """The name of the first field in which they differ by more than rounding."""
-    left, right = asdict(a), asdict(b)
+    left, right = asdict(replace(a, signature=b.signature)), asdict(b)
     return next((name for name in left if not _close(left[name], right[name])), None)
 
 
@@ -216,7 +218,11 @@ def _is_possible(finding: Finding) -> bool:
 
 
 def _sha256(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    return hashlib.sha256(canonical(_hashed(value)).encode()).hexdigest()
+
+
+def _hashed(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in value.items() if name != "signature"}
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -1,7 +1,9 @@
 """One request under a stopping rule.
 
 The inner policy continues to write while a probe runs. What it writes after a checkpoint is held back until the rule
-has decided there, so that the rule stops at the same token as in replay, however long its probe takes.
+has decided there, so that the rule stops at the same token as in replay, however long its probe takes. Where the rule
+stops before it has seen an answer, nothing more is written while the answer is asked for; should that be blank, the
+inner policy continues after the steps that it has written, as a request does that was cut off.
 
 A checkpoint is the first boundary of a complete step at or after a mark of the schedule, before the thinking ends,
 with room left for a probe. After a dropped probe the request thinks to its end: a rule that has not seen everything
@@ -14,16 +16,15 @@ from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from reasonrt.answers import same_answer
 from reasonrt.errors import ReasonRTError
 from reasonrt.policies.stopping.probes import Answer, Probe, full_answer
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificate
+from reasonrt.policies.stopping.shadows import ShadowTraces
 from reasonrt.policies.stopping.signals import LOOKS
-from reasonrt.policies.stopping.spelling import Spelling
-from reasonrt.policies.stopping.traces import Checkpoint
+from reasonrt.policies.stopping.traces import Checkpoint, Fingerprints, Trace, problem_hash
 from reasonrt.ports import Engines, Policy, RequestEngine
 from reasonrt.scopes import LimitReached
 from reasonrt.tasks import cancel
@@ -47,6 +48,7 @@ class Terms:
         max_running, patience_s: as in `StoppingOptions`; a recording is patient without end.
         served: the certificate, where there is one.
         is_shadow: think to the end, and tell the certificate what the rule would have done.
+        shadows: where it is recorded as a shadow, and what it was made with.
     """
 
     rule: StoppingRule | None
@@ -56,14 +58,26 @@ class Terms:
     patience_s: float | None = None
     served: ServedCertificate | None = None
     is_shadow: bool = False
+    shadows: tuple[ShadowTraces, Fingerprints] | None = None
+
+    @property
+    def records(self) -> bool:
+        """Whether every checkpoint is looked at in full, whatever a rule wants."""
+        return self.rule is None or self.shadows is not None
 
 
 @dataclass(slots=True)
 class _Asked:
-    """A checkpoint whose probe runs, and the token ids that it was asked after."""
+    """A checkpoint whose probe runs.
+
+    Attributes:
+        token_ids: that it was asked after.
+        is_wanted: whether the rule looks at it.
+    """
 
     tokens: int
     token_ids: Sequence[int]
+    is_wanted: bool
     told: _Telling
 
 
@@ -81,12 +95,11 @@ class StoppingLoop:
         self._inner, self._request, self._engines, self._engine, self._terms = inner, request, engines, engine, terms
         self._transcript = Transcript.of(request, engines)
         self._ends = {author.name: author.tokenizer.eos_token_ids for author in engines.values()}
-        self._is_thinking = not ends_thinking(self._transcript.text)
+        self._is_thinking, self._has_ended = not ends_thinking(self._transcript.text), False
         self._mark = terms.schedule.next_mark(self._transcript.num_tokens)
         self._probe = Probe(engine, terms.suffix, terms.schedule.answer_tokens)
         self._watch = Watch(terms.rule) if terms.rule else None
-        self._looks = self._watch.looks if self._watch else LOOKS
-        self._spelling = Spelling(same_answer)
+        self._looks = self._watch.looks if self._watch and not terms.records else LOOKS
         self._seen: list[Checkpoint] = []
         self._num_dropped = self._returned_tokens = 0
         self._outcome = Outcome(Action.GO_ON, None, None, 0)
@@ -96,7 +109,7 @@ class StoppingLoop:
         self._turn = asyncio.Semaphore(1) if terms.rule else nullcontext()
 
     async def events(self) -> AsyncGenerator[PolicyEvent, None]:
-        writing = asyncio.create_task(self._write())
+        self._writing = asyncio.create_task(self._write(self._request))
         try:
             while True:
                 written = await self._written.get()
@@ -107,12 +120,13 @@ class StoppingLoop:
                     yield self._ended(event)
                     return
                 yield event
-                if asked is None or self._outcome.action is not Action.GO_ON:
+                if asked is None or (self._outcome.action is not Action.GO_ON and not self._terms.records):
                     continue
                 answer = await self._decide(asked)
                 if self._outcome.action is Action.GO_ON or self._terms.is_shadow:
+                    self._continue()
                     continue
-                await cancel(writing, *self._asking)
+                await cancel(self._writing, *self._asking)
                 if answer is not None:
                     self._returned_tokens = len(answer.token_ids)
                     yield Step(self._engine.tokenizer.decode(self._probe.suffix), self._probe.suffix, AUTHOR, False)
@@ -121,12 +135,12 @@ class StoppingLoop:
                 yield Stop(FinishReason.STOP, {"stopping": self._details()})
                 return
         finally:
-            await cancel(writing, *self._asking)
+            await cancel(self._writing, *self._asking)
 
-    async def _write(self) -> None:
+    async def _write(self, request: Request) -> None:
         """Take what the inner policy writes, so that it never waits for a probe."""
         try:
-            async with aclosing(self._inner.solve(self._request, self._engines)) as events:
+            async with aclosing(self._inner.solve(request, self._engines)) as events:
                 async for event in events:
                     self._written.put_nowait((event, self._ask(event) if isinstance(event, Step) else None))
             self._written.put_nowait((Stop(FinishReason.STOP), None))  # after the policy's own, if it has yielded one
@@ -138,22 +152,21 @@ class StoppingLoop:
         self._transcript.commit(step)
         self._is_thinking = self._is_thinking and not ends_thinking(self._transcript.text)
         tokens = self._transcript.num_tokens
-        is_end = bool(step.token_ids) and step.token_ids[-1] in self._ends.get(step.author, ())
-        if not self._is_thinking or is_end or not step.is_complete or tokens < self._mark:
+        self._has_ended = bool(step.token_ids) and step.token_ids[-1] in self._ends.get(step.author, ())
+        if not self._is_thinking or self._has_ended or not step.is_complete or tokens < self._mark:
             return None
         self._mark = self._terms.schedule.next_mark(tokens)
         left = self._request.limits.max_tokens - tokens
         if min(left, self._transcript.room(self._engine)) < self._probe.room_tokens:
             return None
-        if self._watch and (self._num_dropped or not self._watch.wants(tokens)):
-            return None
-        if self._outcome.action is not Action.GO_ON:
+        is_wanted = self._watch is not None and self._watch.wants(tokens) and self._outcome.action is Action.GO_ON
+        if (self._watch and self._num_dropped) or not (is_wanted or self._terms.records):
             return None
         token_ids = tuple(self._transcript.token_ids(self._engine))
         told = asyncio.create_task(self._told(token_ids))
         self._asking.add(told)
         told.add_done_callback(self._forget)
-        return _Asked(tokens, token_ids, told)
+        return _Asked(tokens, token_ids, is_wanted, told)
 
     async def _told(self, token_ids: Sequence[int]) -> tuple[dict[str, float], Answer | None]:
         """What the rule reads after `token_ids`; less, or nothing, where a probe is dropped."""
@@ -162,7 +175,7 @@ class StoppingLoop:
         if self._has_time():
             async with self._turn, self._patiently():
                 signals = await self._probe.look(self._looks, token_ids)
-                if self._watch is None or self._watch.wants_answer(signals):
+                if self._terms.records or (self._watch and self._watch.wants_answer(signals)):
                     answer = await self._probe.answer(token_ids)
         return signals, answer
 
@@ -190,8 +203,10 @@ class StoppingLoop:
         """Let the rule see a checkpoint; the answer, where it stops with one."""
         signals, answer = await asked.told
         checkpoint = self._checkpoint(asked, signals, answer)
-        action = self._watch.see(checkpoint) if self._watch else Action.GO_ON
+        is_running = self._outcome.action is Action.GO_ON
+        action = self._watch.see(checkpoint) if self._watch and asked.is_wanted and is_running else Action.GO_ON
         if action is Action.ANSWER and answer is None and self._has_time():
+            await self._pause()
             async with self._turn, self._patiently():
                 answer = await self._probe.answer(asked.token_ids)
                 checkpoint = self._checkpoint(asked, signals, answer)
@@ -204,22 +219,45 @@ class StoppingLoop:
             self._outcome = Outcome(action, len(self._seen) - 1, value, net_tokens)
         return answer if self._outcome.action is Action.ANSWER else None
 
+    async def _pause(self) -> None:
+        """Let the inner policy write no more, where there are calls left to continue with."""
+        if not self._terms.is_shadow and self._engines.allowance.engine_calls > self._terms.schedule.answer_tokens:
+            await cancel(self._writing)
+
+    def _continue(self) -> None:
+        """Let it write again after all steps that are written, if it was paused."""
+        if not self._writing.cancelled():
+            return
+        if self._has_ended:
+            self._written.put_nowait((Stop(FinishReason.STOP), None))
+        else:
+            request = replace(self._request, committed=tuple(self._transcript.steps))
+            self._writing = asyncio.create_task(self._write(request))
+
     def _checkpoint(self, asked: _Asked, signals: Mapping[str, float], answer: Answer | None) -> Checkpoint:
         if answer is None:
             return Checkpoint(asked.tokens, None, signals)
-        value = self._spelling.of(answer.value)
-        return Checkpoint(asked.tokens, value, {**signals, **answer.signals}, len(answer.token_ids))
+        return Checkpoint(asked.tokens, answer.value, {**signals, **answer.signals}, len(answer.token_ids))
 
     def _ended(self, stop: Stop) -> Stop:
         """The inner policy has come to its end."""
         served = self._terms.served
         if served and self._terms.is_shadow:
-            completion = Completion(
-                tuple(self._transcript.steps), stop.reason, {}, 0.0, prompt_opens_thinking=self._prompt_opens_thinking()
-            )
-            asked = tuple((message.role, message.content) for message in self._request.messages)
-            served.ran_to_the_end(hash(asked), self._spelling.of(full_answer(completion)), self._outcome)
+            trace = self._trace(stop.reason)
+            served.ran_to_the_end(self._request.messages, trace, self._outcome)
+            if self._terms.shadows:
+                shadows, fingerprints = self._terms.shadows
+                shadows.add(trace, fingerprints)
         return replace(stop, details={**stop.details, "stopping": self._details()})
+
+    def _trace(self, reason: FinishReason) -> Trace:
+        """The request as a trace without gold, up to its first dropped probe: a rule sees nothing after it."""
+        steps = tuple(self._transcript.steps)
+        completion = Completion(steps, reason, {}, 0.0, prompt_opens_thinking=self._prompt_opens_thinking())
+        asked = problem_hash("\n".join(message.content for message in self._request.messages))
+        return Trace(
+            asked, self._seen, max(1, self._transcript.num_tokens), full_answer(completion), content_hash=asked
+        )
 
     def _prompt_opens_thinking(self) -> bool:
         tokenizer = self._engines[self._inner.engines[0]].tokenizer
@@ -231,7 +269,7 @@ class StoppingLoop:
         found: dict[str, Any] = {
             "action": str(Action.GO_ON if terms.is_shadow else outcome.action),
             "tokens": None if outcome.index is None else self._seen[outcome.index].tokens,
-            "rule": asdict(terms.rule) if terms.rule else None,
+            "rule": asdict(terms.rule) if terms.rule and not terms.served else None,  # a certificate's stands there
             "certificate": terms.served.sha256 if terms.served else None,
             "is_shadow": terms.is_shadow,
             "num_checkpoints": len(self._seen),

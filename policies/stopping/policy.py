@@ -7,7 +7,7 @@ for another model for instance, the request thinks to the end, and its details s
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, Self
@@ -22,6 +22,7 @@ from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificates
+from reasonrt.policies.stopping.shadows import shadow_traces
 from reasonrt.policies.stopping.traces import Fingerprints
 from reasonrt.ports import OPERATOR_ONLY, Capability, Engine, Engines, Policy, RequestEngine
 from reasonrt.types import Message, PolicyEvent, Request, Stop, Tokenizer
@@ -44,7 +45,9 @@ class StoppingOptions:
         record: look at every checkpoint in full, never stop, and return what was seen.
         suffix: what a probe appends; a certificate brings its own.
         schedule: fields of `Schedule`; a certificate brings its own.
-        shadow: share of the requests under a certificate that run to their end, in [0, 1].
+        shadow: share of the requests under a certificate that run to their end, in [0, 1]; more of them as the evidence
+            against it grows.
+        shadow_traces: a file; these are then looked at in full, and their traces written there, to certify on again.
         max_running: while the engine works on so many generations, probes are dropped; the request then continues.
         patience_s: a probe that takes longer, in an engine's queue for instance, is dropped.
     """
@@ -55,6 +58,7 @@ class StoppingOptions:
     suffix: Text = SUFFIX
     schedule: Annotated[Schedule, OPERATOR_ONLY] = field(default_factory=Schedule)
     shadow: Annotated[float, Field(ge=0, le=1), OPERATOR_ONLY] = 0.05
+    shadow_traces: Annotated[Text | None, OPERATOR_ONLY] = None
     max_running: Annotated[int, Field(ge=0, le=1_000_000), OPERATOR_ONLY] = 48
     patience_s: Annotated[float, Field(ge=0, le=3600), OPERATOR_ONLY] = 5.0
 
@@ -156,6 +160,9 @@ class Stopping(Policy):
 
     def accept(self, request: Request, engines: Mapping[str, Engine]) -> None:
         self.inner.accept(request, engines)
+        for file in self.options.certificates:
+            with suppress(CalibrationError):  # the request will think to the end
+                self.certificates.read(file)  # which a gateway must know of, though a replica solves
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self._role]
@@ -215,10 +222,14 @@ class Stopping(Policy):
         recorded = served.certificate.fingerprints
         schedule = Schedule.from_json(recorded.schedule) if recorded.schedule else options.schedule
         suffix = recorded.probes.get(PROBE, suffix)
-        served.check(self.fingerprints(request, engines, schedule, suffix))
+        fingerprints = self.fingerprints(request, engines, schedule, suffix)
+        verdict = served.check(fingerprints)
         # drawn anew and in secret: no caller can choose what the certificate is judged by
-        is_shadow = secrets.randbelow(1 << 53) < options.shadow * (1 << 53)
-        return Terms(served.certificate.rule, schedule, suffix, options.max_running, patience_s, served, is_shadow)
+        is_shadow = secrets.randbelow(1 << 53) < verdict.shadow(options.shadow) * (1 << 53)
+        file = options.shadow_traces if is_shadow else None
+        shadows = (shadow_traces(file), fingerprints) if file else None
+        rule = served.certificate.rule
+        return Terms(rule, schedule, suffix, options.max_running, patience_s, served, is_shadow, shadows)
 
 
 def stopped(policy: Policy, name: str, common: CommonOptions, certificates: ServedCertificates) -> Policy:

@@ -4,6 +4,7 @@ The request itself continues meanwhile, and what it has written is in the prefix
 serving.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from reasonrt.policies.stopping.signals import (
     geometric_confidence,
 )
 from reasonrt.ports import RequestEngine
+from reasonrt.tasks import cancel
 from reasonrt.thinking import END_THINK
 from reasonrt.types import Completion, FinishReason, Sampling, TokenDelta, Tokenizer
 
@@ -66,8 +68,15 @@ class Probe:
         return len(self.suffix) + self._answer_tokens
 
     async def look(self, names: Iterable[str], token_ids: Sequence[int]) -> dict[str, float]:
-        """The signals `names`, of `signals.LOOKS`, after a text; one token each."""
-        return {name: await self._looked(name, token_ids) for name in sorted(names)}
+        """The signals `names`, of `signals.LOOKS`, after a text; one token each, asked for concurrently.
+
+        One of them is a read: beside what else is written there is still one generation.
+        """
+        asking = {name: asyncio.create_task(self._looked(name, token_ids)) for name in sorted(names)}
+        try:
+            return {name: await told for name, told in asking.items()}
+        finally:
+            await cancel(*asking.values())
 
     async def answer(self, token_ids: Sequence[int]) -> Answer:
         """The answer after a text, greedily."""

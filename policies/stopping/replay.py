@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from reasonrt.answers import is_answer
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
 from reasonrt.policies.stopping.signals import ANSWER
-from reasonrt.policies.stopping.traces import Trace, is_answer
+from reasonrt.policies.stopping.traces import Trace
 
 
 @dataclass(frozen=True, slots=True)

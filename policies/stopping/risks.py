@@ -1,7 +1,8 @@
 """What can go wrong because of stopping early: for each risk, 0 or 1 per problem.
 
-No answer is never right. A risk is the mean of its losses over problems; `selective_error` over those problems that
-were stopped.
+What is right is what the trace says (`Trace.right`, `Trace.kept`): as it was graded when it was recorded, by the
+equality that grades tasks. No answer is never right. A risk is the mean of its losses over problems;
+`selective_error` over those problems that were stopped.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,10 @@ from dataclasses import dataclass
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.rules import Action
-from reasonrt.policies.stopping.traces import Trace, same_answer
+from reasonrt.policies.stopping.traces import Trace
+
+Loss = Callable[[Trace, Outcome], bool | None]
+"""Of one problem; None where the problem does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +22,12 @@ class Risk:
     """What is counted, and what it takes to count it.
 
     Attributes:
-        loss: of one problem; None where the problem does not count.
         needs_gold: whether every trace must hold the right answer.
         is_conditional: whether problems count by what became of them. What ends more problems unstopped, such as a
             smaller `max_tokens`, can then raise the risk; without it, no problem has a loss that it had not before.
     """
 
-    loss: Callable[[Trace, Outcome], bool | None]
+    loss: Loss
     needs_gold: bool
     is_conditional: bool = False
 
@@ -34,7 +37,7 @@ def early_error(trace: Trace, outcome: Outcome) -> bool:
 
     Source: Conformal Thinking, Wang et al. (2026), arXiv 2602.03814, the upper risk.
     """
-    return outcome.action is Action.ANSWER and not same_answer(outcome.answer, trace.gold)
+    return outcome.action is Action.ANSWER and not _is_good(trace, outcome)
 
 
 def selective_error(trace: Trace, outcome: Outcome) -> bool | None:
@@ -53,13 +56,16 @@ def lost_correct(trace: Trace, outcome: Outcome) -> bool:
     Needs no gold: without it, any departure from the model's own full answer counts. That is never less, so what is
     certified without gold also holds against gold.
     """
-    was_right = same_answer(trace.full_answer, trace.reference)
-    return outcome.action is not Action.GO_ON and was_right and not same_answer(outcome.answer, trace.reference)
+    return outcome.action is not Action.GO_ON and trace.is_counted and not _is_good(trace, outcome)
 
 
 def premature_give_up(trace: Trace, outcome: Outcome) -> bool:
     """Given up, where thinking on to the end would have given the right answer. Needs gold."""
-    return outcome.action is Action.GIVE_UP and same_answer(trace.full_answer, trace.gold)
+    return outcome.action is Action.GIVE_UP and trace.is_counted
+
+
+def _is_good(trace: Trace, outcome: Outcome) -> bool:
+    return outcome.action is Action.ANSWER and outcome.index is not None and trace.is_good(outcome.index)
 
 
 RISKS: Mapping[str, Risk] = {

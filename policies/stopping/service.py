@@ -1,87 +1,128 @@
 """Certificates in service: what became of the requests under each of them, and whether it still holds."""
 
 import logging
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.attempt import refuse_apart
 from reasonrt.policies.stopping.certificate import Certificate, check_matches
-from reasonrt.policies.stopping.drift import DriftMonitor
+from reasonrt.policies.stopping.evidence import (
+    Evidence,
+    GatewayLink,
+    KeptEvidence,
+    ReportedEvidence,
+    Verdict,
+    Vote,
+    digest,
+)
+from reasonrt.policies.stopping.evidence_file import EvidenceFile
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.risks import lost_correct
+from reasonrt.policies.stopping.signature import PublicKeys
 from reasonrt.policies.stopping.traces import Fingerprints, Trace
+from reasonrt.types import Message
 
-_WINDOW = 10_000  # shadowed requests
 _log = logging.getLogger(__name__)
 
 
 class ServedCertificate:
-    """One certificate, over all requests that it is asked for.
+    """One certificate, over all requests of this process that it is asked for.
 
     Attributes:
-        monitor: fed by the requests that run to their end although the rule would have stopped them. Nobody knows
-            the right answers there, so it watches how often stopping departs from the full answer, and its limit is
-            what that was at most on the certified problems; alpha, where lost answers are what was certified and it is
-            more.
+        evidence: fed by the requests that run to their end although the rule would have stopped them.
+        flaw: why it is not served at all, whatever the evidence says.
         counts: of requests by what became of them: `go_on`, `answer`, `give_up`, `refused` (the certificate is not for
-            them, or no longer holds); of the shadowed ones that `departed`; of probes that were `dropped`.
+            them, or no longer holds); of probes that were `dropped`.
     """
 
-    def __init__(self, certificate: Certificate) -> None:
+    def __init__(self, certificate: Certificate, evidence: Evidence) -> None:
         self.certificate, self.sha256 = certificate, certificate.sha256
-        alphas = {finding.risk: finding.alpha for finding in certificate.findings}
-        limit = max(alphas.get("lost_correct", 0.0), certificate.unlabelled.upper_bound)
-        self.monitor = DriftMonitor(min(limit, 0.99), certificate.delta)
+        self.evidence = evidence
+        self.flaw: str | None = None
         self.counts = Counter[str]()
-        self._asked: OrderedDict[Hashable, None] = OrderedDict()
+        self._said = set[str]()
 
-    def check(self, served: Fingerprints) -> None:
-        """Raises: CalibrationError: the certificate is not for this, or no longer holds."""
+    @property
+    def verdict(self) -> Verdict:
+        return self.evidence.verdict if self.flaw is None else Verdict(self.flaw)
+
+    def check(self, served: Fingerprints) -> Verdict:
+        """What the evidence says, where the certificate may be served.
+
+        Raises:
+            CalibrationError: the certificate is not for this, or no longer holds.
+        """
+        verdict = self.verdict
         try:
+            if verdict.refusal is not None:
+                raise CalibrationError(verdict.refusal)
             check_matches(self.certificate, served)
-            if self.monitor.alarm:
-                raise CalibrationError(
-                    f"stopping changed more than {self.monitor.alpha:.3g} of the answers, by {self.monitor.n} requests "
-                    "that ran to their end; the certificate no longer holds, certify anew"
-                )
         except CalibrationError as error:
             self.counts["refused"] += 1
-            if self.counts["refused"] == 1:
+            reason = verdict.refusal or "not for this"  # which has as many forms as there are requests
+            if reason not in self._said:
                 _log.warning("certificate %.12s: %s; requests think to the end", self.sha256, error)
+            self._said.add(reason)
             raise
+        return verdict
 
-    def ran_to_the_end(self, asked: Hashable, full_answer: str | None, outcome: Outcome) -> None:
-        """One shadowed request: what it asked, its own full answer, and what the rule would have done.
-
-        Among so many shadowed requests one question counts once: who sends it again and again has one vote.
-        """
-        if asked in self._asked:
-            return
-        self._asked[asked] = None
-        if len(self._asked) > _WINDOW:
-            self._asked.popitem(last=False)
-        departed, was_well = lost_correct(Trace("live", (), 1, full_answer), outcome), not self.monitor.alarm
-        self.counts["departed"] += departed
-        if self.monitor.add(departed) and was_well:
-            _log.warning(
-                "certificate %.12s: stopping departs from the full answer more often than %.3g; back to full thinking",
-                self.sha256,
-                self.monitor.alpha,
-            )
+    def ran_to_the_end(self, asked: Sequence[Message], trace: Trace, outcome: Outcome) -> None:
+        """One shadowed request: what it asked, what it thought, and what the rule would have done."""
+        self.evidence.add(Vote(self.sha256, digest(asked), lost_correct(trace, outcome)))
 
 
 class ServedCertificates:
-    """The certificates of one runtime, by their files. A file that has changed is read again and starts anew."""
+    """The certificates of one runtime, by their files. A file that has changed is read again.
+
+    Evidence is in this process and ends with it, unless `keep` or `report` say otherwise.
+    """
 
     def __init__(self) -> None:
         self._by_file: dict[str, tuple[int, ServedCertificate]] = {}
         self._refused: set[str] = set()
+        self._keys = PublicKeys()
+        self._evidence: Callable[[Certificate, Path], Evidence] = lambda certificate, file: KeptEvidence(certificate)
 
     def __iter__(self) -> Iterator[ServedCertificate]:
         """For metrics."""
-        return (served for _, served in self._by_file.values())
+        return iter({served.sha256: served for _, served in self._by_file.values()}.values())
+
+    def keep(self, folder: Path | None = None, keys: PublicKeys | None = None) -> None:
+        """Keep evidence in files: in `folder`, or beside each certificate; and serve what one of `keys` has signed."""
+        self.close()
+
+        def kept(certificate: Certificate, file: Path) -> Evidence:
+            path = evidence_path(certificate, file, folder)
+            return KeptEvidence(certificate, EvidenceFile(path, certificate.sha256))
+
+        self._evidence, self._keys = kept, keys or PublicKeys()
+
+    def report(self, link: GatewayLink) -> None:
+        """Leave evidence and keys to a gateway."""
+        self.close()
+        self._evidence = lambda certificate, file: ReportedEvidence(certificate.sha256, link)
+
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """Of each certificate, by its SHA-256, as its file is now; what a gateway tells its replicas."""
+        for file in list(self._by_file):
+            with suppress(CalibrationError):  # which has been logged
+                self.read(file)
+        return {served.sha256: served.verdict for served in self}
+
+    def count(self, vote: Vote) -> None:
+        """A vote from a replica; one on a certificate that is no longer served is left out."""
+        for served in self:
+            if served.sha256 == vote.certificate:
+                served.evidence.add(vote)
+
+    def close(self) -> None:
+        """Let go of the files that evidence is in; what is asked for later is opened again."""
+        for served in self:
+            served.evidence.close()
+        self._by_file.clear()
 
     def pick(self, files: Sequence[str], tolerated: Mapping[str, float] | None = None) -> ServedCertificate:
         """The first one or, where risks are named, that with the highest alpha of those that promise all of them.
@@ -113,17 +154,34 @@ class ServedCertificates:
         return known
 
     def read(self, file: str) -> ServedCertificate:
+        """Raises: CalibrationError: the file holds no certificate as it was made."""
         path = Path(file)
         changed_at = path.stat().st_mtime_ns if path.is_file() else -1
         if file not in self._by_file or self._by_file[file][0] != changed_at:
             try:
-                self._by_file[file] = changed_at, ServedCertificate(Certificate.read(path))
+                certificate = Certificate.read(path)
             except CalibrationError as error:
                 if file not in self._refused:
                     _log.warning("%s; requests think to the end", error)
                 self._refused.add(file)
                 raise
+            self._serve(file, changed_at, certificate)
         return self._by_file[file][1]
+
+    def _serve(self, file: str, changed_at: int, certificate: Certificate) -> None:
+        """Serve what the file holds now; another file may hold the same."""
+        known = {served.sha256: served for served in self}
+        served = known.get(certificate.sha256)
+        served = served or ServedCertificate(certificate, self._evidence(certificate, Path(file)))
+        served.flaw = self._keys.flaw(certificate)
+        self._by_file[file] = changed_at, served
+        for left in set(known.values()).difference(self):
+            left.evidence.close()
+
+
+def evidence_path(certificate: Certificate, file: Path, folder: Path | None) -> Path:
+    """Where the evidence against the certificate in `file` is kept."""
+    return (folder or file.parent) / f"{certificate.sha256[:16]}.evidence"
 
 
 def _in_words(*promises: Mapping[str, float]) -> str:

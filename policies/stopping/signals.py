@@ -8,11 +8,15 @@ serving and replay both call it, so that they cannot differ.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from reasonrt.policies.stopping.traces import Checkpoint, same_answer
+from reasonrt.answers import is_answer, same_answer
+from reasonrt.errors import CalibrationError
+from reasonrt.policies.stopping.traces import Checkpoint
+from reasonrt.trees import Trees
 
 ANSWER = "answer"
 ENTROPY_AFTER_THINKING = "entropy_after_thinking"
@@ -111,7 +115,7 @@ class Agreement:
         def value(checkpoint: Checkpoint) -> float:
             nonlocal last, run
             answer = checkpoint.answer
-            run = run + 1 if same_answer(answer, last) else int(same_answer(answer, answer))
+            run = run + 1 if same_answer(answer, last) else int(is_answer(answer))
             last = answer
             return float(run)
 
@@ -189,6 +193,58 @@ class Steadiness:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """How much another signal has changed since it was last known; 0 for its first value."""
+
+    of: "Signal"
+    kind: Literal["change"] = field(default="change", repr=False)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.of.reads
+
+    def follow(self) -> Follow:
+        value_of = self.of.follow()
+        last: float | None = None
+
+        def value(checkpoint: Checkpoint) -> float | None:
+            nonlocal last
+            new = value_of(checkpoint)
+            if new is None:
+                return None
+            change, last = 0.0 if last is None else new - last, new
+            return change
+
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Highest:
+    """The highest value of another signal so far."""
+
+    of: "Signal"
+    kind: Literal["highest"] = field(default="highest", repr=False)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.of.reads
+
+    def follow(self) -> Follow:
+        value_of = self.of.follow()
+        highest = -math.inf
+
+        def value(checkpoint: Checkpoint) -> float | None:
+            nonlocal highest
+            new = value_of(checkpoint)
+            if new is None:
+                return None
+            highest = max(highest, new)
+            return highest
+
+        return value
+
+
+@dataclass(frozen=True, slots=True)
 class Logistic:
     """Probability from a logistic regression on other signals; `reasonrt.calibration.stopping.learned_signal` fits it.
 
@@ -204,20 +260,67 @@ class Logistic:
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset().union(*(signal.reads for signal in self.of))
+        return _reads_of_all(self.of)
 
     def follow(self) -> Follow:
-        follows = [signal.follow() for signal in self.of]
+        def score(known: Sequence[float]) -> float:
+            return self.bias + math.fsum(weight * x for weight, x in zip(self.weights, known, strict=True))
 
-        def value(checkpoint: Checkpoint) -> float | None:
-            values = [follow(checkpoint) for follow in follows]
-            known = [value for value in values if value is not None]
-            if len(known) < len(values):
-                return None
-            score = self.bias + math.fsum(weight * x for weight, x in zip(self.weights, known, strict=True))
-            return 0.5 * (1 + math.tanh(score / 2))  # the logistic function, without overflow
-
-        return value
+        return _probability(self.of, score)
 
 
-Signal = Annotated[Recorded | TokensUsed | Agreement | Ema | Steadiness | Logistic, Field(discriminator="kind")]
+@dataclass(frozen=True, slots=True)
+class Boosted:
+    """Probability from boosted trees on other signals; `reasonrt.calibration.stopping.learned_signal` grows them.
+
+    Attributes:
+        of: the other signals.
+        trees: from their values to log-odds.
+
+    Raises:
+        CalibrationError: a tree reads a signal that is not there.
+    """
+
+    of: "tuple[Signal, ...]"
+    trees: Trees
+    kind: Literal["boosted"] = field(default="boosted", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.trees.num_features > len(self.of):
+            raise CalibrationError(
+                f"a tree reads signal {self.trees.num_features} of {len(self.of)}; certify again, or mend the rule"
+            )
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return _reads_of_all(self.of)
+
+    def follow(self) -> Follow:
+        return _probability(self.of, lambda known: _log_odds(self.trees, tuple(known)))
+
+
+Signal = Annotated[
+    Recorded | TokensUsed | Agreement | Ema | Steadiness | Change | Highest | Logistic | Boosted,
+    Field(discriminator="kind"),
+]
+
+
+@lru_cache(maxsize=1 << 16)  # of the many rules of one family, one is asked what the others were
+def _log_odds(trees: Trees, known: tuple[float, ...]) -> float:
+    return trees(known)
+
+
+def _reads_of_all(signals: "Sequence[Signal]") -> frozenset[str]:
+    return frozenset().union(*(signal.reads for signal in signals))
+
+
+def _probability(signals: "Sequence[Signal]", score: Callable[[Sequence[float]], float]) -> Follow:
+    """The logistic function of a score of the values of signals; not known where one of them is not."""
+    follows = [signal.follow() for signal in signals]
+
+    def value(checkpoint: Checkpoint) -> float | None:
+        values = [follow(checkpoint) for follow in follows]
+        known = [value for value in values if value is not None]
+        return 0.5 * (1 + math.tanh(score(known) / 2)) if len(known) == len(values) else None  # without overflow
+
+    return value

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
+from reasonrt.answers import is_answer, same_answer, same_in_every_way
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.files import canonical, parse, read_lines, write_text
 
-SCHEMA = "reasonrt.traces/2"
+SCHEMA = "reasonrt.traces/3"
 _FINAL = " .?:;,。"  # but no "!", which may be a factorial
 
 
@@ -62,9 +64,13 @@ class Trace:
         gold: the right answer, where it is known.
         group: a row of the certificate's table, for example a subject.
         content_hash: `problem_hash` of the question; "" where the text is not at hand.
+        is_exact: whether there is no algebra in the answers, as in `TaskProblem`.
+        right: of the answer at each checkpoint and, last, the full one, whether it is gold; all False without gold.
+        kept: of the answer at each checkpoint, whether it is the full one in every way to read them. Both are graded
+            when a trace is made, unless they are given: a file keeps what was said then.
 
     Raises:
-        CalibrationError: tokens that do not increase or go beyond `full_tokens`.
+        CalibrationError: tokens that do not increase or go beyond `full_tokens`; grades of other answers.
     """
 
     problem_id: str
@@ -74,6 +80,9 @@ class Trace:
     gold: str | None = None
     group: str = ""
     content_hash: str = ""
+    is_exact: bool = False
+    right: tuple[bool, ...] = ()
+    kept: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         _require(bool(self.problem_id), "a trace has no problem_id; give each problem one")
@@ -89,15 +98,29 @@ class Trace:
             "count both without probes",
         )
         object.__setattr__(self, "checkpoints", tuple(self.checkpoints))  # a list could still change
+        answers = [checkpoint.answer for checkpoint in self.checkpoints]
+        right = (same_answer(answer, self.gold, self.is_exact) for answer in (*answers, self.full_answer))
+        kept = (same_in_every_way(answer, self.full_answer, self.is_exact) for answer in answers)
+        object.__setattr__(self, "right", tuple(self.right if self.right and self.has_gold else right))
+        object.__setattr__(self, "kept", tuple(self.kept or kept))
+        _require(
+            len(self.right) == len(answers) + 1 and len(self.kept) == len(answers),
+            f"the trace {of} has {len(self.right)} and {len(self.kept)} grades for {len(answers)} checkpoints and "
+            "its end; leave 'right' and 'kept' out",
+        )
 
     @property
     def has_gold(self) -> bool:
         return is_answer(self.gold)
 
     @property
-    def reference(self) -> str | None:
-        """Gold where it is known, else the model's own full answer."""
-        return self.gold if self.has_gold else self.full_answer
+    def is_counted(self) -> bool:
+        """Whether there is something to lose: the full answer is right or, without gold, there is one."""
+        return self.right[-1] if self.has_gold else is_answer(self.full_answer)
+
+    def is_good(self, index: int) -> bool:
+        """Whether the answer at a checkpoint is the one that counts: gold where it is known, else the full one."""
+        return self.right[index] if self.has_gold else self.kept[index]
 
     @property
     def names(self) -> frozenset[str]:
@@ -206,19 +229,6 @@ def problem_hash(question: str) -> str:
     return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()
 
 
-def is_answer(answer: str | None) -> bool:
-    return bool((answer or "").strip())
-
-
-def same_answer(a: str | None, b: str | None) -> bool:
-    """Whether both are answers, and equal but for case and white space. No answer equals nothing, itself included.
-
-    Answers of equal value are given one spelling when a trace is made: `reasonrt.policies.stopping.spelling`.
-    """
-    words = [(answer or "").casefold().split() for answer in (a, b)]
-    return words[0] == words[1] != []
-
-
 def split_traces(traces: TraceSet, shares: Sequence[float], seed: int = 0) -> list[TraceSet]:
     """Disjoint sets of about these shares. Where a problem goes depends on it and `seed` alone, not on the others.
 
@@ -239,8 +249,13 @@ def split_traces(traces: TraceSet, shares: Sequence[float], seed: int = 0) -> li
 
 def write_traces(path: Path, traces: TraceSet) -> None:
     """One JSON line with the schema and the fingerprints, then one line per trace."""
-    header = {"schema": SCHEMA, "fingerprints": asdict(traces.fingerprints)}
-    write_text(path, "".join(f"{canonical(value)}\n" for value in (header, *map(asdict, traces))))
+    lines = (header_of(traces.fingerprints), *map(asdict, traces))
+    write_text(path, "".join(f"{canonical(line)}\n" for line in lines))
+
+
+def header_of(fingerprints: Fingerprints) -> dict[str, Any]:
+    """The first line of a file of traces."""
+    return {"schema": SCHEMA, "fingerprints": asdict(fingerprints)}
 
 
 def read_traces(path: Path) -> TraceSet:

@@ -26,7 +26,7 @@ from reasonrt.runtime import Runtime
 from reasonrt.types import Limits, Message
 
 _ACCURATE = 0.9  # the threshold that speed is measured at, beside self-speculation
-_BLOCK = 100  # problems that one arm solves before the next one has its turn
+_BLOCK = 100  # problems, at least, that one arm solves before the next one has its turn
 _REFERENCE = 8  # problems: the reference takes one at a time, as slowly as it is plain
 _FAST: dict[str, dict[str, Any]] = {
     "threshold": {"threshold": _ACCURATE},
@@ -35,6 +35,7 @@ _FAST: dict[str, dict[str, Any]] = {
 _TARGETS = {"nano-target in vLLM": None, "nano-target in vLLM, one core": "0"}
 """Small models can be faster without threads: what diffusion is compared with is the best of these."""
 _ROUNDS = 2
+_PER_PLACE = 4  # problems in one turn for each that is solved concurrently: the places are full most of the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,15 @@ class DiffusionBench:
         ablation: bool = True,
         report: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Any]:
-        """Accuracy against tokens per pass, what merging saves and, for `timed` problems, tokens per second."""
+        """Accuracy against tokens per pass, what merging saves and, for `timed` problems, tokens per second.
+
+        Where more than `timed` are needed to keep so many places busy, more are timed.
+        """
         chosen = load_task(self.task, problems, self.split)
         result = await self._accuracy(thresholds, chosen, ablation, report)
         result["merging"] = await self._merging(chosen[: max(1, problems // 4)], report)
         if timed:
-            result["speed"] = await self._speed(chosen[:timed], concurrencies, report)
+            result["speed"] = await self._speed(timed, concurrencies, report)
         return result
 
     async def _accuracy(
@@ -89,10 +93,12 @@ class DiffusionBench:
         return merging_row(found, *(arm.label for arm in arms))
 
     async def _speed(
-        self, problems: Sequence[TaskProblem], concurrencies: Sequence[int], report: Callable[[str], None]
+        self, timed: int, concurrencies: Sequence[int], report: Callable[[str], None]
     ) -> list[dict[str, Any]]:
         """Each engine alone on the machine, in `_ROUNDS` turns, each turn with its share of the problems."""
         ours = self._ours()
+        needed = {concurrency: max(timed, concurrency * _PER_PLACE * _ROUNDS) for concurrency in concurrencies}
+        problems = load_task(self.task, max(needed.values()), self.split)
         warm = load_task(self.task, _REFERENCE, "router")
         found: dict[tuple[int, str], list[Record]] = {}
         for turn in range(_ROUNDS):
@@ -102,7 +108,8 @@ class DiffusionBench:
                     await self._run(runtime, warm, policies, 4, f"warm-{time.time_ns()}", report)
                     for concurrency in concurrencies:
                         part = f"speed-{concurrency}-{turn}-{next(iter(arms)).replace(' ', '_')}"
-                        solved = await self._run(runtime, problems[turn::_ROUNDS], policies, concurrency, part, report)
+                        share = problems[turn : needed[concurrency] : _ROUNDS]
+                        solved = await self._run(runtime, share, policies, concurrency, part, report)
                         for name, policy in arms.items():
                             found.setdefault((concurrency, name), []).extend(solved.of(policy.label))
         rows = [_speed_row(name, concurrency, records) for (concurrency, name), records in sorted(found.items())]
@@ -127,7 +134,7 @@ class DiffusionBench:
         report: Callable[[str], None],
     ) -> Report:
         limits = Limits(max_tokens=self.max_tokens)
-        block = _BLOCK if name == "accuracy" else max(8, min(32, concurrency * 4))
+        block = max(_BLOCK, concurrency * _PER_PLACE)
         settings = RunSettings(f"{self.task}/{self.split}", limits, concurrency=concurrency, block=block)
 
         def tell(progress: EvalProgress) -> None:

@@ -23,7 +23,7 @@ from reasonrt.benches.validity import (
     wrong_n,
 )
 from reasonrt.calibration.stopping.bounds import binomial_lower_bound
-from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules
+from reasonrt.calibration.stopping.candidates import FAMILIES, LEARNED, Splits, candidate_rules
 from reasonrt.calibration.stopping.multiple_testing import pareto_order
 from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.stopping.trials import Limit
@@ -47,12 +47,16 @@ _SYNTHETIC_PROBLEMS = 1500
 
 @dataclass(frozen=True)
 class Case:
-    """One family of rules on one population, with other problems to learn an order from."""
+    """One family of rules on one population.
+
+    Attributes:
+        order: other problems, to learn an order from; None where the rules stand in the order of their testing.
+    """
 
     name: str
     family: str
     rules: list[StoppingRule]
-    order: TraceSet
+    order: TraceSet | None
     truth: TraceSet
 
     @cached_property
@@ -61,11 +65,13 @@ class Case:
         return Population.of(self.truth, self.rules, [Limit(RISK, ALPHAS[0])])
 
     @cached_property
-    def _elsewhere(self) -> Population:
-        return Population.of(self.order, self.rules, [Limit(RISK, ALPHAS[0])])
+    def _elsewhere(self) -> Population | None:
+        return Population.of(self.order, self.rules, [Limit(RISK, ALPHAS[0])]) if self.order else None
 
     def along_its_order(self, alpha: float) -> Population:
-        """The rules that `order_rules` keeps, in its order."""
+        """The rules that `order_rules` keeps, in its order; all of them where their order is known."""
+        if self._elsewhere is None:
+            return self.population.only(range(len(self.rules)), alpha)
         known = self._elsewhere.only(range(len(self.rules)), alpha).whole()
         return self.population.only(pareto_order(list(known.p_values[0]), list(known.tokens[0])), alpha)
 
@@ -74,7 +80,7 @@ class Case:
 
 
 def cases(recorded: Splits | None, families: Iterable[str] = ()) -> Iterator[Case]:
-    """Every family on every population that has the signals it reads, and all of them together."""
+    """Every family on every population that has the signals it reads, and all that take an order together."""
     populations = {
         kind: tuple(synthetic_traces(kind, n, seed) for n, seed in ((300, 1), (300, 2), (_SYNTHETIC_PROBLEMS, 0)))
         for kind in KINDS
@@ -83,15 +89,17 @@ def cases(recorded: Splits | None, families: Iterable[str] = ()) -> Iterator[Cas
     for name, (train, order, truth) in populations.items():
         known: list[StoppingRule] = []
         for family in families or FAMILIES:
+            learn = TraceSet((*train, *order)) if family in LEARNED else train
             try:
-                rules = candidate_rules(train, [family])
+                rules = candidate_rules(learn, [family])
             except CalibrationError:
                 if name != "recorded":
                     raise
                 continue  # it was not recorded
-            yield Case(name, family, rules, order, truth)
-            known += rules
-        yield Case(name, ALL, list(dict.fromkeys(known)), order, truth)
+            yield Case(name, family, rules, None if family in LEARNED else order, truth)
+            known += [] if family in LEARNED else rules
+        if known:
+            yield Case(name, ALL, list(dict.fromkeys(known)), order, truth)
 
 
 def validity_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate_rules
-from reasonrt.calibration.stopping.certification import certify, order_rules
+from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidates
+from reasonrt.calibration.stopping.certification import certify
 from reasonrt.calibration.stopping.families import published_rules
 from reasonrt.calibration.stopping.sample_size import Infeasible
 from reasonrt.errors import EvalError
@@ -29,7 +29,7 @@ from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
 from reasonrt.writing import seed_of
 
-ALL = "all"
+ALL = "all"  # families that are ordered on other problems, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +121,21 @@ def _named(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
 
 
 def certify_families(
-    parts: Splits, alpha: float, delta: float, risk: str = "lost_correct"
+    parts: Splits,
+    alpha: float,
+    delta: float,
+    risk: str = "lost_correct",
+    families: Sequence[str] = (ALL, *FAMILIES),
 ) -> dict[str, Certificate | str]:
-    """A certificate for each family by itself and for all of them together, or why there is none."""
-    train, order, held_out = parts
+    """A certificate for each family by itself, each at `delta`, or why there is none."""
     found: dict[str, Certificate | str] = {}
-    for name in (ALL, *FAMILIES):
-        rules = candidate_rules(train, [] if name == ALL else [name])
-        learned = order_rules(order, rules, risk=risk, alpha=alpha)
+    for name in families:
+        made = candidates(parts, [] if name == ALL else [name], risk)
+        order = made.order(risk, alpha)
         try:
-            found[name] = certify(held_out, rules, risk=risk, alpha=alpha, delta=delta, order=learned, train=train)
+            found[name] = certify(
+                parts.certify, made.rules, risk=risk, alpha=alpha, delta=delta, order=order, train=made.train
+            )
         except Infeasible as error:
             found[name] = str(error)
     return found

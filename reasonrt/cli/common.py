@@ -34,7 +34,12 @@ TaskOption = Annotated[
     str,
     typer.Option(help="Take problems of this task: zoo, a family of it, FAMILY:LEVEL, gsm8k, or a JSONL file."),
 ]
-SplitOption = Annotated[str, typer.Option(help="Take this split of the zoo's tasks: train, router, certify or test.")]
+SplitOption = Annotated[
+    str,
+    typer.Option(
+        help="Take this split of the zoo's tasks: train, router, certify or test; drawn again, test-2 and so on."
+    ),
+]
 TemperatureOption = Annotated[float, typer.Option(help="Draw tokens at this temperature; 0 is greedy.")]
 MaxTokensOption = Annotated[
     int | None, typer.Option(help="End a problem after this many tokens of reasoning and answer.")

@@ -25,7 +25,7 @@ def bench(
     split: SplitOption = "test",
     problems: Annotated[int, typer.Option(min=10, help="Measure accuracy on this many problems.")] = 400,
     timed: Annotated[
-        int, typer.Option(min=0, help="Measure speed on this many of these problems, the first ones; 0 leaves it out.")
+        int, typer.Option(min=0, help="Measure speed on this many problems, at least 8 for each place; 0: not at all.")
     ] = 64,
     concurrency: Annotated[
         list[int] | None, typer.Option(min=1, help="Measure speed with this many concurrent problems; repeat it.")

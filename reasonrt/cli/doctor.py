@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -18,17 +18,22 @@ from reasonrt.cli.common import ConfigOption, JsonOption, console, write_json
 from reasonrt.config import Config, DiffusionConfig, PluginConfig, VllmConfig, load_config, model_folder
 from reasonrt.engines.build import ENGINES, build_engine
 from reasonrt.engines.vllm_settings import cpu_dtype
-from reasonrt.errors import ConfigError
+from reasonrt.errors import CalibrationError, ConfigError
 from reasonrt.evals.tasks import TASKS
 from reasonrt.plugins import Plugin, unreadable_packages
 from reasonrt.policies.registry import policy_plugins
+from reasonrt.policies.stopping.certificate import Certificate
+from reasonrt.policies.stopping.evidence import KeptEvidence
+from reasonrt.policies.stopping.evidence_file import EvidenceFile
+from reasonrt.policies.stopping.service import evidence_path
+from reasonrt.policies.stopping.signature import PublicKeys, check_signature
 from reasonrt.programs.sandbox.launch import what_is_missing
+from reasonrt.serve.config import load_serve_config
 from reasonrt.tools import TOOLS, build_tool
 
 _NEEDED = ("torch", "transformers", "tokenizers")
 _OPTIONAL = {
     "ray": "serving on more than one process: pip install 'reasonrt[ray]'",
-    "math_verify": "grading beyond exact answers: pip install 'reasonrt[eval]'",
     "pydantic_monty": "programs over long contexts: pip install 'reasonrt[programs]'",
     "reasoning_gym": "the zoo's word problems: pip install 'reasonrt[eval]'",
 }
@@ -49,6 +54,7 @@ def doctor(config: ConfigOption = None, json_file: JsonOption = None) -> None:
     """Look at versions, cores, GPUs, memory, plug-ins and models; the exit code is 1 where something will not work."""
     settings = load_config(config)
     findings = [*_machine(), *_packages(), *_plugins(), *_engines(settings), *_tools(settings)]
+    findings += certificate_findings(settings)
     table = Table("what", "found", "", show_edge=False)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
     for finding in findings:
@@ -177,6 +183,45 @@ def _tools(config: Config) -> list[Finding]:
         _built(f"tool {name}", f"plugin {tool.name}", partial(build_tool, name, tool))
         for name, tool in config.tools.items()
     ]
+
+
+def certificate_findings(config: Config) -> list[Finding]:
+    """Those that the configuration stops requests under: whole, signed where that is asked for, with their evidence."""
+    try:
+        serving = load_serve_config(config.serve, os.environ)
+        keys = PublicKeys.read(serving.certificate_keys)
+    except ConfigError as error:
+        return [Finding("serve", "configuration", "problem", str(error))]
+    options = [*config.policies.values(), *(preset.options for preset in serving.efforts.values())]
+    findings = []
+    for file in dict.fromkeys(file for own in options for file in _certificate_files(own)):
+        try:
+            certificate = Certificate.read(Path(file))
+            check_signature(certificate, keys)
+            seen = _seen(certificate, evidence_path(certificate, Path(file), serving.evidence_folder))
+        except CalibrationError as error:
+            findings.append(Finding(f"certificate {file}", "requests think to the end", "problem", str(error)))
+            continue
+        findings.append(Finding(f"certificate {file}", f"{certificate.risk} below {certificate.alpha:g}; {seen}"))
+    return findings
+
+
+def _certificate_files(options: Mapping[str, Any]) -> list[str]:
+    stopping = options.get("stopping")
+    named = stopping.get("certificate") if isinstance(stopping, dict) else None
+    return [named] if isinstance(named, str) else [file for file in named or () if isinstance(file, str)]
+
+
+def _seen(certificate: Certificate, file: Path) -> str:
+    """Raises: CalibrationError: the evidence cannot be read, or says that the certificate no longer holds."""
+    if not file.exists():
+        return "no evidence yet"
+    evidence = KeptEvidence(certificate)
+    evidence.restore(EvidenceFile(file, certificate.sha256).read(), str(file))
+    if refusal := evidence.verdict.refusal:
+        raise CalibrationError(refusal)
+    monitor = evidence.monitor
+    return f"evidence {monitor.evidence:.2g} of {1 / monitor.delta:g} by {monitor.n} shadowed requests"
 
 
 def _built(subject: str, value: str, build: Callable[[], object]) -> Finding:

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from reasonrt.answers import same_answer
-from reasonrt.calibration.stopping.candidates import FAMILIES, candidate_rules, splits, without_gold
-from reasonrt.calibration.stopping.certification import Level, certify_levels, order_rules
+from reasonrt.calibration.stopping.candidates import DEFAULT_FAMILY, FAMILIES, Splits, candidates, splits, without_gold
+from reasonrt.calibration.stopping.certification import Level, certify_levels
 from reasonrt.calibration.stopping.certification import verify as verify_certificate
 from reasonrt.calibration.stopping.importers import read_conformal_thinking
 from reasonrt.calibration.stopping.ledger import Ledger
+from reasonrt.calibration.stopping.provenance import check_provenance
 from reasonrt.calibration.stopping.sample_size import Infeasible, check_level
 from reasonrt.calibration.stopping.sample_size import plan as plan_certificate
 from reasonrt.cli.common import (
@@ -37,6 +37,8 @@ from reasonrt.policies.stopping.certificate import Certificate, Finding
 from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import to_json
 from reasonrt.policies.stopping.schedule import Schedule
+from reasonrt.policies.stopping.signature import PublicKeys, check_signature
+from reasonrt.policies.stopping.signature import sign as sign_certificate
 from reasonrt.policies.stopping.traces import TraceSet, read_traces, write_traces
 
 Layout = Literal["reasonrt", "conformal-thinking"]
@@ -71,6 +73,8 @@ LearnOption = Annotated[
 ]
 
 CertificateArgument = Annotated[Path, typer.Argument(help="Read the certificate in this file.")]
+
+_LONGEST_RULE = 600
 
 certificate_app = typer.Typer(
     no_args_is_help=True, help="Show what a certificate promises, and verify it from its traces."
@@ -154,7 +158,9 @@ def stopping(
     delta: DeltaOption = 0.1,
     family: Annotated[
         list[str] | None,
-        typer.Option(help=f"Try this family of rules; may be repeated; by default all: {', '.join(FAMILIES)}."),
+        typer.Option(
+            help=f"Try this family of rules; may be repeated; by default {DEFAULT_FAMILY}: {', '.join(FAMILIES)}."
+        ),
     ] = None,
     learn_file: LearnOption = None,
     growing: GrowingOption = False,
@@ -178,16 +184,18 @@ def stopping(
     if growing and not learn_file:
         raise CalibrationError("--growing needs --learn: rules made on a part of the same traces change as those grow")
     learn = _read(learn_file, gold, layout) if learn_file else None
-    train, order, held_out = splits(_read(traces_file, gold, layout), learn)
-    risks = risk or ["lost_correct"]
+    parts = splits(_read(traces_file, gold, layout), learn)
+    held_out, risks = parts.certify, risk or ["lost_correct"]
     if len(alpha) % len(risks):
         raise CalibrationError(f"{len(risks)} risks have {len(alpha)} alphas; give one for each, of every level")
     alphas = [alpha[first : first + len(risks)] for first in range(0, len(alpha), len(risks))]
     with console.status("trying rules ..."):
-        rules = candidate_rules(train, family or [])
-        levels = [Level(risks, each, order_rules(order, rules, risk=risks, alpha=each)) for each in alphas]
-        ledger = Ledger.beside(traces_file, ledger_file)
-        found = certify_levels(held_out, rules, levels, delta=delta, train=train, growing=growing, ledger=ledger)
+        tried = candidates(parts, family or [DEFAULT_FAMILY], risks)
+        levels = [Level(risks, each, tried.order(risks, each)) for each in alphas]
+        found = certify_levels(
+            held_out, tried.rules, levels,
+            delta=delta, train=tried.train, growing=growing, ledger=Ledger.beside(traces_file, ledger_file),
+        )  # fmt: skip
     for level, certificate in zip(alphas, found, strict=True):
         if isinstance(certificate, Infeasible):
             continue
@@ -228,21 +236,59 @@ def show(file: CertificateArgument) -> None:
     _print(Certificate.read(file))
 
 
+@certificate_app.command(epilog="Example: reasonrt certificate sign certificate.json --key private.pem")
+def sign(
+    file: CertificateArgument,
+    key: Annotated[Path, typer.Option(help="Sign with the Ed25519 private key in this PEM file.")],
+) -> None:
+    """Sign a certificate, for servers that serve signed ones alone (`serve.certificate_keys`)."""
+    sign_certificate(Certificate.read(file), key).write(file)
+    console.print(f"{file} is signed")
+
+
 @certificate_app.command(
     epilog="Example: reasonrt certificate verify certificate.json --traces runs/traces/traces.jsonl"
 )
-def verify(file: CertificateArgument, traces_file: TracesOption, ledger_file: LedgerOption = None) -> None:
-    """Recompute a certificate from its traces and its ledger; one line says what differs."""
+def verify(
+    file: CertificateArgument,
+    traces_file: TracesOption,
+    ledger_file: LedgerOption = None,
+    learn_file: Annotated[
+        Path | None,
+        typer.Option("--learn", help="Recompute rules and order from these traces, if it was made with --learn."),
+    ] = None,
+    public_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="Require a signature by the Ed25519 key in this PEM file; may be repeated: by one of them."),
+    ] = None,
+) -> None:
+    """Recompute a certificate from its traces and its ledger; one line says what differs, or what they cannot show."""
     certificate, recorded = Certificate.read(file), read_traces(traces_file)
-    known = [given for part in (recorded, splits(recorded).certify) for given in (part, without_gold(part))]
-    fitting = (part for part in known if part.split.sha256 == certificate.splits.get("certify"))
+    check_signature(certificate, PublicKeys.read(public_key or ()))
+    learn = read_traces(learn_file) if learn_file else None
+    parts, is_whole = _parts_of(certificate, recorded, learn)
     ledger = None if certificate.attempt.number is None else Ledger.beside(traces_file, ledger_file)
-    verify_certificate(certificate, next(fitting, recorded), ledger)
+    verify_certificate(certificate, parts.certify, ledger)
     console.print(f"{file}: {certificate.num_problems} traces give this certificate; {_tries(certificate)}")
+    unknown = ["its rules and their order; name the traces that they were made from by --learn"]
+    for gap in check_provenance(certificate, parts) if is_whole else unknown:
+        console.print(f"[yellow]not verified:[/] {gap}", soft_wrap=True)
+
+
+def _parts_of(certificate: Certificate, recorded: TraceSet, learn: TraceSet | None) -> tuple[Splits, bool]:
+    """The splits that it was certified on, with or without gold, and whether they are all that it was made from."""
+    for strip in (TraceSet.of, without_gold):
+        whole, other = strip(recorded), learn and strip(learn)
+        parts = splits(whole, other)
+        if parts.certify.split.sha256 == certificate.splits.get("certify"):
+            return parts, True
+        if whole.split.sha256 == certificate.splits.get("certify"):
+            return parts._replace(certify=whole), not certificate.splits.keys() - {"certify"}
+    return Splits(recorded, recorded, recorded), False
 
 
 def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
-    traces = read_traces(file) if layout == "reasonrt" else read_conformal_thinking(file, same_answer)
+    traces = read_traces(file) if layout == "reasonrt" else read_conformal_thinking(file)
     return traces if gold else without_gold(traces)
 
 
@@ -256,7 +302,9 @@ def _print(certificate: Certificate) -> None:
         f"the {certificate.num_problems} certified problems, probes counted"
     )
     console.print(f"{certificate.num_certified} of {len(certificate.order)} rules certified; the cheapest:")
-    console.print(f"  {to_json(certificate.rule)}", style="dim")
+    rule = to_json(certificate.rule)
+    rule = rule if len(rule) <= _LONGEST_RULE else f"{rule[:_LONGEST_RULE]} ... {len(rule)} characters"  # it has trees
+    console.print(f"  {rule}", style="dim")
     table = Table("group", "problems", "losses", "risk at most", "net saving", title="seen, not promised, by group")
     for group in certificate.groups:
         finding = group.findings[0]
@@ -271,6 +319,8 @@ def _print(certificate: Certificate) -> None:
     for name, value in asdict(certificate.fingerprints).items():
         console.print(f"[dim]{name:>9}[/] {value}", soft_wrap=True)
     console.print(f"[dim]   sha256[/] {certificate.sha256}")
+    signed = "no" if certificate.signature is None else "yes; `verify --public-key` says by whom"
+    console.print(f"[dim]   signed[/] {signed}")
 
 
 def _sentence(finding: Finding, delta: float) -> str:

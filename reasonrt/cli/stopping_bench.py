@@ -67,35 +67,45 @@ def bench(
         list[int] | None,
         typer.Option(min=1, help="Live: measure time with this many concurrent problems; may be repeated."),
     ] = None,
+    recorded: Annotated[
+        int,
+        typer.Option(
+            min=100,
+            help="Live, without --traces: record this many problems of the zoo to learn on, and as many to certify on, "
+            "with each model that stopping is for.",
+        ),
+    ] = 1500,
     max_tokens: Annotated[int | None, typer.Option(help="Live: end a problem after this many tokens.")] = None,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Measure whether certificates hold and what they leave, by simulation, and what they save with real engines.
 
-    The exit code is 1 where a promise does not hold.
+    The live part certifies on --traces; without them it records models of the zoo first, and measures the default
+    family. The exit code is 1 where a promise does not hold.
     """
-    from reasonrt.benches.stopping_live import LiveSettings
-
     parts = part or [name for name in PARTS if name != "live" or traces_file]
     if unknown := sorted(set(parts) - set(PARTS)):
         raise CalibrationError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     learn = read_traces(learn_file) if learn_file else None
-    recorded = splits(read_traces(traces_file), learn) if traces_file else None
-    rows = _simulate(recorded, parts, draws, family or [])
+    known = splits(read_traces(traces_file), learn) if traces_file else None
+    rows = _simulate(known, parts, draws, family or [])
     results: dict[str, Any] = {"rows": rows}
     write_json(json_file, results)  # kept, whatever becomes of the live part
     if "live" in parts:
-        if recorded is None:
-            raise CalibrationError("the live part certifies on traces; record some with `calibrate traces`")
+        from reasonrt.benches.stopping_live import LiveSettings
+
         limits = Limits(max_tokens or load_config(config).limits.max_tokens)
         levels = concurrency or (1, 16)
         settings = LiveSettings(
             out, task, limits, problems, timed, replayed, levels, replayed_at_once, arm or None, time or None
         )
-        results["live"] = _measure(recorded, split, settings, config)
+        if known is None:
+            rows += _measure_zoo(settings, recorded, config)
+        else:
+            results["live"] = _measure(known, split, settings, config)
         write_json(json_file, results)
-    failed = [row for row in rows if row["part"] != "tightness" and not row["ok"]]
+    failed = [row for row in rows if row["part"] != "tightness" and not row.get("ok", True)]
     for row in failed:
         console.print(f"[red]does not hold[/] {row}")
     if failed:
@@ -127,7 +137,31 @@ def _simulate(
     _print_validity(rows)
     _print_joint([row for row in rows if "mistake_rate" in row])
     _print_tightness([row for row in rows if row["part"] == "tightness"])
-    return rows
+    return rows + (_watch(draws) if "validity" in parts else [])
+
+
+def _watch(worlds: int) -> list[dict[str, Any]]:
+    """Certificates in service: is the alarm rarely false, and how soon is it raised?"""
+    from reasonrt.benches.monitors import delay_rows, monitor_rows
+
+    with console.status("simulating service ..."):
+        rates, delays = list(monitor_rows(worlds)), list(delay_rows())
+    table = Table("part", "traffic", "evidence", "alarms", "at least", "as it should be", title=f"{worlds} worlds")
+    for row in rates:
+        evidence = row["choice"].replace("_", " ")
+        shares = f"{row['rate']:.3f}", f"{row['rate_low']:.3f}"
+        table.add_row(row["part"], row["population"], evidence, *shares, "yes" if row["ok"] else "no")
+    console.print(table)
+    table = Table("risk rises to", "limit", "before it", "shadowed until the alarm", "requests", "median")
+    for row in delays:
+        spans = [
+            f"{row[name]:,.0f} ({row[f'{name}_low']:,.0f}-{row[f'{name}_high']:,.0f})"
+            for name in ("shadowed", "requests")
+        ]
+        limit, median = f"{row['alpha']:g}", f"{row['requests_median']:,.0f}"
+        table.add_row(f"{row['rise']:g} limits", limit, row["population"].removeprefix("after "), *spans, median)
+    console.print(table)
+    return rates + delays
 
 
 def _print_validity(rows: Sequence[dict[str, Any]]) -> None:
@@ -203,6 +237,44 @@ def _measure(recorded: Splits, split: str, settings: Any, config: Path | None) -
     found = run(work())
     _print_live(found)
     return found
+
+
+def _measure_zoo(live: Any, recorded: int, config: Path | None) -> list[dict[str, Any]]:
+    from reasonrt.benches.stopping_zoo import MODELS, ZooSettings, measure_model
+    from reasonrt.runtime import Runtime
+
+    settings = ZooSettings(live, ALPHA, DELTA, recorded)
+
+    async def work(model: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        known = load_config(config, {"policies": {}})
+        engines = {"target": known.engines["target"].model_copy(update={"model": f"zoo:{model}"})}
+        with console.status(f"starting {model} ...") as status:
+            async with Runtime.of(known.model_copy(update={"engines": engines}), roles=["target"]) as runtime:
+                return await measure_model(
+                    model, runtime, settings, lambda what, done, total: status.update(f"{what}: {done} of {total}")
+                )
+
+    rows: list[dict[str, Any]] = []
+    for model in MODELS:
+        measured, refused = run(work(model))
+        rows += [{"part": "live", **row, "ok": row["risk_low"] <= ALPHA} for row in measured]
+        _print_zoo(measured, refused)
+    return rows
+
+
+def _print_zoo(rows: Sequence[dict[str, Any]], refused: Mapping[str, str]) -> None:
+    table = Table("model", "family", "n", "lost", "tokens saved", "certified", "probes", "time saved")
+    for row in rows:
+        table.add_row(
+            row["model"],
+            row["family"],
+            str(row["n"]),
+            f"{row['risk']:.1%} ({row['risk_low']:.1%}-{row['risk_high']:.1%})",
+            *(f"{row[key]:.1%}" for key in ("net_saving", "certified_saving", "probe_share", "seconds_saving")),
+        )
+    console.print(table)
+    for family, reason in refused.items():
+        console.print(f"[dim]{family}: {reason}[/]")
 
 
 def _print_live(live: Mapping[str, Any]) -> None:

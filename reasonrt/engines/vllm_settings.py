@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,3 +157,5 @@ def quiet_vllm() -> None:
         "PYTHONWARNINGS": "ignore",  # of vLLM's processes; this one has read it already
     }.items():
         os.environ.setdefault(variable, value)
+    # said while it is imported, before it has read its level: a Triton without a CPU backend is meant on CPUs
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)

@@ -3,14 +3,13 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasonrt.answers import find_answer
+from reasonrt.answers import find_answer, same_answer
 from reasonrt.engines.fingerprint import file_digest
 from reasonrt.errors import CapabilityError, EngineError, EvalError, ReasonRTError
-from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal, Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem, content_hash
@@ -89,18 +88,17 @@ async def evaluate(
     with Journal(out, bound, Record, arms) as journal:
         done = {(record.label, record.problem) for record in journal.records}
         total = len(problems) * len(policies)
-        async with Grader() as grader:
-            for start in range(0, len(problems), settings.block):
-                block = problems[start : start + settings.block]
-                turn = start // settings.block % len(policies)
-                for policy in [*policies[turn:], *policies[:turn]]:
-                    left = [problem for problem in block if (policy.label, problem.id) not in done]
-                    async with aclosing(_solve_block(runtime, grader, policy, left, settings)) as solved:
-                        async for record in solved:
-                            journal.add(record)
-                            done.add((record.label, record.problem))
-                            on_record(record)
-                            on_progress(EvalProgress(len(done), total, policy.label))
+        for start in range(0, len(problems), settings.block):
+            block = problems[start : start + settings.block]
+            turn = start // settings.block % len(policies)
+            for policy in [*policies[turn:], *policies[:turn]]:
+                left = [problem for problem in block if (policy.label, problem.id) not in done]
+                async with aclosing(_solve_block(runtime, policy, left, settings)) as solved:
+                    async for record in solved:
+                        journal.add(record)
+                        done.add((record.label, record.problem))
+                        on_record(record)
+                        on_progress(EvalProgress(len(done), total, policy.label))
     records = [record for record in journal.records if record.label in labels]
     return Report(settings.task, labels, records)
 
@@ -145,7 +143,7 @@ def _check_reports() -> None:
 
 
 async def _solve_block(
-    runtime: Runtime, grader: Grader, policy: PolicySpec, problems: list[TaskProblem], settings: RunSettings
+    runtime: Runtime, policy: PolicySpec, problems: list[TaskProblem], settings: RunSettings
 ) -> AsyncGenerator[Record, None]:
     """Yield records as problems end. Problems that an engine's death ended are tried once more, then the run ends."""
     for attempt in (1, 2):
@@ -171,9 +169,6 @@ async def _solve_block(
                 now = time.perf_counter()
                 record = _record(policy.label, problems[index], result, now - before)
                 before = now
-                if not record.error:
-                    is_right = await grader.grade(record.text, record.gold, problems[index].is_exact)
-                    record = replace(record, correct=is_right)
                 yield record
         problems = lost
 
@@ -189,10 +184,12 @@ def _record(label: str, problem: TaskProblem, result: Completion | ReasonRTError
     if isinstance(result, ReasonRTError):
         return Record(**known, error=str(result))
     text = result.content  # what stands inside the thinking is no answer
+    answer = find_answer(text)
     return Record(
         **known,
         text=text,
-        answer=find_answer(text) or "",
+        correct=same_answer(answer, problem.answer, problem.is_exact),
+        answer=answer or "",
         seconds=result.seconds,
         engine_tokens={name: usage.generated for name, usage in result.usage.items()},
         finish_reason=str(result.finish_reason),

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reasonrt.answers import find_answer, same_answer
 from reasonrt.calibration.routers.step_pairs import DRAFT, TARGET, RecordedProblem
 from reasonrt.engines.whole import generate_whole
 from reasonrt.errors import EvalError, ReasonRTError
-from reasonrt.evals.grading import Grader
 from reasonrt.evals.journal import Journal
 from reasonrt.evals.run import PolicySpec, effective_settings
 from reasonrt.evals.tasks import TaskProblem
@@ -71,13 +71,12 @@ async def record_pairs(
         for problem in problems:
             if known.get(problem.id, problem.question) != problem.question:
                 raise EvalError(f"{journal.path} holds another question of {problem.id}; give another --out")
-        async with Grader() as grader:
-            left = (problem for problem in problems if problem.id not in known)
-            calls = (_Recording(runtime, grader, problem, settings).pairs for problem in left)
-            async with aclosing(run_bounded(calls, settings.concurrency)) as records:
-                async for record in records:
-                    journal.add(record)
-                    on_progress(len(journal.records), len(problems))
+        left = (problem for problem in problems if problem.id not in known)
+        calls = (_Recording(runtime, problem, settings).pairs for problem in left)
+        async with aclosing(run_bounded(calls, settings.concurrency)) as records:
+            async for record in records:
+                journal.add(record)
+                on_progress(len(journal.records), len(problems))
         asked = {problem.id for problem in problems}
         return [record for record in journal.records if record.problem in asked]
 
@@ -85,8 +84,8 @@ async def record_pairs(
 class _Recording:
     """One problem that is being recorded."""
 
-    def __init__(self, runtime: Runtime, grader: Grader, problem: TaskProblem, settings: RecordingSettings) -> None:
-        self._runtime, self._grader, self._problem, self._settings = runtime, grader, problem, settings
+    def __init__(self, runtime: Runtime, problem: TaskProblem, settings: RecordingSettings) -> None:
+        self._runtime, self._problem, self._settings = runtime, problem, settings
         self._request = Request.ask(problem.question, "target", limits=Limits(settings.max_tokens))
         self._transcript = Transcript.of(self._request, runtime.engines)
 
@@ -122,9 +121,8 @@ class _Recording:
             raise EvalError(
                 f"a rollout of {self._problem.id} failed: {error}; run it again, what is done is kept"
             ) from error
-        grades = [
-            await self._grader.grade(done.content, self._problem.answer, self._problem.is_exact) for done in completions
-        ]
+        gold, is_exact = self._problem.answer, self._problem.is_exact
+        grades = [same_answer(find_answer(done.content), gold, is_exact) for done in completions]
         return list(completions[0].steps[len(self._transcript.steps) + len(steps) :]), sum(grades) / len(grades)
 
     async def _rollouts(self, committed: tuple[Step, ...]) -> list[Completion]:

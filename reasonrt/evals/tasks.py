@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from reasonrt.answers import find_answer, holds_answer
 from reasonrt.errors import EvalError, ReasonRTError
 from reasonrt.plugins import FAILURES, PluginGroup, reason_of, require_members
 
@@ -82,7 +83,7 @@ def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
 
 
 def read_problems(file: Path, limit: int) -> list[TaskProblem]:
-    """Problems of a JSONL file. An answer after `####` (GSM8K's way) is taken from there."""
+    r"""Problems of a JSONL file. An answer after `####` (GSM8K's way), or in a `\boxed{}`, is taken from there."""
     problems: list[TaskProblem] = []
     try:
         with file.open(encoding="utf-8") as lines:
@@ -119,7 +120,8 @@ def _read_problem(file: Path, number: int, line: str) -> TaskProblem:
     known = value if isinstance(value, dict) else {}
     if any(not str(known.get(key) if known.get(key) is not None else "").strip() for key in ("question", "answer")):
         raise EvalError(f"{file}, line {number} needs a question and an answer, it is {_short(line)}")
-    answer = str(value["answer"]).rpartition("####")[2].strip()
+    answer = str(value["answer"]).strip()
+    answer = (find_answer(answer) if holds_answer(answer) else None) or answer
     return TaskProblem(f"{file.name}/{number}", str(value["question"]), answer, str(value.get("group", "")))
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.answers import same_answer
 from reasonrt.errors import EvalError
 from reasonrt.evals.journal import Journal
 from reasonrt.evals.tasks import TaskProblem, content_hash
@@ -18,7 +17,6 @@ from reasonrt.policies.stopping.files import parse
 from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.policies.stopping.probes import SUFFIX, full_answer
 from reasonrt.policies.stopping.schedule import Schedule
-from reasonrt.policies.stopping.spelling import unify_answers
 from reasonrt.policies.stopping.traces import TRACE, Checkpoint, Fingerprints, Trace, TraceSet, problem_hash
 from reasonrt.runtime import Runtime
 from reasonrt.types import Completion, Limits, Request
@@ -113,7 +111,7 @@ async def record_traces(
 def trace_of(problem: TaskProblem, completion: Completion) -> Trace:
     """The trace that a recorded request has seen; without checkpoints where the runtime ended it at a limit."""
     seen = completion.details.get("stopping", {}).get("checkpoints", [])
-    trace = Trace(
+    return Trace(
         problem.id,
         [Checkpoint(**point) for point in seen],
         sum(len(step.token_ids) for step in completion.steps),
@@ -121,8 +119,8 @@ def trace_of(problem: TaskProblem, completion: Completion) -> Trace:
         problem.answer,
         problem.group,
         problem_hash(problem.question),
+        problem.is_exact,
     )
-    return unify_answers(trace, same_answer)
 
 
 def _refuse_duplicates(problems: Sequence[TaskProblem]) -> None:

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -91,6 +92,12 @@ class ServeConfig(_Strict):
     max_resumes: int = Field(5, ge=0, description="deaths of engines or replicas that one request outlives")
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
+    evidence_folder: Path | None = Field(
+        None, description="where evidence against stopping certificates outlives the server; None: beside each of them"
+    )
+    certificate_keys: tuple[Path, ...] = Field(
+        (), description="Ed25519 public keys (PEM): only certificates that one of these has signed are served"
+    )
     tracing: bool = Field(False, description="OpenTelemetry spans; needs reasonrt[otel]")
     replicas: ReplicaConfig = ReplicaConfig()
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from reasonrt.policies.stopping.signature import PublicKeys
 from reasonrt.runtime import Prepared
 from reasonrt.serve.admission import Admission
 from reasonrt.serve.backends.base import Accepted, Backend
@@ -37,6 +38,8 @@ class Gateway:
 
     def __init__(self, backend: Backend, config: ServeConfig, metrics: Metrics) -> None:
         self.backend, self.config, self.metrics = backend, config, metrics
+        keys = PublicKeys.read(config.certificate_keys)
+        backend.runtime.certificates.keep(config.evidence_folder, keys)  # one evidence each, for all replicas
         self.admission = Admission(config.bounds)
         self._spans = Spans(config.tracing)
         metrics.watch("reasonrt_running", "Choices that are worked on.", lambda: self.admission.running)

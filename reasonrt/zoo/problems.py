@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import math
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,7 +47,10 @@ SPLITS = {
     "certify": (33, 92, 96),
     "test": (44, 96, 100),
 }
-"""The splits, disjoint in two ways: by the generator's seed, and by the hash of the question's words."""
+"""The splits, disjoint in two ways: by the generator's seed, and by the hash of the question's words.
+
+A split is drawn again, with other seeds, as `NAME-2`, `NAME-3` and so on.
+"""
 
 
 _MOST_DRAWS = 2000  # repeats in a row after which a level counts as exhausted
@@ -73,16 +77,22 @@ def split_of(question: str) -> str:
     return next(name for name, (_, low, high) in SPLITS.items() if low <= percentile < high)
 
 
+def is_split(split: str) -> bool:
+    """Whether there is one of this name, as it is in `SPLITS` or drawn again."""
+    return bool(re.fullmatch(rf"({'|'.join(SPLITS)})(-[2-9]|-[1-9]\d{{1,5}})?", split))
+
+
 def problems(split: str, family: str, level: int) -> Iterator[Problem]:
     """The endless, reproducible sequence of one family's problems at one level (1-6) in one split."""
-    seed, _, _ = SPLITS[split]
+    name, again, draw = split.partition("-")
+    seed = f"{SPLITS[name][0]}{again}{draw}"
     for index in itertools.count():
         rng = random.Random(f"{seed}/{family}/{level}/{index}")
         drawn = FAMILIES[family](rng, level)
         if drawn is None:  # a word problem whose printed solution does not check
             continue
         question, solution = drawn
-        if split_of(question) == split:
+        if split_of(question) == name:
             yield Problem(f"{split}/{family}/{level}/{index}", family, level, question, solution)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from reasonrt.errors import EvalError
 from reasonrt.evals.tasks import TaskProblem
-from reasonrt.zoo.problems import FAMILIES, LEVELS, MIXTURE, SPLITS, mixture
+from reasonrt.zoo.problems import FAMILIES, LEVELS, MIXTURE, SPLITS, is_split, mixture
 
 
 class ZooTasks:
@@ -14,8 +14,10 @@ class ZooTasks:
         return ["zoo", *sorted(set(FAMILIES) - {"unsolvable"})]
 
     def load(self, name: str, split: str, limit: int) -> list[TaskProblem]:
-        if split not in SPLITS:
-            raise EvalError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+        if not is_split(split):
+            raise EvalError(
+                f"unknown split {split!r}; there are {', '.join(SPLITS)}, and drawn again test-2, test-3, ..."
+            )
         return [
             TaskProblem(
                 problem.id, problem.question, problem.answer, f"{problem.family}/{problem.level}", is_exact=True

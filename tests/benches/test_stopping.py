@@ -18,7 +18,7 @@ from reasonrt.benches.stopping import (
 )
 from reasonrt.benches.validity import Population
 from reasonrt.calibration import Trace, TraceSet, order_rules
-from reasonrt.calibration.stopping.candidates import splits
+from reasonrt.calibration.stopping.candidates import candidate_rules, splits
 from reasonrt.calibration.stopping.synthetic import KINDS, synthetic_traces
 from reasonrt.calibration.stopping.trials import Limit
 
@@ -52,6 +52,18 @@ def test_validity_rows(deer: Case) -> None:
     assert [(row["alpha"], row["n"]) for row in rows] == [(a, n) for a in (0.02, 0.05, 0.1) for n in (100, 300, 1000)]
     assert all(row["ok"] and row["rate_low"] <= row["rate"] <= 0.15 for row in rows)
     assert rows[-1]["certified"] == 1.0
+
+
+def test_a_learned_family_keeps_its_promise_and_choosing_without_a_bound_does_not() -> None:
+    """Rules from 200 problems, certified on draws from 500 others."""
+    rules = candidate_rules(synthetic_traces("wavering", 200, 1), ["learned_looks"])
+    looks = Case("wavering", "learned_looks", rules, None, synthetic_traces("wavering", 500, 0))
+
+    rows, controls = list(validity_rows(looks, 500)), list(control_rows(looks, 500))
+
+    assert all(row["ok"] for row in rows)
+    assert max(row["certified"] for row in rows) == 1.0
+    assert all(row["ok"] for row in controls)  # found out: they break it more often than delta
 
 
 def test_controls_are_found_out(deer: Case) -> None:
@@ -88,6 +100,7 @@ def test_what_holds_together_saves_less_than_what_does_not(deer: Case) -> None:
 
 
 def test_the_order_is_that_of_order_rules(deer: Case) -> None:
+    assert deer.order is not None
     order = order_rules(deer.order, deer.rules, risk="lost_correct", alpha=0.05)
 
     population = deer.along_its_order(0.05)

@@ -4,14 +4,41 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from typer.testing import CliRunner, Result
 
-from reasonrt.calibration import Certificate, Fingerprints, Infeasible, TraceSet, write_traces
+from reasonrt.calibration import (
+    Certificate,
+    Fingerprints,
+    Infeasible,
+    TraceSet,
+    certify,
+    order_rules,
+    upper_threshold_rules,
+    write_traces,
+)
+from reasonrt.calibration.stopping import provenance
+from reasonrt.calibration.stopping.candidates import candidate_rules, splits
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
+from reasonrt.cli.doctor import certificate_findings
 from reasonrt.cli.main import app
+from reasonrt.config import Config
 from reasonrt.errors import CalibrationError, ReasonRTError
+from reasonrt.policies.stopping.evidence import KeptEvidence, Vote
+from reasonrt.policies.stopping.evidence_file import EvidenceFile
+from reasonrt.policies.stopping.service import evidence_path
+from reasonrt.policies.stopping.signature import sign as sign_certificate
 
 TRACES = TraceSet(synthetic_traces("honest", 500).traces, Fingerprints(model="m"))
 FAMILIES = ("--family", "deer", "--family", "dynasor")
@@ -56,6 +83,18 @@ def test_certificate_is_written_with_its_plots(folder: Path) -> None:
     assert set(certificate.splits) == {"train", "order", "certify"}
     assert certificate.saving.net > 0.1
     assert (folder / "c.png").stat().st_size > 10_000
+
+
+def test_by_default_it_is_the_family_of_the_two_looks(folder: Path, tmp_path: Path) -> None:
+    traces, file = str(folder / "traces.jsonl"), tmp_path / "c.json"
+
+    result = run("calibrate", "stopping", "--traces", traces, "--alpha", ".1", "-o", str(file))
+
+    assert result.exit_code == 0, result.output
+    certificate = Certificate.read(file)
+    assert certificate.rule.reads == {"end_of_thinking", "entropy_after_thinking"}
+    assert set(certificate.splits) == {"train", "certify"}
+    assert run("certificate", "verify", str(file), "--traces", traces).exit_code == 0
 
 
 def test_show_and_verify(folder: Path) -> None:
@@ -221,6 +260,168 @@ def test_verify_with_other_traces_says_so(folder: Path) -> None:
     assert "not the traces that the certificate was made from" in message
 
 
+def gaps(*arguments: str) -> str:
+    result = run("certificate", "verify", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "traces give this certificate" in " ".join(result.output.split())
+    return result.output
+
+
+FEW = TraceSet(TRACES.traces[:300], TRACES.fingerprints)
+LEARN = TraceSet(synthetic_traces("honest", 150, 7).traces, TRACES.fingerprints)
+PROMISE: dict[str, Any] = {"risk": "lost_correct", "alpha": 0.1, "delta": 0.1}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fewer traces, others to learn from, and a certificate from both."""
+    folder = tmp_path_factory.mktemp("few")
+    write_traces(folder / "traces.jsonl", FEW)
+    write_traces(folder / "learn.jsonl", LEARN)
+    train, order, held_out = splits(FEW, LEARN)
+    rules = candidate_rules(train, ["dynasor"])
+    learned = order_rules(order, rules, risk="lost_correct", alpha=0.1)
+    certify(held_out, rules, **PROMISE, order=learned, train=train).write(folder / "c.json")
+    return folder
+
+
+def test_verify_shows_rules_and_order_or_says_that_it_cannot(folder: Path, few: Path) -> None:
+    certified = (str(few / "c.json"), "--traces", str(few / "traces.jsonl"))
+
+    assert "not verified" not in gaps(*certified, "--learn", str(few / "learn.jsonl"))
+    assert "name the traces that they were made from by --learn" in gaps(*certified)
+    assert "names other traces to" in refused(
+        "certificate", "verify", *certified, "--learn", str(folder / "traces.jsonl")
+    )
+    # all splits are of one file
+    assert "not verified" not in gaps(str(folder / "c.json"), "--traces", str(folder / "traces.jsonl"))
+
+
+def test_an_order_that_was_learned_on_the_certified_problems_does_not_verify(few: Path, tmp_path: Path) -> None:
+    """It names the splits of an honest one: certified traces alone cannot tell."""
+    train, order, held_out = splits(FEW, LEARN)
+    rules = candidate_rules(train, ["deer"])[::5]
+    dredged = replace(order_rules(held_out, rules, risk="lost_correct", alpha=0.1), split=order.split)
+    certify(held_out, rules, **PROMISE, order=dredged, train=train).write(tmp_path / "forged.json")
+    certified = (str(tmp_path / "forged.json"), "--traces", str(few / "traces.jsonl"))
+
+    assert "not verified" in gaps(*certified)
+    message = refused("certificate", "verify", *certified, "--learn", str(few / "learn.jsonl"))
+    assert "give another order than the certificate has" in message
+
+
+def test_rules_of_nobody_are_not_verified(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "FAMILIES", ["deer", "budget"])
+    train, order, held_out = splits(FEW, LEARN)
+    own = upper_threshold_rules("confidence", [0.95, 0.999])
+    learned = order_rules(order, own, risk="lost_correct", alpha=0.1)
+    certify(held_out, own, **PROMISE, order=learned, train=train).write(tmp_path / "own.json")
+    certify(held_out, own, **PROMISE).write(tmp_path / "bare.json")
+    traces = ("--traces", str(few / "traces.jsonl"), "--learn", str(few / "learn.jsonl"))
+
+    assert f"{len(learned.rules)} of its {len(learned.rules)} rules; no family" in gaps(
+        str(tmp_path / "own.json"), *traces
+    )
+    bare = gaps(str(tmp_path / "bare.json"), *traces)
+    assert "it was learned from no traces" in bare
+    assert "they were made from no traces" in bare
+
+
+def test_signing_and_who_has_signed(few: Path, tmp_path: Path) -> None:
+    traces, file = str(few / "traces.jsonl"), tmp_path / "c.json"
+    file.write_text((few / "c.json").read_text())
+    secret = key_pair(tmp_path / "ours")
+    keys = [str(key_pair(tmp_path / name).public) for name in ("theirs", "another")]
+
+    unsigned = refused("certificate", "verify", str(file), "--traces", traces, "--public-key", str(secret.public))
+    signed = run("certificate", "sign", str(file), "--key", str(secret.private))
+    shown = run("certificate", "show", str(file))
+
+    assert "is not to be trusted: it is not signed" in unsigned
+    assert signed.exit_code == 0
+    assert "signed yes" in " ".join(shown.output.split())
+    assert Certificate.read(file).sha256 == Certificate.read(few / "c.json").sha256
+    gaps(str(file), "--traces", traces, "--public-key", keys[0], "--public-key", str(secret.public))
+    others = ("--public-key", keys[0], "--public-key", keys[1])
+    assert "by none of the keys" in refused("certificate", "verify", str(file), "--traces", traces, *others)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the key"),
+        (b"", "holds no Ed25519"),
+        (b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n", "holds no Ed25519"),
+    ],
+)
+def test_what_is_no_key_is_one_line_that_quotes_nothing(
+    folder: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    key, file = tmp_path / "key.pem", str(folder / "c.json")
+    if content is not None:
+        key.write_bytes(content)
+    traces = ("--traces", str(folder / "traces.jsonl"))
+
+    for told in (
+        refused("certificate", "sign", file, "--key", str(key)),
+        refused("certificate", "verify", file, *traces, "--public-key", str(key)),
+    ):
+        assert message in told
+        assert "c2VjcmV0" not in told
+
+
+def test_a_key_behind_a_password_or_of_another_kind_signs_nothing(folder: Path, tmp_path: Path) -> None:
+    locked = BestAvailableEncryption(b"password")
+    text = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
+    (tmp_path / "locked.pem").write_bytes(text)
+    other = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "other.pem").write_bytes(other)
+
+    for name in ("locked.pem", "other.pem"):
+        told = refused("certificate", "sign", str(folder / "c.json"), "--key", str(tmp_path / name))
+        assert "holds no Ed25519 private key without a password" in told
+
+
+class Keys(NamedTuple):
+    private: Path
+    public: Path
+
+
+def key_pair(folder: Path) -> Keys:
+    folder.mkdir()
+    keys, private = Keys(folder / "private.pem", folder / "public.pem"), Ed25519PrivateKey.generate()
+    keys.private.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    keys.public.write_bytes(public)
+    return keys
+
+
+def test_doctor_looks_at_certificates_and_at_their_evidence(folder: Path, tmp_path: Path) -> None:
+    certificate, keys = Certificate.read(folder / "c.json"), key_pair(tmp_path / "keys")
+    certificate.write(tmp_path / "c.json")
+    sign_certificate(certificate, keys.private).write(tmp_path / "signed.json")
+
+    def told(name: str, **serve: Any) -> tuple[str, str]:
+        policies = {"target": {"stopping": {"certificate": [str(tmp_path / name)]}}}
+        (found,) = certificate_findings(Config(policies=policies, serve=serve))
+        assert found.subject == f"certificate {tmp_path / name}"
+        return found.status, found.way_out or found.value
+
+    trusted = {"certificate_keys": [str(keys.public)]}
+    assert told("c.json") == ("ok", "lost_correct below 0.05; no evidence yet")
+    assert told("none.json")[1].startswith("cannot read")
+    assert told("signed.json", **trusted)[0] == "ok"
+    assert "is not signed" in told("c.json", **trusted)[1]
+    path = evidence_path(certificate, tmp_path / "c.json", None)
+    evidence = KeptEvidence(certificate, EvidenceFile(path, certificate.sha256))
+    evidence.add(Vote(certificate.sha256, "q", True))
+    assert told("c.json")[1].endswith("of 10 by 1 shadowed requests")  # while another process keeps it
+    evidence.close()
+    with path.open("ab") as file:
+        file.write(b"rotten\n")
+    assert told("c.json")[1].endswith("line 3, is not as it was written; bring back the file, or certify anew")
+
+
 @pytest.mark.slow  # half a minute
 def test_bench_writes_its_rows(tmp_path: Path) -> None:
     arguments = ("--part", "tightness", "--draws", "200", *FAMILIES, "--json", str(tmp_path / "bench.json"))
@@ -232,10 +433,6 @@ def test_bench_writes_its_rows(tmp_path: Path) -> None:
     assert {row["part"] for row in rows} == {"tightness"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(("--part", "speed"), "unknown part 'speed'"), (("--part", "live"), "record some with `calibrate traces`")],
-)
-def test_bench_refuses_what_it_cannot_do(arguments: tuple[str, ...], message: str) -> None:
-    with pytest.raises(CalibrationError, match=message):
-        CliRunner().invoke(app, ["bench", "stopping", *arguments], catch_exceptions=False)
+def test_bench_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(CalibrationError, match="unknown part 'speed'"):
+        CliRunner().invoke(app, ["bench", "stopping", "--part", "speed"], catch_exceptions=False)

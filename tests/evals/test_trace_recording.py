@@ -46,10 +46,11 @@ async def test_trace_holds_the_checkpoints_and_the_full_answer(tmp_path: Path) -
     for trace, problem in zip(traces, PROBLEMS, strict=True):
         assert trace.content_hash == problem_hash(problem.question)
         assert trace.full_tokens == len(ScriptedEngine("", "").tokenizer.encode(FULL)) + 1  # the end token
-        answers = [str(point.answer) for point in trace.checkpoints]
-        assert answers == sorted(answers)
-        assert set(answers) == {"3", r"\frac{1}{2}"}
-        assert trace.full_answer == trace.gold == r"\frac{1}{2}"  # 1/2 and 0.5 in one spelling
+        assert {point.answer for point in trace.checkpoints} == {"3", r"\frac{1}{2}", "1/2"}
+        assert (trace.full_answer, trace.gold) == ("1/2", "0.5")  # as they were written
+        assert list(trace.right) == sorted(trace.right) == [*trace.kept, True]
+        assert any(trace.kept)
+        assert not all(trace.kept)
         assert {point.probe_tokens for point in trace.checkpoints} == {2, 12, 4}  # behind the last step it says 1/2
         assert set(trace.checkpoints[0].signals) == {
             "confidence", "geometric_confidence", "entropy_after_thinking", "end_of_thinking",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,17 @@ def interpreting() -> Interpreting:
     from triton.runtime import interpreter
     from triton.runtime.jit import JITFunction
 
-    import reasonrt.kernels.triton.row_stats
-    import reasonrt.kernels.triton.vocab_stats  # noqa: F401, before the variable is set: they are compiled elsewhere
+    from reasonrt.kernels.triton.builds import modules
+
+    list(modules())  # before the variable is set: they are compiled elsewhere
+
+    function_of = cache(interpreter.InterpretedFunction)
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        interpreter.InterpretedFunction(self.fn).run(*args, grid=grid, warmup=warmup, **kwargs)
+        function_of(self.fn).run(*args, grid=grid, warmup=warmup, **kwargs)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return interpreter.InterpretedFunction(self.fn).rewrite()(*args, **kwargs)
+        return function_of(self.fn).rewrite()(*args, **kwargs)
 
     def dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
         """Numpy has no bfloat16: the interpreter would multiply the bits as integers."""
@@ -44,7 +48,14 @@ def interpreting() -> Interpreting:
             )
         return multiply(self, a, b, *others)
 
-    multiply = interpreter.InterpreterBuilder.create_dot
+    def cast(self: Any, source: Any, target: Any) -> Any:
+        """To bfloat16 a GPU rounds to the nearest, where the interpreter cuts off."""
+        if source.dtype.scalar == tl.float32 and target.scalar == tl.bfloat16:
+            rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.int16)
+            return interpreter.TensorHandle(rounded.numpy().view(np.uint16).reshape(source.data.shape), tl.bfloat16)
+        return convert(self, source, target)
+
+    multiply, convert = interpreter.InterpreterBuilder.create_dot, interpreter.InterpreterBuilder.cast_impl
 
     @contextmanager
     def interpreted() -> Iterator[None]:
@@ -55,6 +66,7 @@ def interpreting() -> Interpreting:
                 patch.setattr(JITFunction, "run", run)
                 patch.setattr(JITFunction, "__call__", call)
                 patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+                patch.setattr(interpreter.InterpreterBuilder, "cast_impl", cast)
                 yield
         finally:
             language.restore()
@@ -80,6 +92,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def allocate(*args: Any, original: Any = original, **kwargs: Any) -> Tensor:
             tensor = original(*args, **kwargs)
+            if tensor.dtype == torch.bool:
+                return tensor.random_(2)
             return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min)
 
         monkeypatch.setattr(owner, name, allocate)

@@ -1,6 +1,7 @@
 """`row_stats`, by torch and by its kernel in Triton's interpreter, against its reference in float64."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +16,27 @@ from reasonrt.kernels.online import RowStats
 from reasonrt.kernels.row_stats import row_stats, row_stats_reference
 
 TOLERANCE = 4e-6
+
+
+@contextmanager
+def in_pieces() -> Iterator[None]:
+    """Within it, the torch path takes rows in as if they did not fit into the cache as a whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reasonrt.kernels.row_stats.PIECE", 0)
+        patch.setattr("reasonrt.kernels.row_stats._FEW", 0)
+        patch.setattr("reasonrt.kernels.row_stats._ROWS", 4)
+        patch.setattr("reasonrt.kernels.row_stats.piece_columns", lambda width: 192)
+        yield
+
+
+@pytest.fixture(params=["torch", "torch in pieces", "triton"])
+def computing(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The ways to compute the op on CPU tensors."""
+    with (
+        in_pieces() if request.param == "torch in pieces" else nullcontext(),
+        request.getfixturevalue("interpreting")() if request.param == "triton" else nullcontext(),
+    ):
+        yield request.param
 
 
 def draw(num_rows: int, vocab_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -69,6 +91,25 @@ def test_columns_of_minus_infinity_have_no_probability(computing: str, assert_ne
     assert found.logprob[3] == -torch.inf
     assert found.lse[2] == -torch.inf
     assert found.entropy[2].isnan()
+
+
+@pytest.mark.parametrize("excluded", [0, 299, 999])
+def test_an_excluded_column_is_as_one_of_minus_infinity(excluded: int, computing: str) -> None:
+    logits, targets = draw(3, 1000)
+    logits[:, excluded] = 99.0  # it would be the highest
+    logits[1, excluded] = torch.nan
+    targets[0] = excluded
+
+    found = row_stats(logits, targets, top_k=3, excluded=excluded)
+
+    expected = row_stats(logits.index_fill(1, torch.tensor([excluded]), -torch.inf), targets, top_k=3)
+    assert all(getattr(found, field.name).equal(getattr(expected, field.name)) for field in fields(found))
+    truth = row_stats_reference(logits.double(), targets, top_k=3, excluded=excluded)
+    assert_same_ids(found, truth)
+    assert found.logprob is not None
+    assert truth.logprob is not None
+    torch.testing.assert_close(found.logprob, truth.logprob.float())
+    assert found.logprob[0] == -torch.inf
 
 
 def test_lowest_ids_win_ties(computing: str) -> None:
@@ -148,6 +189,13 @@ def test_any_shape_by_torch(num_rows: int, vocab_size: int, levels: int, data: s
     _check_any_shape(num_rows, vocab_size, levels, data)
 
 
+@settings(deadline=None, max_examples=60)
+@given(num_rows=st.integers(1, 9), vocab_size=st.integers(1, 700), levels=st.integers(1, 9), data=st.data())
+def test_any_shape_by_torch_in_pieces(num_rows: int, vocab_size: int, levels: int, data: st.DataObject) -> None:
+    with in_pieces():
+        _check_any_shape(num_rows, vocab_size, levels, data)
+
+
 @settings(deadline=None, max_examples=12)
 @given(num_rows=st.integers(1, 4), vocab_size=st.integers(1, 700), levels=st.integers(1, 9), data=st.data())
 def test_any_shape_in_the_interpreter(
@@ -181,13 +229,14 @@ def _check_any_shape(num_rows: int, vocab_size: int, levels: int, data: st.DataO
         (
             (torch.zeros(4, 9, dtype=torch.int64),),
             {},
-            r"logits must be float32, .* got int64; convert it with \.to\(\)",
+            r"logits must be float32, .* got int64; convert with \.to\(\)",
         ),
         ((torch.zeros(9, 4).T,), {}, r"logits must have adjacent columns, got strides \(1, 4\); call \.contiguous\(\)"),
         ((torch.zeros(4, 9), torch.zeros(3, dtype=torch.int64)), {}, r"one id for each of the 4 rows .* shape \(3,\)"),
         ((torch.zeros(4, 9), torch.zeros(4)), {}, r"targets must be int64 or int32, got float32; convert"),
         ((torch.zeros(4, 9),), {"temperature": 0.0}, r"temperature must be positive and finite, got 0.0; greedy"),
         ((torch.zeros(4, 9),), {"top_k": 10}, r"top_k must be in \[0, 9\], got 10"),
+        ((torch.zeros(4, 9),), {"excluded": 9}, r"excluded must be an id below 9, got 9; None"),
         ((torch.zeros(4, 99),), {"top_k": 65}, r"top_k must be in \[0, 64\], got 65"),
         ((torch.zeros(4, 9), torch.zeros(4, dtype=torch.int64, device="meta")), {}, r"on one device, got meta and cpu"),
     ],

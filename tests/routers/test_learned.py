@@ -14,8 +14,8 @@ from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import ConfigError
 from reasonrt.routers.features import FEATURES
 from reasonrt.routers.learned import FORMAT, RouterFile, interpolate, load_router
-from reasonrt.routers.trees import Tree, Trees
 from reasonrt.transcript import Transcript
+from reasonrt.trees import Tree, Trees
 from reasonrt.types import Message, Step
 
 STUMP = Tree((FEATURES.index("logprob_min"), -1, -1), (-1.0, 0, 0), (1, 0, 0), (2, 0, 0), (0.0, 0.5, -0.1))

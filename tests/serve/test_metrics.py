@@ -120,7 +120,7 @@ def test_certificates_in_service_are_watched(
     for alpha, refused in ((0.1, 2), (0.3, 1)):
         name = certificates[alpha].sha256[:12]
         assert found["reasonrt_stopping_requests_total", name, "refused"] == refused
-        assert found["reasonrt_stopping_evidence", name] == 1.0
+        assert found["reasonrt_stopping_evidence", name] == 0.0
         assert found["reasonrt_stopping_alarm", name] == 0.0
 
 

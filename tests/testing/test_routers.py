@@ -14,9 +14,9 @@ from reasonrt.ports import Engine
 from reasonrt.routers.features import FEATURES
 from reasonrt.routers.learned import RouterFile
 from reasonrt.routers.registry import ROUTERS, RouterKind
-from reasonrt.routers.trees import Tree, Trees
 from reasonrt.testing import ContractError, check_router
 from reasonrt.transcript import Transcript
+from reasonrt.trees import Tree, Trees
 from reasonrt.types import Request, Step
 
 

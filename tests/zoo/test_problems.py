@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonrt.zoo.corpus import TRAINING_SHARES
-from reasonrt.zoo.problems import FAMILIES, LEVELS, MIXTURE, SPLITS, Problem, mixture, problems, split_of
+from reasonrt.zoo.problems import FAMILIES, LEVELS, MIXTURE, SPLITS, Problem, is_split, mixture, problems, split_of
 from reasonrt.zoo.traces import trace
 
 WORDS = ("gsm_symbolic", "unsolvable")
@@ -37,6 +37,17 @@ def test_splits_share_nothing_out_and_leave_nothing_over() -> None:
     assert [low for low, _ in ranges] == [0, *(high for _, high in ranges[:-1])]
     assert ranges[-1][1] == 100
     assert len({seed for seed, _, _ in SPLITS.values()}) == len(SPLITS)
+
+
+def test_a_split_that_is_drawn_again_has_other_problems_of_the_same_split() -> None:
+    first, again = draw("certify", "chain_sum", 4, 40), draw("certify-2", "chain_sum", 4, 40)
+
+    assert not {problem.question for problem in first} & {problem.question for problem in again}
+    assert not {problem.id for problem in first} & {problem.id for problem in again}
+    assert {split_of(problem.question) for problem in again} == {"certify"}
+    assert [is_split(name) for name in ("test", "test-2", "test-17", "test-1", "test-", "test-x", "tests")] == [
+        True, True, True, False, False, False, False,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("split", SPLITS)

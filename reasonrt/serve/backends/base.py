@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from reasonrt.policies.stopping.evidence import KeptEvidence
+from reasonrt.policies.stopping.service import ServedCertificate, ServedCertificates
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.types import Event
 
@@ -26,12 +28,22 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class CertificateState:
-    """A stopping certificate in service; `counts`, `evidence` and the alarm are those of its `ServedCertificate`."""
+    """A stopping certificate in service, as one process knows it.
+
+    Attributes:
+        certificate: the beginning of its SHA-256.
+        counts: as in `ServedCertificate`; where the evidence is, also of votes that `departed`.
+        evidence, is_alarmed: nothing where votes are only reported.
+    """
 
     certificate: str
     counts: Mapping[str, int]
-    evidence: float
-    is_alarmed: bool
+    evidence: float = 0.0
+    is_alarmed: bool = False
+
+
+def states_of(certificates: ServedCertificates) -> list[CertificateState]:
+    return [_state_of(served) for served in certificates]
 
 
 class Backend(Protocol):
@@ -47,7 +59,7 @@ class Backend(Protocol):
 
     @property
     def certificates(self) -> Sequence[CertificateState]:
-        """Of each process that requests were stopped in."""
+        """Of each process that requests were stopped in, and of the one that keeps the evidence."""
 
     @property
     def ready(self) -> int:
@@ -59,3 +71,11 @@ class Backend(Protocol):
 
     def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Event, None]:
         """First `Accepted`, then as `Runtime.solve`; the same errors, and `ApiError` for what it has no room for."""
+
+
+def _state_of(served: ServedCertificate) -> CertificateState:
+    name, evidence = served.sha256[:12], served.evidence
+    if not isinstance(evidence, KeptEvidence):
+        return CertificateState(name, dict(served.counts))
+    counts = dict(served.counts) | {"departed": evidence.num_departed}
+    return CertificateState(name, counts, evidence.monitor.evidence, evidence.monitor.alarm)

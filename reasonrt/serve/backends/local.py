@@ -10,7 +10,7 @@ from typing import Self
 from reasonrt.errors import EngineError
 from reasonrt.ports import Engine
 from reasonrt.runtime import Prepared, Runtime
-from reasonrt.serve.backends.base import Accepted, CertificateState
+from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.wire.errors import ABSENT, ApiError
 from reasonrt.tasks import cancel
 from reasonrt.types import Event
@@ -56,10 +56,7 @@ class Worker:
 
     @property
     def certificates(self) -> Sequence[CertificateState]:
-        return [
-            CertificateState(served.sha256[:12], dict(served.counts), served.monitor.evidence, served.monitor.alarm)
-            for served in self.runtime.certificates
-        ]
+        return states_of(self.runtime.certificates)
 
     async def solve(
         self, prepared: Prepared, session: str = "", is_patient: bool = True

@@ -35,9 +35,10 @@ from reasonrt.config import Config
 from reasonrt.engines.build import build_engine
 from reasonrt.engines.linked import BuildEngine, EngineHost, LinkedEngine
 from reasonrt.errors import ConfigError, EngineError
+from reasonrt.policies.stopping.evidence import GatewayLink, Verdict, Vote
 from reasonrt.ports import Engine, Tool
 from reasonrt.runtime import Prepared, Runtime
-from reasonrt.serve.backends.base import Accepted, CertificateState
+from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
 from reasonrt.serve.server import serve
@@ -141,12 +142,24 @@ class Replica:
             os.chdir(folder)
         built = {role: build() for role, build in engines.items()}
         built |= {role: LinkedEngine(built[role], RayLink(handle)) for role, handle in handles.items()}
-        self._worker = await Worker(make_runtime(built)).__aenter__()
+        runtime, self._gateway = make_runtime(built), GatewayLink()
+        runtime.certificates.report(self._gateway)
+        self._worker = await Worker(runtime).__aenter__()
 
-    async def solve(self, request: Request, is_patient: bool) -> AsyncGenerator[Accepted | Event, None]:
+    async def solve(
+        self, request: Request, is_patient: bool, verdicts: Mapping[str, Verdict]
+    ) -> AsyncGenerator[Accepted | Event | Vote, None]:
+        """As `Worker.solve`, and the votes that have come up, of whatever request.
+
+        Args:
+            verdicts: on certificates, by their SHA-256, as the gateway has them now.
+        """
+        self._gateway.verdicts = verdicts
         prepared = self._worker.runtime.prepare(request)
         async with aclosing(self._worker.solve(prepared, is_patient=is_patient)) as events:
             async for event in events:
+                for vote in self._gateway.take():
+                    yield vote
                 yield event
 
     async def state(self) -> ReplicaState:
@@ -205,6 +218,7 @@ class RayBackend:
             if self.replicas is not None:
                 await self.replicas.aclose()
         finally:  # whatever has become of the cluster, none is left running
+            self.runtime.certificates.close()
             await asyncio.to_thread(self._end)
 
     @property
@@ -213,18 +227,24 @@ class RayBackend:
 
     @property
     def certificates(self) -> Sequence[CertificateState]:
-        return [certificate for state in self._states.values() for certificate in state.certificates]
+        own = states_of(self.runtime.certificates)
+        return own + [certificate for state in self._states.values() for certificate in state.certificates]
 
     async def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Event, None]:
         if self.replicas is None:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
         request = replace(prepared.request, report=None)  # which belongs to this process
+        certificates = self.runtime.certificates
         for place in range(_PLACES):  # a replica that starts an engine again hands on what has not begun there
             name, is_last = f"{session}@{place}" if place else session, place == _PLACES - 1
             try:
-                async with aclosing(self.replicas.stream("solve", request, is_last, session=name)) as events:
+                answer = self.replicas.stream("solve", request, is_last, certificates.verdicts(), session=name)
+                async with aclosing(answer) as events:
                     async for event in events:
-                        yield event
+                        if isinstance(event, Vote):
+                            certificates.count(event)
+                        else:
+                            yield event
                 return
             except ApiError as error:
                 if error.code != ABSENT:

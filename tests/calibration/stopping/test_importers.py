@@ -35,7 +35,7 @@ def test_conformal_thinking(tmp_path: Path, shape: Any) -> None:
 
     first, second = read_conformal_thinking(path)
 
-    assert [point.answer for point in first.checkpoints] == [None, "0.5"]  # graded correct: gold's spelling
+    assert [point.answer for point in first.checkpoints] == [None, "0.5"]  # graded correct: it is gold's
     assert [point.signals for point in first.checkpoints] == [{"confidence": 0.2}, {"confidence": 0.9, "eat_uni": 0.8}]
     assert (first.full_tokens, first.full_answer, first.gold, first.group) == (250, "0.5", "0.5", "solvable")
     assert first.content_hash == problem_hash("Half of one?")

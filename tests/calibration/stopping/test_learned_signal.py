@@ -12,7 +12,6 @@ from reasonrt.calibration.stopping.learned_signal import learn_signal
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.signals import Agreement, Ema, Recorded, Signal, TokensUsed
-from reasonrt.policies.stopping.traces import same_answer
 
 SIGNALS: list[Signal] = [Recorded("confidence"), Ema(Recorded("confidence"), 0.3), Agreement(), TokensUsed()]
 
@@ -23,7 +22,7 @@ def test_it_is_the_probability_that_the_answer_so_far_is_right() -> None:
     for trace in synthetic_traces("honest", 300, seed=1):
         follow = signal.follow()
         said += [follow(point) for point in trace.checkpoints]
-        right += [same_answer(point.answer, trace.gold) for point in trace.checkpoints]
+        right += [trace.is_good(index) for index in range(len(trace.checkpoints))]
 
     order = np.argsort(np.array(said, dtype=float))
     for part in np.array_split(order, 5):

@@ -75,7 +75,7 @@ RULES: st.SearchStrategy[StoppingRule] = st.one_of(
     SPACED, st.builds(Gated, SPACED, st.floats(0, 2)), st.sampled_from(budget_rules(range(0, 200, 20)))
 )
 ANSWERS = st.lists(
-    st.sampled_from(["7", "07", "8", "", " ", "no { end", r"\frac{1}{2}", "0.5"]), min_size=1, max_size=9
+    st.sampled_from(["7", "07", "8", "", " ", "no { end", r"\frac{1}{2}", "0.5", "50%"]), min_size=1, max_size=9
 )
 
 
@@ -140,6 +140,23 @@ async def test_the_request_goes_on_while_it_is_probed() -> None:
     await solve(Runtime({"target": engine}), record=True)
 
     assert engine.most_running >= 2
+
+
+@pytest.mark.parametrize("answers", [["77777777"], ["        ", "7"]])
+async def test_nothing_more_is_written_while_the_answer_is_asked_for(answers: list[str]) -> None:
+    """Once a rule that reads no answer has decided; where the answer is blank, the text continues as it would have."""
+    script = thinking(40, answers)
+    runtime = make_runtime(script, chunk_tokens=1, seconds_per_token=0.001)
+
+    completion = await solve(runtime, rule=budget_rules([60])[0])
+
+    found = completion.details["stopping"]
+    assert found["action"] == "answer"
+    in_vain = completion.usage["target"].discarded - (found["probe_tokens"] - found["returned_tokens"])
+    assert in_vain <= 4 * len(answers)  # of 9 tokens that each answer takes
+    thought = "".join(step.text for step in completion.steps[:-2])
+    assert thought == (await make_runtime(script).complete(Request.ask("?"))).text[: len(thought)]
+    assert_adds_up(completion, runtime)
 
 
 async def test_stop_does_not_depend_on_how_long_a_probe_takes() -> None:
@@ -267,10 +284,10 @@ async def test_after_one_dropped_probe_the_request_thinks_to_its_end() -> None:
 
 
 async def test_nothing_is_asked_behind_the_end_of_a_text_without_thinking_marks() -> None:
-    runtime = make_runtime("the answer is seven times six\n\nwhich is 42")
+    runtime = make_runtime(continuing("the answer is seven times six\n\nwhich is 42"))
 
     completion = await solve(runtime, rule=budget_rules([1])[0], suffix=r"\boxed{", schedule=SCHEDULE)
-    short = await solve(make_runtime("which is 42, as is well known"), rule=budget_rules([1])[0])
+    short = await solve(make_runtime(continuing("which is 42, as is well known")), rule=budget_rules([1])[0])
 
     assert completion.details["stopping"]["num_checkpoints"] == 1
     assert (short.text, short.details["stopping"]["num_checkpoints"]) == ("which is 42, as is well known", 0)

@@ -10,14 +10,19 @@ from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.risks import RISKS, find_risk
 from reasonrt.policies.stopping.rules import Action
-from reasonrt.policies.stopping.traces import Trace
+from reasonrt.policies.stopping.traces import Checkpoint, Trace
 
-ANSWERS = st.sampled_from(["right", "wrong", "", " ", None])
+ANSWERS = st.sampled_from(["right", "wrong", "", " ", None, "50%", "50", "0.5", "1/2", "12", "12 cm", "12 kg"])
 RAN_ON, GAVE_UP = Outcome(Action.GO_ON, None, "right", 10), Outcome(Action.GIVE_UP, 0, None, 5)
 
 
 def stopped(answer: str | None) -> Outcome:
     return Outcome(Action.ANSWER, 0, answer, 5)
+
+
+def ended(full_answer: str | None, gold: str | None, outcome: Outcome) -> Trace:
+    """A trace whose first checkpoint says what `outcome` returns."""
+    return Trace("p", [Checkpoint(5, outcome.answer)], 10, full_answer, gold)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +48,7 @@ def test_losses(
     lost: bool,
     premature: bool,
 ) -> None:
-    trace = Trace("p", [], 10, full_answer, gold)
+    trace = ended(full_answer, gold, outcome)
 
     losses = {name: risk.loss(trace, outcome) for name, risk in RISKS.items()}
 
@@ -61,7 +66,7 @@ def test_without_gold_never_fewer_correct_answers_are_lost(
 ) -> None:
     loss = RISKS["lost_correct"].loss
 
-    without, with_gold = (loss(Trace("p", [], 10, full_answer, label), outcome) for label in (None, gold))
+    without, with_gold = (loss(ended(full_answer, label, outcome), outcome) for label in (None, gold))
 
     assert bool(without) >= bool(with_gold)
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonrt.answers import is_answer
 from reasonrt.calibration.stopping.families import (
     budget_rules,
     deer_rules,
@@ -32,17 +33,38 @@ from reasonrt.policies.stopping.rules import (
     from_json,
     to_json,
 )
-from reasonrt.policies.stopping.signals import Agreement, Ema, Logistic, Recorded, Signal, Steadiness, TokensUsed
-from reasonrt.policies.stopping.traces import Checkpoint, Trace, is_answer
+from reasonrt.policies.stopping.signals import (
+    Agreement,
+    Boosted,
+    Change,
+    Ema,
+    Highest,
+    Logistic,
+    Recorded,
+    Signal,
+    Steadiness,
+    TokensUsed,
+)
+from reasonrt.policies.stopping.traces import Checkpoint, Trace
+from reasonrt.trees import Tree, Trees
 
 PLAIN_SIGNALS: st.SearchStrategy[Signal] = st.sampled_from([Recorded("confidence"), Agreement(), TokensUsed()])
 UNIT = st.floats(0.01, 1.0)
+
+
+def stump(threshold: float, feature: int = 0) -> Tree:
+    return Tree((feature, -1, -1), (threshold, 0.0, 0.0), (1, -1, -1), (2, -1, -1), (0.0, -1.0, 1.0))
+
+
 SIGNALS: st.SearchStrategy[Signal] = st.recursive(
     PLAIN_SIGNALS,
     lambda inner: st.one_of(
         st.builds(Ema, inner, UNIT),
         st.builds(Steadiness, inner, UNIT, st.integers(0, 5)),
+        st.builds(Change, inner),
+        st.builds(Highest, inner),
         st.builds(lambda of, weight: Logistic((of,), (weight,), -0.5), inner, UNIT),
+        st.builds(lambda of, at: Boosted((of,), Trees(-0.5, (stump(at),))), inner, UNIT),
     ),
     max_leaves=3,
 )

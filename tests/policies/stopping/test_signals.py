@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.signals import (
     Agreement,
+    Boosted,
+    Change,
     Ema,
+    Highest,
     Logistic,
     Recorded,
     Signal,
@@ -22,6 +26,7 @@ from reasonrt.policies.stopping.signals import (
     geometric_confidence,
 )
 from reasonrt.policies.stopping.traces import Checkpoint
+from reasonrt.trees import Tree, Trees
 
 NUMBERS = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
 
@@ -97,7 +102,24 @@ def test_steadiness_waits() -> None:
     assert fold(Steadiness(Recorded("x"), 0.5, after=2), recorded([3.0, 3.0, 3.0])) == [None, None, 1.0]
 
 
-@pytest.mark.parametrize("signal", [Recorded("x"), Ema(Recorded("x"), 0.5), Steadiness(Recorded("x"), 0.5)])
+@given(NUMBERS)
+def test_change_and_highest_look_back(values: list[float]) -> None:
+    changes = [0.0, *np.diff(values).tolist()]
+
+    assert fold(Change(Recorded("x")), recorded(values)) == pytest.approx(changes)
+    assert fold(Highest(Recorded("x")), recorded(values)) == np.maximum.accumulate(values).tolist()
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [
+        Recorded("x"),
+        Ema(Recorded("x"), 0.5),
+        Steadiness(Recorded("x"), 0.5),
+        Change(Recorded("x")),
+        Highest(Recorded("x")),
+    ],
+)
 def test_what_was_not_measured_is_not_known_and_changes_nothing(signal: Signal) -> None:
     with_gap = fold(signal, recorded([1.0, None, 3.0]))
 
@@ -111,6 +133,20 @@ def test_logistic() -> None:
     assert fold(signal, recorded([0.5, None, 400.0]))[0] == pytest.approx(0.5)
     assert fold(signal, recorded([0.5, None, 400.0]))[1:] == [None, 1.0]
     assert signal.reads == {"x"}
+
+
+def test_boosted() -> None:
+    """0 where x is at most 0.5, and else the log-odds 2, while 15 tokens are not exceeded: then 1 more."""
+    of_x = Tree((0, -1, -1), (0.5, 0.0, 0.0), (1, -1, -1), (2, -1, -1), (0.0, -1.0, 1.0))
+    of_tokens = Tree((1, -1, -1), (15.0, 0.0, 0.0), (1, -1, -1), (2, -1, -1), (0.0, 0.0, 1.0))
+    signal = Boosted((Recorded("x"), TokensUsed()), Trees(1.0, (of_x, of_tokens)))
+
+    values = fold(signal, recorded([0.5, 0.6, None, 0.4]))
+
+    assert values == pytest.approx([0.5, 1 / (1 + math.exp(-2)), None, 1 / (1 + math.exp(-1))], nan_ok=False)
+    assert signal.reads == {"x"}
+    with pytest.raises(CalibrationError, match="a tree reads signal 2 of 1"):
+        Boosted((Recorded("x"),), signal.trees)
 
 
 @given(NUMBERS)

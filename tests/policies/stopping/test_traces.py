@@ -22,7 +22,6 @@ from reasonrt.policies.stopping.traces import (
     problem_hash,
     read_traces,
     refuse_overlap,
-    same_answer,
     split_traces,
     write_traces,
 )
@@ -39,6 +38,10 @@ from reasonrt.policies.stopping.traces import (
         (lambda: Trace("p", [], 0, "1"), "full_tokens of problem 'p' is 0"),
         (lambda: Trace("p", [Checkpoint(5, ""), Checkpoint(5, "")], 10, "1"), "go from 5 to 5 tokens"),
         (lambda: Trace("p", [Checkpoint(11, "")], 10, "1"), "lies at 11 tokens, beyond its full_tokens 10"),
+        (
+            lambda: Trace("p", [], 10, "1", gold="1", right=(True, True)),
+            "has 2 and 0 grades for 0 checkpoints",
+        ),
         (lambda: TraceSet(()), "there are no traces"),
         (lambda: TraceSet((Trace("p", [], 1, ""), Trace("p", [], 2, ""))), "problem 'p' is in the traces twice"),
     ],
@@ -103,10 +106,14 @@ def test_file_round_trip(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("{", "line 1 is no JSON"),
-        ('{"schema": "other/1"}', "does not begin with the schema 'reasonrt.traces/2'"),
-        ('{"schema": "reasonrt.traces/2"}\n{"problem_id": "p"}', "line 2: checkpoints: Field required"),
         (
-            '{"schema": "reasonrt.traces/2"}\n{"problem_id": "p", "full_tokens": 9, "full_answer": "", "checkpoints":'
+            '{"schema": "reasonrt.traces/2"}',
+            "the schema 'reasonrt.traces/3' but 'reasonrt.traces/2'; record it again",
+        ),
+        ('{"schema": "other/1"}', "does not begin with the schema 'reasonrt.traces/3'"),
+        ('{"schema": "reasonrt.traces/3"}\n{"problem_id": "p"}', "line 2: checkpoints: Field required"),
+        (
+            '{"schema": "reasonrt.traces/3"}\n{"problem_id": "p", "full_tokens": 9, "full_answer": "", "checkpoints":'
             '[{"tokens": 5, "answer": "", "signals": {"sure": NaN}}]}',
             "line 2: signal 'sure' is nan",
         ),
@@ -155,21 +162,6 @@ def test_splits_are_disjoint_and_do_not_move_when_traces_are_added(seed: int) ->
         assert {trace.problem_id for trace in before} <= {trace.problem_id for trace in after}
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "same"),
-    [
-        ("1", " 1 ", True),
-        ("No", "no", True),
-        ("no", "know", False),
-        ("", "", False),
-        (None, None, False),
-        (" ", "", False),
-    ],
-)
-def test_same_answer(a: str | None, b: str | None, same: bool) -> None:
-    assert same_answer(a, b) is same
-
-
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_populations_are_reproducible(kind: str) -> None:
     assert synthetic_traces(kind, 5, 3).split == synthetic_traces(kind, 5, 3).split
@@ -181,5 +173,31 @@ def test_lines_are_json(tmp_path: Path) -> None:
 
     header, first, _ = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
 
-    assert header["schema"] == "reasonrt.traces/2"
+    assert header["schema"] == "reasonrt.traces/3"
     assert "confidence" in first["checkpoints"][0]["signals"]
+
+
+def test_a_trace_keeps_what_the_grader_said(tmp_path: Path) -> None:
+    points = [Checkpoint(1, "0.3"), Checkpoint(2, r"50\%"), Checkpoint(3, "1/2"), Checkpoint(4, None)]
+    graded = Trace("p", points, 5, "0.5", "50%")
+
+    assert graded.right == (False, True, True, False, True)
+    assert graded.kept == (False, False, True, False)
+    assert [graded.is_good(index) for index in range(4)] == [False, True, True, False]
+    bare = replace(graded, gold=None)
+    assert [bare.is_good(index) for index in range(4)] == [False, False, True, False]
+    assert bare.is_counted
+    assert not any(bare.right)
+
+    otherwise = replace(graded, right=(True, False, False, False, False))  # by another grader, another year
+    write_traces(tmp_path / "t.jsonl", TraceSet((otherwise,)))
+
+    assert read_traces(tmp_path / "t.jsonl").traces == (otherwise,)
+    assert not otherwise.is_counted
+
+
+def test_exact_answers_are_graded_without_algebra() -> None:
+    algebra, exact = (Trace("p", [Checkpoint(1, "2+1")], 2, "3", "3", is_exact=is_exact) for is_exact in (False, True))
+
+    assert (algebra.right, algebra.kept) == ((True, True), (True,))
+    assert (exact.right, exact.kept) == ((False, True), (False,))

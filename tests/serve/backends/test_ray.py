@@ -8,15 +8,19 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
 import pytest
 
 from reasonrt import Completion, Request, Step
+from reasonrt.calibration import TraceSet, certify, upper_threshold_rules
+from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import RequestError
 from reasonrt.policies.single import Target
+from reasonrt.policies.stopping.evidence import Vote
 from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.config import ServeConfig
@@ -87,7 +91,7 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
     asked: list[tuple[str, bool]] = []
 
     class Replicas:
-        async def stream(self, method: str, request: Request, is_patient: bool, session: str) -> AsyncIterator[Any]:
+        async def stream(self, method: str, request: Request, is_patient: bool, verdicts: Any, session: str) -> Any:
             assert request.report is None  # it cannot travel
             asked.append((session, is_patient))
             if len(asked) <= num_cold:
@@ -172,6 +176,38 @@ async def test_request_outlives_its_replica(backend: Any, round_: int) -> None:
     assert completion.details["resumed"] >= 1
     await until_ready(backend, 2)
     assert not before & set(replica_pids())
+
+
+async def test_replicas_report_to_one_evidence_and_follow_it(backend: Any, tmp_path: Path) -> None:
+    """Questions that go to either replica have their votes in the gateway, and its alarm ends stopping in both."""
+    await until_ready(backend, 2)
+    certificates = backend.runtime.certificates
+    certificates.keep(tmp_path)
+    plain = backend.runtime.prepare(Request.ask("?", options={"stopping": {"record": True}}))
+    recorded = TraceSet(synthetic_traces("honest", 200).traces, plain.policy.fingerprints(plain.request, plain.engines))
+    rules = upper_threshold_rules("confidence", [0.9, 0.99])
+    certificate = certify(recorded, rules, risk="lost_correct", alpha=0.1, delta=0.1)
+    certificate.write(tmp_path / "c.json")
+    options = {"stopping": {"certificate": str(tmp_path / "c.json"), "shadow": 1}}
+
+    async def ask(number: int) -> dict[str, Any]:
+        *_, completion = await collect(backend, Request.ask(f"question {number}", options=options), f"session {number}")
+        return dict(completion.details["stopping"])
+
+    before = {state.replica_id: state.served for state in await backend.replicas.ask_all("state", 5.0)}
+    told = await asyncio.gather(*map(ask, range(12)))
+    after = {state.replica_id: state.served for state in await backend.replicas.ask_all("state", 5.0)}
+    (served,) = certificates
+    num_votes = served.evidence.monitor.n
+    for number in range(100, 160):
+        certificates.count(Vote(certificate.sha256, f"question {number}", True))
+    refused = await asyncio.gather(*map(ask, range(12)))
+    certificates.close()
+
+    assert [found.get("fallback") for found in told] == [None] * 12
+    assert min(after[replica] - before[replica] for replica in before) > 0
+    assert num_votes == 12
+    assert all("no longer holds" in found["fallback"] for found in refused)
 
 
 async def test_leaving_frees_the_replica(backend: Any) -> None:
