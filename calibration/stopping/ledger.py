@@ -80,10 +80,14 @@ class Ledger:
         self._files = sorted({file.resolve() for file in files})
 
     @classmethod
-    def beside(cls, traces_file: Path) -> Self:
-        """That in the folder of the traces, and this user's own, which knows copies of them in other folders."""
+    def beside(cls, traces_file: Path, file: Path | None = None) -> Self:
+        """That in the folder of the traces, and this user's own, which knows copies of them in other folders.
+
+        Args:
+            file: in the place of the one in the folder.
+        """
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        return cls(traces_file.parent / NAME, state / "reasonrt" / NAME)
+        return cls(file or traces_file.parent / NAME, state / "reasonrt" / NAME)
 
     def enter(self, traces: TraceSet, declared: Declaration) -> Attempt:
         """Write a try down, unless this very one is there: the same again shows nothing new, and spends nothing.
@@ -230,7 +234,8 @@ def _may_be_one(model: str, other: str) -> bool:
 
 def _cannot_write(path: Path, error: OSError) -> CalibrationError:
     return CalibrationError(
-        f"cannot write the ledger {path}: {error.strerror}; name one that can be written (--ledger)"
+        f"cannot write the ledger {path}: {error.strerror}; name another (--ledger in the place of the one beside the "
+        "traces, XDG_STATE_HOME for your own)"
     )
 
 

@@ -40,7 +40,7 @@ NEAR_ENOUGH = 0.85
 LEVELS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12)  # that requests may choose from
 LOOKS = (100, 200, 400, 800, 1600, 3200)  # at data that grow
 MISTAKES = {"levels": "apart", "tries": "without a ledger", "looks": "with tests for one look"}
-_NUM_TRIES = 9  # as many as there are families
+_NUM_TRIES = 9  # on one set
 _LEVEL = 0.01  # the level of the interval of a violation rate
 _SYNTHETIC_PROBLEMS = 1500
 

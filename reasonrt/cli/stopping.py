@@ -60,7 +60,7 @@ LedgerOption = Annotated[
     Path | None,
     typer.Option(
         "--ledger",
-        help="Read and write tries in this file; by default in ledger.jsonl beside the traces, and in your own one.",
+        help="Keep the tries on these problems in this file; by default in ledger.jsonl beside the traces.",
         show_default=False,
     ),
 ]
@@ -194,7 +194,7 @@ def stopping(
         levels = [Level(risks, each, tried.order(risks, each)) for each in alphas]
         found = certify_levels(
             held_out, tried.rules, levels,
-            delta=delta, train=tried.train, growing=growing, ledger=_ledger(ledger_file, traces_file),
+            delta=delta, train=tried.train, growing=growing, ledger=Ledger.beside(traces_file, ledger_file),
         )  # fmt: skip
     for level, certificate in zip(alphas, found, strict=True):
         if isinstance(certificate, Infeasible):
@@ -267,7 +267,7 @@ def verify(
     check_signature(certificate, PublicKeys.read(public_key or ()))
     learn = read_traces(learn_file) if learn_file else None
     parts, is_whole = _parts_of(certificate, recorded, learn)
-    ledger = None if certificate.attempt.number is None else _ledger(ledger_file, traces_file)
+    ledger = None if certificate.attempt.number is None else Ledger.beside(traces_file, ledger_file)
     verify_certificate(certificate, parts.certify, ledger)
     console.print(f"{file}: {certificate.num_problems} traces give this certificate; {_tries(certificate)}")
     unknown = ["its rules and their order; name the traces that they were made from by --learn"]
@@ -285,10 +285,6 @@ def _parts_of(certificate: Certificate, recorded: TraceSet, learn: TraceSet | No
         if whole.split.sha256 == certificate.splits.get("certify"):
             return parts._replace(certify=whole), not certificate.splits.keys() - {"certify"}
     return Splits(recorded, recorded, recorded), False
-
-
-def _ledger(file: Path | None, traces_file: Path) -> Ledger:
-    return Ledger(file) if file else Ledger.beside(traces_file)
 
 
 def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:

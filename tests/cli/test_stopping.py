@@ -56,6 +56,12 @@ def refused(*arguments: str) -> str:
     return str(result.exception)
 
 
+@pytest.fixture(autouse=True)
+def own_state_of_each_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test's tries count for another one."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With traces, a certificate on them, and its plots."""
@@ -145,24 +151,24 @@ def words(result: Result) -> str:
     return " ".join(result.output.split())
 
 
-def test_a_copy_of_the_traces_is_another_try_on_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In another folder, under another name and in another order."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def test_a_copy_of_the_traces_is_another_try_on_the_same_set(tmp_path: Path) -> None:
+    """In another folder, under another name and in another order; and under another ledger."""
     original, copy = tmp_path / "traces.jsonl", tmp_path / "copies" / "renamed.jsonl"
     write_traces(original, synthetic_traces("honest", 200))
     header, *lines = original.read_text().splitlines()
     copy.parent.mkdir()
     copy.write_text("\n".join([header, *lines[::-1]]) + "\n")
 
-    def certified(traces: Path, family: str) -> str:
+    def certified(traces: Path, family: str, *ledger: str) -> str:
         out = ("--alpha", ".2", "-o", str(tmp_path / f"{family}.json"), "--family", family)
-        return words(run("calibrate", "stopping", "--traces", str(traces), *out))
+        return words(run("calibrate", "stopping", "--traces", str(traces), *out, *ledger))
 
     assert "try 1 on these problems" in certified(original, "dynasor")
     assert "try 2 on these problems, all of whose certificates hold together; tested at 0.025 of" in certified(
         copy, "budget"
     )
     assert "try 2 on these problems" in certified(original, "budget")  # the same, again
+    assert "try 2 on these problems" in certified(copy, "budget", "--ledger", str(tmp_path / "another.jsonl"))
     first = run("certificate", "verify", str(tmp_path / "dynasor.json"), "--traces", str(copy))
     assert "try 1 on these problems" in words(first)  # the ledger in the folder of the copy knows of it
 
