@@ -57,7 +57,8 @@ os.register_at_fork(after_in_child=warnings.resetwarnings)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none; what takes longest comes first, so that no process waits at the end."""
+    items.sort(key=lambda item: _place(item.nodeid))
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
@@ -73,7 +74,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             return SHARED.get(Path(file).parts[1], file)
 
+    config.option.loadscopereorder = False  # by the number of tests
     return ByWhatIsShared(config, log)
+
+
+def _place(nodeid: str) -> int:
+    """Of what shares engines, of what starts processes of its own for a few tests, and of everything else."""
+    folder = Path(nodeid.partition("::")[0]).parts[1]
+    return 0 if folder in SHARED else 1 if folder == "cli" or folder.endswith(".py") else 2
 
 
 @cache
