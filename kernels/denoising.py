@@ -1,4 +1,4 @@
-"""What a denoising pass predicts, what its masked positions read next, and what becomes of them: for `denoise_update`."""
+"""What a denoising pass predicts, what its masked positions read next, and what becomes of them."""
 
 from dataclasses import dataclass
 

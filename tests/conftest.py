@@ -57,7 +57,7 @@ os.register_at_fork(after_in_child=warnings.resetwarnings)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; what takes longest comes first, so that no process waits at the end."""
+    """Skip what needs a GPU where there is none; the longest come first, so that no process waits at the end."""
     items.sort(key=lambda item: _place(item.nodeid))
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu():
