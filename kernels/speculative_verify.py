@@ -35,11 +35,9 @@ from torch import Tensor
 
 from reasonrt.errors import KernelError
 from reasonrt.kernels.dispatch import FLOATS, check_shape, runs_on_triton
+from reasonrt.kernels.noise import uniform
 
 _ROWS = 16  # with 150,000 tokens, some ten arrays of 20 MB at a time
-# of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), as signed numbers
-STEP = 0x9E3779B97F4A7C15 - 2**64
-MIXING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ def speculative_verify_reference(
         while kept < length and token < 0:
             row = begin + kept
             target = _probs_reference(logits[row], float(temperature[request]), float(top_p[request]))
-            noise = -(-_uniform(keys[row : row + 1], torch.arange(len(target)))[0].log()).log()
+            noise = -(-uniform(keys[row : row + 1], len(target))[0].log()).log()
             y = int((target.log() + noise).argmax())
             kept, token = (kept + 1, -1) if y == int(drafted[row]) else (kept, y)
         accepted.append(kept)
@@ -148,21 +146,12 @@ def noise_keys(seed: int, positions: Sequence[int]) -> list[int]:
 
 
 def gumbel_noise(keys: Tensor, num_tokens: int) -> Tensor:
-    """Gumbel noise [rows, num_tokens] in fp64, made where `keys` [rows] are: a hash of key and token (SplitMix64)."""
-    return _uniform(keys, torch.arange(num_tokens, device=keys.device)).log_().neg_().log_().neg_()
+    """Gumbel noise [rows, num_tokens] in fp64, made where `keys` [rows] are."""
+    return uniform(keys, num_tokens).log_().neg_().log_().neg_()
 
 
 def _draw(logits: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
     return (scale(logits, temperature, top_p) + gumbel_noise(keys, logits.shape[1])).argmax(-1)
-
-
-def _uniform(keys: Tensor, tokens: Tensor) -> Tensor:
-    """Uniform numbers [rows, tokens] in (0, 1), of 52 bits."""
-    bits = tokens * STEP + keys[:, None]
-    for shift, factor in MIXING:
-        bits ^= (bits >> shift).bitwise_and_((1 << 64 - shift) - 1)  # as if without a sign
-        bits *= factor
-    return bits.bitwise_right_shift_(12).bitwise_and_((1 << 52) - 1).double().add_(0.5).mul_(2.0**-52)
 
 
 def _probs_reference(logits: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reasonrt.kernels.denoise_update import Predicted, Residual, Update
+from reasonrt.kernels.denoising import Predicted, Residual, Update
 from reasonrt.kernels.triton.builds import Build, Target
 
 _BLOCK_L = 32

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reasonrt.kernels.speculative_verify import MIXING, STEP
+from reasonrt.kernels.noise import MIXING, STEP
 from reasonrt.kernels.triton.builds import Build, Target
 
 _STEP = tl.constexpr(STEP)

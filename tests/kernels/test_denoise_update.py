@@ -17,7 +17,8 @@ from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.strategies import Predictions, choose
 from reasonrt.diffusion.writers import Task, make_writer
 from reasonrt.errors import KernelError
-from reasonrt.kernels.denoise_update import Predicted, Residual, Update, denoise_update, denoise_update_reference
+from reasonrt.kernels.denoise_update import denoise_update, denoise_update_reference
+from reasonrt.kernels.denoising import Predicted, Residual, Update
 
 ENDS = torch.tensor([3, 5])
 GRID = [0.0, 0.25, 0.5, 0.75, 1.0]  # of confidences and thresholds, so that they are often equal
