@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasonrt.kernels.denoise_update import Predicted, Residual, denoise_update
+from reasonrt.kernels.denoise_update import denoise_update
+from reasonrt.kernels.denoising import Predicted, Residual
 from reasonrt.kernels.expected_embedding import expected_embedding, expected_embedding_top
 from reasonrt.kernels.row_stats import row_stats
 from reasonrt.kernels.speculative_verify import noise_keys, speculative_verify
