@@ -20,13 +20,14 @@ _TENSOR_CORE = {"cuda": r"\b(HMMA|HGMMA|IMMA|QGMMA|UTCHMMA|UTCQMMA)\b", "hip": r
 
 
 def compile_kernels(
-    say: Callable[[str], None] = lambda text: None, targets: Collection[str] | None = None
+    say: Callable[[str], None] = lambda text: None, targets: Collection[str] | None = None, is_sample: bool = False
 ) -> dict[str, Any]:
     """Compile every kernel as it is launched on each target, without a device; one row for each binary.
 
     Args:
         say: is told what is being compiled.
         targets: only these, by name; None is all.
+        is_sample: only the first build of each kernel, the one that takes most.
 
     Raises:
         CapabilityError: Triton is not installed.
@@ -38,7 +39,7 @@ def compile_kernels(
 
     if knobs.runtime.interpret:
         raise ConfigError("TRITON_INTERPRET is set, so that nothing is compiled; unset it")
-    return {"rows": list(_rows(say, targets))}
+    return {"rows": list(_rows(say, targets, is_sample))}
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -55,11 +56,12 @@ def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _rows(say: Callable[[str], None], targets: Collection[str] | None) -> Iterator[dict[str, Any]]:
+def _rows(say: Callable[[str], None], targets: Collection[str] | None, is_sample: bool) -> Iterator[dict[str, Any]]:
     from reasonrt.kernels.triton.builds import TARGETS, all_builds
 
     for target in TARGETS:
-        for build in all_builds(target) if targets is None or target.name in targets else ():
+        builds = list(all_builds(target)) if targets is None or target.name in targets else []
+        for build in {build.name: build for build in reversed(builds)}.values() if is_sample else builds:
             say(f"{target.name}: {build.name}, {build.shape}")
             yield _measure(build, target)
 

@@ -13,6 +13,9 @@ def bench(
     compile_only: Annotated[
         bool, typer.Option("--compile", help="Compile every kernel for every target; no device is needed.")
     ] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Show what a kernel for the attention of blocks could gain.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Show what each kernel takes of each target: registers, spills, shared memory, tensor cores, and its roofline.
@@ -20,24 +23,29 @@ def bench(
     Times are those that the memory's and the cores' rates allow, not measurements: these are made on a device by
     benchmarks/kernels.py. The exit code is 1 where a kernel spills, does not fit, or leaves tensor cores unused.
     """
+    from reasonrt.benches.block_attention import block_attention
     from reasonrt.benches.kernels import compile_kernels, failures
 
-    if not compile_only:
-        raise typer.BadParameter("only --compile is measured here; run benchmarks/kernels.py on a device")
+    if compile_only == attention:
+        raise typer.BadParameter("one of --compile and --attention; what is measured is by benchmarks/kernels.py")
+    if attention:
+        rows = block_attention()
+        write_json(json_file, {"rows": rows})
+        _print("attention of blocks, one layer, H200", rows, list(rows[0]))
+        return
     with console.status("starting ...") as status:
         result = compile_kernels(status.update)
     write_json(json_file, result)
-    _print(result["rows"])
+    columns = ["target", "kernel", "shape", "config", "registers", "spilled_bytes", "shared_bytes", "occupancy"]
+    _print("kernels, compiled", result["rows"], [*columns, "tensor_core", "roofline_us"])
     if failed := failures(result["rows"]):
         for line in failed:
             console.print(f"[red]does not fit[/] {line}")
         raise typer.Exit(1)
 
 
-def _print(rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = ["target", "kernel", "shape", "config", "registers", "spilled_bytes", "shared_bytes", "occupancy"]
-    columns += ["tensor_core", "roofline_us"]
-    table = Table(*(column.replace("_", " ") for column in columns), title="kernels, compiled")
+def _print(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    table = Table(*(column.replace("_", " ") for column in columns), title=title)
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
     console.print(table)
