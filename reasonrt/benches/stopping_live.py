@@ -187,6 +187,7 @@ def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) 
         outcomes = [record.details.get("stopping", {}) for record in records]
         tokens = sum(record.tokens for record in records)
         discarded = sum(d.get("probe_tokens", 0) - d.get("returned_tokens", 0) for d in outcomes)
+        thrown_away = sum(usage["discarded"] for record in records for usage in record.usage.values())
         row = {
             "arm": arm.name,
             "n": len(records),
@@ -198,6 +199,8 @@ def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) 
             "tokens_per_problem": tokens / len(records),
             "net_saving": 1 - tokens / sum(full[record.problem].tokens for record in records),
             "probe_overhead": discarded / tokens,  # without the answers that were returned
+            "in_vain_tokens_per_problem": (thrown_away - discarded) / len(records),  # before a decision
+            "other_answers": sum(record.answer != full[record.problem].answer for record in records) / len(records),
             "stopped": sum(d.get("action") == "answer" for d in outcomes) / len(records),
             "gave_up": sum(d.get("action") == "give_up" for d in outcomes) / len(records),
             "dropped_probes": sum(d.get("num_dropped", 0) for d in outcomes),

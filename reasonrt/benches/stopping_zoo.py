@@ -31,6 +31,11 @@ _COLUMNS = {
     "net_saving": "net_saving",
     "probe_share": "probe_overhead",
     "certified_saving": "certified_saving",
+    "accuracy": "accuracy",
+    "accuracy_to_the_end": "accuracy_to_the_end",
+    "stopped": "stopped",
+    "in_vain_tokens_per_problem": "in_vain_tokens_per_problem",
+    "other_answers": "other_answers",
 }
 
 
