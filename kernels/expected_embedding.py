@@ -27,6 +27,8 @@ def expected_embedding(
 ) -> Tensor:
     """softmax(logits / temperature) @ embedding, in the embedding's dtype; the probabilities are never whole in memory.
 
+    There are no gradients.
+
     Args:
         logits: [R, V], float32, bfloat16, float16 or float64; rows may lie apart.
         lse: [R], of `row_stats` or `vocab_stats` at this temperature. What it is wrong by is normalized away, as long
@@ -59,7 +61,7 @@ def expected_embedding(
         from reasonrt.kernels.triton.expected_embedding import launch_expected_embedding
 
         return launch_expected_embedding(logits, lse, embedding, rows, temperature, excluded)
-    return _expected_embedding_torch(logits, lse, embedding, rows, temperature, excluded)
+    return _expected_embedding_torch(logits.detach(), lse.detach(), embedding.detach(), rows, temperature, excluded)
 
 
 def expected_embedding_reference(
@@ -101,8 +103,8 @@ def expected_embedding_top(top_logprobs: Tensor, top_ids: Tensor, embedding: Ten
         from reasonrt.kernels.triton.expected_embedding import launch_expected_embedding_top
 
         return launch_expected_embedding_top(top_logprobs, top_ids, embedding)
-    weights = top_logprobs.softmax(1).to(embedding.dtype)
-    return torch.nn.functional.embedding_bag(top_ids.clamp(min=0), embedding, per_sample_weights=weights, mode="sum")
+    weights, table = top_logprobs.detach().softmax(1).to(embedding.dtype), embedding.detach()
+    return torch.nn.functional.embedding_bag(top_ids.clamp(min=0), table, per_sample_weights=weights, mode="sum")
 
 
 def expected_embedding_top_reference(top_logprobs: Tensor, top_ids: Tensor, embedding: Tensor) -> Tensor:

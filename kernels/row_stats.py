@@ -20,7 +20,7 @@ def row_stats(
     top_k: int = 0,
     excluded: int | None = None,
 ) -> RowStats:
-    """Statistics of softmax(logits / temperature), row by row.
+    """Statistics of softmax(logits / temperature), row by row; without gradients.
 
     Args:
         logits: [R, V], float32, bfloat16, float16 or float64; rows may lie apart, the columns of a row
@@ -40,7 +40,7 @@ def row_stats(
         from reasonrt.kernels.triton.row_stats import launch_row_stats
 
         return launch_row_stats(logits, wanted)
-    return _row_stats_torch(logits, wanted)
+    return _row_stats_torch(logits.detach(), wanted)
 
 
 def row_stats_reference(

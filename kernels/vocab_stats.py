@@ -30,7 +30,7 @@ def vocab_stats(
 ) -> RowStats:
     """Statistics of softmax(hidden @ weight.T / temperature), row by row; no logits are in memory but those wanted.
 
-    With a draft's tokens as `targets` it verifies all positions of a step together.
+    With a draft's tokens as `targets` it verifies all positions of a step together. There are no gradients.
 
     Args:
         hidden: [R, D], float32, bfloat16, float16 or float64, the last hidden states.
@@ -65,7 +65,7 @@ def vocab_stats(
         from reasonrt.kernels.triton.vocab_stats import launch_vocab_stats
 
         return launch_vocab_stats(hidden, weight, softcap, wanted, logits)
-    return _vocab_stats_torch(hidden, weight, softcap, wanted, logits)
+    return _vocab_stats_torch(hidden.detach(), weight.detach(), softcap, wanted, logits)
 
 
 def vocab_stats_reference(
