@@ -39,7 +39,7 @@ def denoise_update(
         KernelError: a shape, dtype, stride or device that cannot be used.
     """
     _check(predicted, thresholds, end_ids, canvas, residual)
-    if runs_on_triton(predicted.tokens):
+    if runs_on_triton(predicted.tokens, None if residual is None else residual.expected):
         from reasonrt.kernels.triton.denoise_update import launch_denoise_update
 
         return launch_denoise_update(predicted, thresholds, end_ids, canvas, residual)
@@ -132,8 +132,7 @@ def _check(
     check_contiguous("canvas", canvas)
     if residual is None:
         return
-    on_triton = runs_on_triton(predicted.tokens)
-    check_matrix("expected", residual.expected, on_triton)
+    check_matrix("expected", residual.expected)
     hidden_size = residual.expected.shape[1]
     check_shape("expected", residual.expected, (num_rows, hidden_size), predicted.tokens)
     check_shape("embeds", residual.embeds, (canvas.numel(), hidden_size), predicted.tokens)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reasonrt.errors import KernelError
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32)
 MAX_TOP_K = 64
 PIECE = 2**19
@@ -17,12 +17,13 @@ _MIN_COLUMNS = 256
 _COLUMNS_STEP = 64
 
 
-def runs_on_triton(tensor: Tensor) -> bool:
-    """Whether an op on this tensor launches its Triton kernel: on CUDA and HIP devices, and where TRITON_INTERPRET=1.
+def runs_on_triton(tensor: Tensor, *others: Tensor | None) -> bool:
+    """Whether an op on these tensors launches its Triton kernel: on CUDA and HIP devices, and where TRITON_INTERPRET=1.
 
-    Everything else, CPU tensors above all, is computed by torch. Triton is not imported to find out.
+    Everything else, CPU tensors above all, and float64, is computed by torch. Triton is not imported to find out.
     """
-    return bool(tensor.is_cuda) or os.environ.get("TRITON_INTERPRET") == "1"
+    is_double = any(each is not None and each.dtype == torch.float64 for each in (tensor, *others))
+    return not is_double and (bool(tensor.is_cuda) or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -35,11 +36,11 @@ def piece_columns(width: int) -> int:
     return max(_MIN_COLUMNS, PIECE // max(1, width) // _COLUMNS_STEP * _COLUMNS_STEP)
 
 
-def check_matrix(name: str, tensor: Tensor, on_triton: bool) -> None:
+def check_matrix(name: str, tensor: Tensor) -> None:
     """Raises: KernelError: not a matrix of floats with adjacent columns."""
     if tensor.dim() != 2 or tensor.shape[1] == 0:
         raise KernelError(f"{name} must be a matrix with at least one column, got shape {tuple(tensor.shape)}")
-    check_dtype(name, tensor, FLOATS if on_triton else (*FLOATS, torch.float64))
+    check_dtype(name, tensor, FLOATS)
     if tensor.stride(1) != 1 and tensor.shape[1] > 1:
         raise KernelError(f"{name} must have adjacent columns, got strides {tensor.stride()}; call .contiguous()")
 

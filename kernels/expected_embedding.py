@@ -27,8 +27,10 @@ def expected_embedding(
 ) -> Tensor:
     """softmax(logits / temperature) @ embedding, in the embedding's dtype; the probabilities are never whole in memory.
 
+    There are no gradients.
+
     Args:
-        logits: [R, V], float32, bfloat16 or float16 (float64 too where torch computes); rows may lie apart.
+        logits: [R, V], float32, bfloat16, float16 or float64; rows may lie apart.
         lse: [R], of `row_stats` or `vocab_stats` at this temperature. What it is wrong by is normalized away, as long
             as exp(logits / temperature - lse) is not far above 1.
         embedding: [V, D], one row for each token; of another dtype than the logits where that is what there is.
@@ -42,9 +44,8 @@ def expected_embedding(
     Raises:
         KernelError: a shape, dtype, stride, device or number that cannot be used.
     """
-    on_triton = runs_on_triton(logits)
-    check_matrix("logits", logits, on_triton)
-    check_matrix("embedding", embedding, on_triton)
+    check_matrix("logits", logits)
+    check_matrix("embedding", embedding)
     check_device("embedding", embedding, "logits", logits)
     if embedding.shape[0] != logits.shape[1]:
         raise KernelError(
@@ -56,11 +57,11 @@ def expected_embedding(
         check_shape("rows", rows, (rows.numel(),), logits)
         check_dtype("rows", rows, (torch.int64,))
     check_distribution(temperature, excluded, logits.shape[1])
-    if on_triton:
+    if runs_on_triton(logits, embedding):
         from reasonrt.kernels.triton.expected_embedding import launch_expected_embedding
 
         return launch_expected_embedding(logits, lse, embedding, rows, temperature, excluded)
-    return _expected_embedding_torch(logits, lse, embedding, rows, temperature, excluded)
+    return _expected_embedding_torch(logits.detach(), lse.detach(), embedding.detach(), rows, temperature, excluded)
 
 
 def expected_embedding_reference(
@@ -86,25 +87,24 @@ def expected_embedding_top(top_logprobs: Tensor, top_ids: Tensor, embedding: Ten
     """The same over the k most probable tokens alone, their probabilities normalized to 1; [R, D].
 
     Args:
-        top_logprobs: [R, k], float32 (float64 too where torch computes), of `RowStats`.
+        top_logprobs: [R, k], of `RowStats`.
         top_ids: [R, k], int64, of `RowStats`: -1 where there is no token.
         embedding: [V, D].
 
     Raises:
         KernelError: a shape, dtype, stride or device that cannot be used.
     """
-    on_triton = runs_on_triton(embedding)
-    check_matrix("top_logprobs", top_logprobs, on_triton)
-    check_matrix("embedding", embedding, on_triton)
+    check_matrix("top_logprobs", top_logprobs)
+    check_matrix("embedding", embedding)
     check_device("embedding", embedding, "top_logprobs", top_logprobs)
     check_shape("top_ids", top_ids, top_logprobs.shape, top_logprobs)
     check_dtype("top_ids", top_ids, (torch.int64,))
-    if on_triton:
+    if runs_on_triton(embedding, top_logprobs):
         from reasonrt.kernels.triton.expected_embedding import launch_expected_embedding_top
 
         return launch_expected_embedding_top(top_logprobs, top_ids, embedding)
-    weights = top_logprobs.softmax(1).to(embedding.dtype)
-    return torch.nn.functional.embedding_bag(top_ids.clamp(min=0), embedding, per_sample_weights=weights, mode="sum")
+    weights, table = top_logprobs.detach().softmax(1).to(embedding.dtype), embedding.detach()
+    return torch.nn.functional.embedding_bag(top_ids.clamp(min=0), table, per_sample_weights=weights, mode="sum")
 
 
 def expected_embedding_top_reference(top_logprobs: Tensor, top_ids: Tensor, embedding: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ def row_stats(
     top_k: int = 0,
     excluded: int | None = None,
 ) -> RowStats:
-    """Statistics of softmax(logits / temperature), row by row.
+    """Statistics of softmax(logits / temperature), row by row; without gradients.
 
     Args:
-        logits: [R, V], float32, bfloat16 or float16 (float64 too where torch computes); rows may lie apart, the columns
-            of a row may not. All V columns count: cut off what only pads the vocabulary.
+        logits: [R, V], float32, bfloat16, float16 or float64; rows may lie apart, the columns of a row
+            may not. All V columns count: cut off what only pads the vocabulary.
         targets: [R], int64 or int32, the id whose log-probability is wanted in each row.
         temperature: > 0.
         top_k: how many of the highest log-probabilities are wanted, in [0, min(64, V)].
@@ -33,15 +33,14 @@ def row_stats(
     Raises:
         KernelError: a shape, dtype, stride, device or number that cannot be used.
     """
-    on_triton = runs_on_triton(logits)
-    check_matrix("logits", logits, on_triton)
+    check_matrix("logits", logits)
     wanted = Wanted(targets, temperature, top_k, excluded)
     wanted.check("logits", logits, logits.shape[1])
-    if on_triton:
+    if runs_on_triton(logits):
         from reasonrt.kernels.triton.row_stats import launch_row_stats
 
         return launch_row_stats(logits, wanted)
-    return _row_stats_torch(logits, wanted)
+    return _row_stats_torch(logits.detach(), wanted)
 
 
 def row_stats_reference(

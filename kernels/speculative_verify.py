@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from reasonrt.errors import KernelError
-from reasonrt.kernels.dispatch import FLOATS, check_shape, runs_on_triton
+from reasonrt.kernels.dispatch import check_shape, runs_on_triton
 from reasonrt.kernels.noise import gumbel_noise, uniform
 
 _ROWS = 16  # with 150,000 tokens, some ten arrays of 20 MB at a time
@@ -110,7 +110,7 @@ def draw(logits: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> Te
         keys: [rows] int64, as in `speculative_verify`.
         temperature, top_p: [rows], as in `scale`.
     """
-    if runs_on_triton(logits) and logits.dtype in FLOATS:
+    if runs_on_triton(logits):
         from reasonrt.kernels.triton.speculative_verify import launch_draw
 
         return launch_draw(logits, keys, temperature, top_p)

@@ -30,15 +30,15 @@ def vocab_stats(
 ) -> RowStats:
     """Statistics of softmax(hidden @ weight.T / temperature), row by row; no logits are in memory but those wanted.
 
-    With a draft's tokens as `targets` it verifies all positions of a step together.
+    With a draft's tokens as `targets` it verifies all positions of a step together. There are no gradients.
 
     Args:
-        hidden: [R, D], float32, bfloat16 or float16 (float64 too where torch computes), the last hidden states.
+        hidden: [R, D], float32, bfloat16, float16 or float64, the last hidden states.
         weight: [V, D], of the same dtype: the head, one row for each token. All V rows count: cut off what only pads.
         targets: [R], int64 or int32, the id whose log-probability is wanted in each row.
         softcap: bounds the logits to softcap * tanh(logits / softcap), as Gemma does; > 0, None is none.
         temperature, top_k, excluded: as in `row_stats`.
-        logits: [R, V], float32, bfloat16 or float16: the logits are written here, -inf in the excluded column, and the
+        logits: [R, V], of any of these dtypes: the logits are written here, -inf in the excluded column, and the
             statistics are those of what is written.
 
     Raises:
@@ -47,9 +47,8 @@ def vocab_stats(
     Source: Wijmans et al. (2024), "Cut Your Losses in Large-Vocabulary Language Models", for the logits that are never
     whole; the statistics beyond the log-probability are computed in the same pass.
     """
-    on_triton = runs_on_triton(hidden)
-    check_matrix("hidden", hidden, on_triton)
-    check_matrix("weight", weight, on_triton)
+    check_matrix("hidden", hidden)
+    check_matrix("weight", weight)
     check_same("weight", weight, "hidden", hidden)
     if weight.shape[0] == 0 or weight.shape[1] != hidden.shape[1]:
         raise KernelError(
@@ -58,15 +57,15 @@ def vocab_stats(
     wanted = Wanted(targets, temperature, top_k, excluded)
     wanted.check("hidden", hidden, weight.shape[0])
     if logits is not None:
-        check_matrix("logits", logits, on_triton)
+        check_matrix("logits", logits)
         check_shape("logits", logits, (len(hidden), len(weight)), hidden)
     if softcap is not None and not 0.0 < softcap < float("inf"):
         raise KernelError(f"softcap must be positive and finite, got {softcap}; None is none")
-    if on_triton:
+    if runs_on_triton(hidden, logits):
         from reasonrt.kernels.triton.vocab_stats import launch_vocab_stats
 
         return launch_vocab_stats(hidden, weight, softcap, wanted, logits)
-    return _vocab_stats_torch(hidden, weight, softcap, wanted, logits)
+    return _vocab_stats_torch(hidden.detach(), weight.detach(), softcap, wanted, logits)
 
 
 def vocab_stats_reference(

@@ -246,7 +246,7 @@ class Batcher:
             rows_of = self._tensor(np.concatenate([stays for stays, _, _ in group]))
             slots = self._tensor(np.concatenate([np.full(len(offsets), job.slot) for _, job, offsets in group]))
             places = self._tensor(np.concatenate([offsets for _, _, offsets in group]))
-            read = None if logits is None else logits[rows_of]
+            read = logits[rows_of] if logits is not None and needs_logits(decoding) else None
             self._blends[slots, places] = blend(self.model, stats.at(rows_of), read, decoding)
 
     def _begin_blended(self, job: Job, work: Work) -> None:

@@ -86,7 +86,7 @@ class Decoding:
             trained with a constant.
         residual_temperature: of the distribution whose entropy weights the residual (T_res, section 3.3).
         residual_scaled: whether the expected embedding is of that distribution too, not of the unscaled one.
-        residual_top_k: expect over the k most probable tokens only; None: over all.
+        residual_top_k: expect over the k most probable tokens only, at most 64; None: over all.
         residual_start: what the first pass of a block reads: `cold`, nothing; `self`, what a pass of its own expects;
             `dirichlet`, what a distribution drawn at random expects; `reference`, what the reference model expects.
         dirichlet_concentration: of each token, > 0.

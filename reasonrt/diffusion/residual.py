@@ -22,7 +22,7 @@ def blend(model: DiffusionModel, stats: RowStats, logits: Tensor | None, decodin
     """Embeddings [rows, hidden] for masked positions, from what the last pass predicted there.
 
     Args:
-        stats: with at least `residual_top_k` of the most probable tokens.
+        stats: with at least `num_expected` of the most probable tokens.
         logits: [rows, tokens]; None where `needs_logits` says that they are not read.
     """
     table, temperature = model.embedding.weight[: model.shape.tokens], decoding.residual_temperature
@@ -48,8 +48,8 @@ def needs_logits(decoding: Decoding) -> bool:
 
 
 def num_expected(model: DiffusionModel, decoding: Decoding) -> int:
-    """Of how many of the most probable tokens embeddings are expected; 0: of all."""
-    return min(decoding.residual_top_k or 0, model.shape.tokens)
+    """Of how many of the most probable tokens embeddings are expected; 0: of all, or none is."""
+    return min(decoding.residual_top_k or 0, model.shape.tokens) if decoding.residual else 0
 
 
 def blend_probs(model: DiffusionModel, probs: Tensor, weight: float | None = None) -> Tensor:

@@ -87,7 +87,8 @@ def predict(
         if drawing.temperature > 0 and len(positions):
             assert logits is not None  # noqa: S101 - for the type checker
             drawn[rows] = _draw(logits[rows], drawing, positions)
-            logprobs[rows] = logits[rows].gather(-1, drawn[rows, None])[:, 0] - stats.lse[rows]
+            both = logits[rows].gather(-1, torch.stack((drawn[rows], stats.argmax[rows]), 1))
+            logprobs[rows] += both[:, 0] - both[:, 1]  # never above 0, as the logit less `lse` may be by rounding
         begin += len(positions)
     chances = logprobs.double().cpu().numpy()
     return Predictions(drawn.cpu().numpy(), np.exp(chances), stats.entropy.double().cpu().numpy(), chances)

@@ -52,7 +52,9 @@ def options(draw: st.DrawFn, strategy: str) -> dict[str, Any]:
     if draw(st.booleans()):
         chosen |= {
             "residual": True,
-            # not 1: with nothing of the mask in what is read back, rounding grows from pass to pass
+            # not 1: rounding grows from pass to pass there. Log-probabilities of the engine differ by 3e-14 at most
+            # after one pass, by up to 1e-9 after several; those of the reference with weights that differ by some
+            # 2e-16, by 2e-14 and 3e-10. The tokens were the same in all of 477 examples
             "residual_weight": draw(st.sampled_from((None, None, 0.0, 0.25, 0.5))),
             "residual_temperature": draw(st.sampled_from((0.5, 1.0, 2.0))),
             "residual_scaled": draw(st.booleans()),

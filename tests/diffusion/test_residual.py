@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from reasonrt.diffusion.decoding import Decoding
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.residual import blend as blend_predicted
-from reasonrt.diffusion.residual import blend_probs, needs_logits
+from reasonrt.diffusion.residual import blend_probs, needs_logits, num_expected
 from reasonrt.kernels.row_stats import row_stats
 
 Made = Callable[..., DiffusionModel]
 
 
 def blend(model: DiffusionModel, logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-    read = logits if needs_logits(replace(decoding, residual=True)) else None
-    return blend_predicted(model, row_stats(logits, top_k=decoding.residual_top_k or 0), read, decoding)
+    decoding = replace(decoding, residual=True)
+    stats = row_stats(logits, top_k=num_expected(model, decoding))
+    return blend_predicted(model, stats, logits if needs_logits(decoding) else None, decoding)
 
 
 def alphas(model: DiffusionModel, embeddings: torch.Tensor, means: torch.Tensor) -> torch.Tensor:

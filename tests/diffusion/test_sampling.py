@@ -17,7 +17,7 @@ PROBS = torch.tensor([0.4, 0.05, 0.3, 0.15, 0.1])
 
 
 class NoNoise(Drawing):
-    def noise(self, *args: Any, **kwargs: Any) -> Tensor:
+    def keys(self, *args: Any, **kwargs: Any) -> Tensor:
         raise AssertionError("nothing is drawn")
 
 
@@ -81,6 +81,16 @@ def test_confidence_is_the_unscaled_probability_of_what_was_drawn() -> None:
     assert predicted.confidences == pytest.approx(PROBS[predicted.tokens].numpy(), abs=1e-6)
     assert predicted.logprobs == pytest.approx(PROBS.log()[predicted.tokens].numpy(), abs=1e-5)
     assert predicted.entropies == pytest.approx(-float((PROBS * PROBS.log()).sum()), abs=1e-6)
+
+
+def test_large_logits_cost_log_probabilities_no_precision() -> None:
+    logits = (PROBS.log() * 1024).round() / 1024 + 4096  # exact, a sum of which with anything smaller is not
+    expected = (logits.double() - 4096).log_softmax(-1)
+
+    rows = logits.expand(100, -1)
+    predicted = predict(row_stats(rows), rows, [Drawing(1.0, seed=3)], [np.arange(100)])
+
+    assert predicted.logprobs == pytest.approx(expected[predicted.tokens].numpy(), abs=1e-6)
 
 
 def test_a_token_without_a_logit_is_never_drawn() -> None:

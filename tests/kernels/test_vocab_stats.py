@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reasonrt.errors import KernelError
+from reasonrt.kernels.expected_embedding import expected_embedding, expected_embedding_top
 from reasonrt.kernels.online import RowStats
-from reasonrt.kernels.row_stats import row_stats_reference
+from reasonrt.kernels.row_stats import row_stats, row_stats_reference
 from reasonrt.kernels.vocab_stats import vocab_stats, vocab_stats_reference
 
 TOLERANCE = 1e-5
@@ -134,6 +135,17 @@ def test_a_target_that_is_no_id_has_no_log_probability(computing: str) -> None:
 
     assert found.logprob is not None
     assert found.logprob.isnan().tolist() == [True, True, False]
+
+
+def test_the_head_of_a_model_that_learns_is_read_without_gradients() -> None:
+    weight = torch.randn(400, 8, requires_grad=True)
+
+    stats = vocab_stats(torch.randn(3, 8, requires_grad=True), weight, top_k=4)
+
+    assert not stats.entropy.requires_grad
+    assert not expected_embedding_top(stats.top_logprobs, stats.top_ids, weight).requires_grad
+    assert not expected_embedding(torch.zeros(3, 400), stats.lse, weight).requires_grad
+    assert not row_stats(weight).entropy.requires_grad
 
 
 def test_no_rows(computing: str) -> None:
