@@ -271,7 +271,7 @@ def _parse(content: bytes, path: Path) -> tuple[list[Entry], str, bytes]:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

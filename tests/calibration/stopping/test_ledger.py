@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_line_and_the_try_was_not_made(file: Path) -> None:
 
 
 def test_what_is_no_ledger_is_refused(file: Path) -> None:
-    for content in ("{}\n", "[]\n", "nothing\n", '{"schema": "reasonrt.ledger/0"}\n'):
+    for content in ("{}\n", "[]\n", "nothing\n", "[" * 100_000 + "\n", '{"schema": "reasonrt.ledger/0"}\n'):
         file.write_text(content)
         with pytest.raises(CalibrationError, match=r"ledger\.jsonl, line 1"):
             number(file, problems(0, 20), "a")
