@@ -319,6 +319,10 @@ def test_a_certificate_verifies_under_its_ledger_alone(file: Path, tmp_path: Pat
     verify(certificate, TRACES)
     with pytest.raises(CalibrationError, match=r"none\.jsonl have no try 2 like that of the certificate"):
         verify(certificate, TRACES, Ledger(tmp_path / "none.jsonl"))
+    bare = certify(TRACES, RULES, risk="lost_correct", alpha=0.1, delta=0.1)
+    verify(bare, TRACES, Ledger(tmp_path / "none.jsonl"))
+    with pytest.raises(CalibrationError, match=r"without a ledger.*ledger\.jsonl have 2 tries on them"):
+        verify(bare, TRACES, ledger)
     first = replace(certificate, attempt=replace(certificate.attempt, number=1))
     with pytest.raises(CalibrationError, match="have no try 1 like that"):
         verify(first, TRACES, ledger)
