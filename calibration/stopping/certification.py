@@ -136,6 +136,8 @@ def certify_levels(
         tried.append(_Tried(try_rules(recorded, ordered, limits), limits, splits, test, growing))
     declared = Declaration(tuple(each.promise for each in tried), tuple(each.sha256 for each in tried), delta, growing)
     first = Attempt(split.sha256, 1 if ledger else None, declared.levels)
+    if len(set(declared.levels)) < len(levels):
+        raise CalibrationError("two levels are the same, and both would pay for it; give each once")
     too_few = [each.too_few(first.tested_at(delta), "record more") for each in tried]
     if all(too_few):  # known without a look, which costs no try
         raise Infeasible(str(too_few[0]))
@@ -171,7 +173,8 @@ def verify(certificate: Certificate, traces: Iterable[Trace], ledger: Ledger | N
     """Recompute a certificate from the traces that it was made from.
 
     Args:
-        ledger: that it was certified under, in which its try must stand.
+        ledger: that it was certified under, in which its try must stand; of a certificate that was made without one,
+            any that may know of tries on its problems.
 
     Raises:
         CalibrationError: these are other traces, or they do not give this certificate; the message names the field.
@@ -180,7 +183,7 @@ def verify(certificate: Certificate, traces: Iterable[Trace], ledger: Ledger | N
     if recorded.split.sha256 != certificate.splits.get("certify"):
         raise CalibrationError("these are not the traces that the certificate was made from; give those")
     if ledger:
-        ledger.confirm(certificate)
+        ledger.confirm(certificate, recorded)
     limits = [Limit(finding.risk, finding.alpha) for finding in certificate.findings]
     trials = try_rules(recorded, certificate.order, limits)
     tried = _Tried(trials, limits, certificate.splits, certificate.test, certificate.growing)

@@ -134,7 +134,7 @@ def _examples(traces: Iterable[Trace], signals: Sequence[Signal], label: Callabl
                 weights.append(1 / len(trace.checkpoints))
     if len(set(labels)) < 2:
         raise CalibrationError(
-            f"{sum(labels)} right answers at {len(rows)} checkpoints leave nothing to learn; record more traces, or "
-            "take another family"
+            f"stopping is good at {sum(labels)} of {len(rows)} checkpoints, which leaves nothing to learn; record more "
+            "traces, or take another family"
         )
     return _Examples(np.array(rows), np.array(labels), np.array(weights))

@@ -106,11 +106,24 @@ class Ledger:
                 file.append(each for each in dict.fromkeys((*before, entry)) if each not in file.entries)
         return Attempt(entry.set_id, entry.number, declared.levels)
 
-    def confirm(self, certificate: Certificate) -> None:
-        """Raises: CalibrationError: the ledger has no try that the certificate can come from, or was changed."""
+    def confirm(self, certificate: Certificate, traces: TraceSet) -> None:
+        """Whether the tries on `traces`, which it was certified on, are what the certificate says of them.
+
+        Raises:
+            CalibrationError: the ledger has no try that the certificate can come from; or, of one that was made without
+                a ledger, any try on its problems; or it was changed.
+        """
         attempt = certificate.attempt
-        claimed = (attempt.set_id, attempt.number, attempt.levels, certificate.delta, certificate.splits["certify"])
         known = [entry for path in self._files if path.exists() for entry in _parse(_read(path), path)[0]]
+        if attempt.number is None:
+            if tried := _sets_of(known, _names(traces), traces.fingerprints.model):
+                num_tries = len({(entry.set_id, entry.number) for entry in known if entry.set_id in tried})
+                raise CalibrationError(
+                    f"the certificate was made without a ledger, as if nothing else were tried on its problems, and "
+                    f"{' and '.join(map(str, self._files))} have {num_tries} tries on them; certify again under these"
+                )
+            return
+        claimed = (attempt.set_id, attempt.number, attempt.levels, certificate.delta, certificate.splits["certify"])
         if claimed not in {(e.set_id, e.number, e.declared.levels, e.declared.delta, e.split) for e in known}:
             raise CalibrationError(
                 f"{' and '.join(map(str, self._files))} have no try {attempt.number} like that of the certificate; "
@@ -160,8 +173,7 @@ class _File:
 
 def _tries_on_the_set(known: Sequence[Entry], draft: Entry) -> list[Entry]:
     """What is known of the set that `draft` is on; nothing where all of its problems are new."""
-    names = frozenset(draft.problems)
-    sets = {entry.set_id for entry in known if _may_be_one(entry.model, draft.model) and names & set(entry.problems)}
+    sets = _sets_of(known, draft.problems, draft.model)
     if len(sets) > 1:
         raise CalibrationError(
             f"these problems are of {len(sets)} sets that were certified on apart, whose promises cannot be joined; "
@@ -174,6 +186,12 @@ def _tries_on_the_set(known: Sequence[Entry], draft: Entry) -> list[Entry]:
             "or certify on new problems"
         )
     return before
+
+
+def _sets_of(known: Iterable[Entry], problems: Iterable[str], model: str) -> set[str]:
+    """Those that hold any of these problems, answered by the same model."""
+    names = frozenset(problems)
+    return {entry.set_id for entry in known if _may_be_one(entry.model, model) and names & set(entry.problems)}
 
 
 def _placed(draft: Entry, before: Sequence[Entry], traces: TraceSet) -> Entry:
@@ -271,7 +289,7 @@ def _parse(content: bytes, path: Path) -> tuple[list[Entry], str, bytes]:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -48,11 +48,13 @@ def share_of_try(number: int) -> float:
 def refuse_apart(attempts: Mapping[str, Attempt]) -> None:
     """Certificates that requests may choose among must hold together: one try, or the tries of a ledger.
 
+    From sets that a ledger tells apart, each holds by the delta of its own set.
+
     Args:
         attempts: by the name of the certificate.
 
     Raises:
-        CalibrationError: two of them share no delta; each may be wrong with all of its own.
+        CalibrationError: two of them may be from one set and share no delta; each may be wrong with all of its own.
     """
     for (name, attempt), (other_name, other) in combinations(attempts.items(), 2):
         if (attempt.set_id, attempt.levels) == (other.set_id, other.levels):

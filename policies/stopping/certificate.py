@@ -213,7 +213,7 @@ def _is_possible(finding: Finding) -> bool:
         and 0 < finding.alpha < 1
         and 0 <= finding.k <= finding.n
         and 0 <= finding.p_value <= 1
-        and 0 <= finding.upper_bound <= 1
+        and 0 < finding.upper_bound <= 1  # no number of problems shows that nothing is ever lost
     )
 
 

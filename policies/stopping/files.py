@@ -31,7 +31,7 @@ def parse(adapter: TypeAdapter[T], value: Any, where: str) -> T:
 def parse_text(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second: brackets without end
         raise CalibrationError(f"{where} is no JSON: {error}; mend it or leave it out") from None
 
 

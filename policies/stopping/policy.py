@@ -1,6 +1,6 @@
 """Stopping over any policy: the option `stopping`, and under a certificate also `risk`, of every request.
 
-The rule is watched while the inner policy writes (`stopping_loop.py`). Where it cannot be, because the certificate is
+The rule is watched while the inner policy writes (`loop.py`). Where it cannot be, because the certificate is
 for another model for instance, the request thinks to the end, and its details say why.
 """
 

@@ -65,7 +65,8 @@ class Trace:
         group: a row of the certificate's table, for example a subject.
         content_hash: `problem_hash` of the question; "" where the text is not at hand.
         is_exact: whether there is no algebra in the answers, as in `TaskProblem`.
-        right: of the answer at each checkpoint and, last, the full one, whether it is gold; all False without gold.
+        right: of the answer at each checkpoint and, last, the full one, whether it is gold; () without gold, so that
+            who adds it later has it graded.
         kept: of the answer at each checkpoint, whether it is the full one in every way to read them. Both are graded
             when a trace is made, unless they are given: a file keeps what was said then.
 
@@ -101,10 +102,10 @@ class Trace:
         answers = [checkpoint.answer for checkpoint in self.checkpoints]
         right = (same_answer(answer, self.gold, self.is_exact) for answer in (*answers, self.full_answer))
         kept = (same_in_every_way(answer, self.full_answer, self.is_exact) for answer in answers)
-        object.__setattr__(self, "right", tuple(self.right if self.right and self.has_gold else right))
+        object.__setattr__(self, "right", tuple(self.right or right) if self.has_gold else ())
         object.__setattr__(self, "kept", tuple(self.kept or kept))
         _require(
-            len(self.right) == len(answers) + 1 and len(self.kept) == len(answers),
+            len(self.right) == self.has_gold * (len(answers) + 1) and len(self.kept) == len(answers),
             f"the trace {of} has {len(self.right)} and {len(self.kept)} grades for {len(answers)} checkpoints and "
             "its end; leave 'right' and 'kept' out",
         )

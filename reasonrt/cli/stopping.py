@@ -267,8 +267,7 @@ def verify(
     check_signature(certificate, PublicKeys.read(public_key or ()))
     learn = read_traces(learn_file) if learn_file else None
     parts, is_whole = _parts_of(certificate, recorded, learn)
-    ledger = None if certificate.attempt.number is None else Ledger.beside(traces_file, ledger_file)
-    verify_certificate(certificate, parts.certify, ledger)
+    verify_certificate(certificate, parts.certify, Ledger.beside(traces_file, ledger_file))
     console.print(f"{file}: {certificate.num_problems} traces give this certificate; {_tries(certificate)}")
     unknown = ["its rules and their order; name the traces that they were made from by --learn"]
     for gap in check_provenance(certificate, parts) if is_whole else unknown:

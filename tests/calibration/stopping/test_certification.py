@@ -288,6 +288,14 @@ def test_bad_input_is_refused_in_one_line(changes: dict[str, object], message: s
     assert "\n" not in str(refused.value)
 
 
+def test_the_same_level_twice_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+
+    with pytest.raises(CalibrationError, match="two levels are the same"):
+        certify_levels(TRACES, RULES, [Level("lost_correct", 0.1)] * 2, delta=0.1, ledger=ledger)
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
 def test_an_order_of_other_rules_is_refused() -> None:
     order = order_rules(synthetic_traces("honest", 50, seed=1), RULES, risk="lost_correct", alpha=0.05)
 

@@ -43,7 +43,7 @@ def test_it_can_be_certified() -> None:
 
 
 def test_nothing_to_learn_is_refused() -> None:
-    with pytest.raises(CalibrationError, match="0 right answers at 0 checkpoints leave nothing to learn"):
+    with pytest.raises(CalibrationError, match="good at 0 of 0 checkpoints, which leaves nothing to learn"):
         learn_signal([Trace("p", [], 10, "1")], SIGNALS)
 
 

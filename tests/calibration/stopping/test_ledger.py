@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_line_and_the_try_was_not_made(file: Path) -> None:
 
 
 def test_what_is_no_ledger_is_refused(file: Path) -> None:
-    for content in ("{}\n", "[]\n", "nothing\n", '{"schema": "reasonrt.ledger/0"}\n'):
+    for content in ("{}\n", "[]\n", "nothing\n", "[" * 100_000 + "\n", '{"schema": "reasonrt.ledger/0"}\n'):
         file.write_text(content)
         with pytest.raises(CalibrationError, match=r"ledger\.jsonl, line 1"):
             number(file, problems(0, 20), "a")
@@ -319,6 +319,10 @@ def test_a_certificate_verifies_under_its_ledger_alone(file: Path, tmp_path: Pat
     verify(certificate, TRACES)
     with pytest.raises(CalibrationError, match=r"none\.jsonl have no try 2 like that of the certificate"):
         verify(certificate, TRACES, Ledger(tmp_path / "none.jsonl"))
+    bare = certify(TRACES, RULES, risk="lost_correct", alpha=0.1, delta=0.1)
+    verify(bare, TRACES, Ledger(tmp_path / "none.jsonl"))
+    with pytest.raises(CalibrationError, match=r"without a ledger.*ledger\.jsonl have 2 tries on them"):
+        verify(bare, TRACES, ledger)
     first = replace(certificate, attempt=replace(certificate.attempt, number=1))
     with pytest.raises(CalibrationError, match="have no try 1 like that"):
         verify(first, TRACES, ledger)

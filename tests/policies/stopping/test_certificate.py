@@ -73,7 +73,13 @@ def test_layout_of_the_file_does_not_matter(certificate: Certificate) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is no JSON"), ("[]", "has no sha256"), ('{"rule": 1}', "has no sha256")]
+    ("text", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "has no sha256"),
+        ('{"rule": 1}', "has no sha256"),
+    ],
 )
 def test_what_is_no_certificate_is_refused(text: str, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
@@ -117,6 +123,7 @@ def test_a_certificate_that_its_traces_do_not_give_is_refused(
         (lambda value: value["findings"][0].update(k=10**6), "no one can have made"),
         (lambda value: value["findings"][0].update(risk="luck"), "no one can have made"),
         (lambda value: value["unlabelled"].update(upper_bound=1.5), "no one can have made"),
+        (lambda value: value["unlabelled"].update(upper_bound=0.0), "no one can have made"),  # no alarm could watch it
         (lambda value: value["findings"][0].update(p_value=0.2), "a p-value of its rule above 0.1"),
         (lambda value: value["attempt"].update(number=50), "what its try was tested at"),
         (lambda value: value["attempt"].update(number=10**9), "no try 1000000000"),

@@ -187,13 +187,24 @@ def test_a_trace_keeps_what_the_grader_said(tmp_path: Path) -> None:
     bare = replace(graded, gold=None)
     assert [bare.is_good(index) for index in range(4)] == [False, False, True, False]
     assert bare.is_counted
-    assert not any(bare.right)
 
     otherwise = replace(graded, right=(True, False, False, False, False))  # by another grader, another year
     write_traces(tmp_path / "t.jsonl", TraceSet((otherwise,)))
 
     assert read_traces(tmp_path / "t.jsonl").traces == (otherwise,)
     assert not otherwise.is_counted
+
+
+def test_who_labels_traces_later_has_them_graded(tmp_path: Path) -> None:
+    """Such as those of served traffic: were nothing right in them, nothing could be lost."""
+    bare = Trace("p", [Checkpoint(1, "7"), Checkpoint(2, "8")], 3, "8")
+    write_traces(tmp_path / "t.jsonl", TraceSet((bare,)))
+    header, line = (tmp_path / "t.jsonl").read_text().splitlines()
+    (tmp_path / "t.jsonl").write_text(f"{header}\n{json.dumps(json.loads(line) | {'gold': '8'})}\n")
+
+    for labelled in (replace(bare, gold="8"), *read_traces(tmp_path / "t.jsonl")):
+        assert labelled.right == (False, True, True)
+        assert labelled.is_counted
 
 
 def test_exact_answers_are_graded_without_algebra() -> None:
