@@ -59,8 +59,8 @@ class RowStats:
     top_logprobs: Tensor
     top_ids: Tensor
 
-    def at(self, rows: Tensor) -> "RowStats":
-        """Those of some rows, [n] int64."""
+    def at(self, rows: Tensor | slice) -> "RowStats":
+        """Those of some rows: [n] int64, or a slice."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return RowStats(**{name: None if column is None else column[rows] for name, column in columns.items()})
 

@@ -111,11 +111,11 @@ def test_exact_answers_are_met_by_no_algebra(a: str, b: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:12])
 def test_no_text_takes_long(text: str) -> None:
-    began = time.process_time()
+    began = time.thread_time()
 
     assert same_answer(text, text)
     assert not same_answer(text, "7")
-    assert time.process_time() - began < 0.5  # milliseconds; a parser that does not end takes for ever
+    assert time.thread_time() - began < 0.5  # milliseconds; a parser that does not end takes for ever
 
 
 LETTERS = "0123456789+-*/^(){}[],.;=%!_ \\xyzabcm√π"

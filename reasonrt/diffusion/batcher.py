@@ -20,6 +20,7 @@ from reasonrt.diffusion.residual import blend, needs_logits, num_expected
 from reasonrt.diffusion.sampling import Drawing, predict, read_head
 from reasonrt.diffusion.shape import ModelShape
 from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, make_writer, reusable
+from reasonrt.kernels.online import RowStats
 from reasonrt.kernels.row_stats import row_stats
 
 MOST_CONTEXT = 256  # rows of a request's context in one pass: longer prompts take several
@@ -37,7 +38,7 @@ class Job:
         report: called after each pass that settled tokens, or ended the text.
         salt: jobs with different ones share nothing of the cache.
         watch: called in each pass that predicts something for it, before its writer takes that, with the positions
-            [heads] and the logits [heads, tokens] there.
+            [heads], the statistics of what is predicted there, and the logits [heads, tokens].
         make: its writer, as `make_writer` does.
         passes: that denoised, committed or verified something for it.
         canvas: positions of its blocks over all these passes.
@@ -49,7 +50,7 @@ class Job:
     drawing: Drawing
     report: Callable[["Job", Settled], None]
     salt: str = ""
-    watch: Callable[[NDArray[np.int64], Tensor], None] | None = None
+    watch: Callable[[NDArray[np.int64], RowStats, Tensor], None] | None = None
     make: Callable[[Task, Decoding, ModelShape, int], Writer] = make_writer
     passes: int = 0
     canvas: int = 0
@@ -236,7 +237,7 @@ class Batcher:
             part = slice(begin, begin + len(work.heads))
             if job.watch is not None and len(work.heads):
                 assert logits is not None  # noqa: S101 - for the type checker
-                job.watch(work.targets, logits[part])
+                job.watch(work.targets, stats.at(part), logits[part])
             stays = np.flatnonzero(job.writer.take(predicted[part]))
             if len(stays):
                 offsets = work.targets[stays] - work.block_start

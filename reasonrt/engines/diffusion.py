@@ -35,7 +35,7 @@ from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task
 from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError
-from reasonrt.kernels.row_stats import row_stats
+from reasonrt.kernels.online import RowStats
 from reasonrt.ports import Capability, Reading, Score, Verified
 from reasonrt.types import GREEDY, Message, Sampling, TokenDelta
 
@@ -422,7 +422,7 @@ class _Distribution:
         self._candidate_ids = list(candidate_ids)
         self.logprobs: tuple[float, ...] = ()
 
-    def __call__(self, targets: NDArray[np.int64], logits: Tensor) -> None:
+    def __call__(self, targets: NDArray[np.int64], stats: RowStats, logits: Tensor) -> None:
         values = logits[0].double().log_softmax(-1).tolist()
         self.logprobs = tuple([values[i] if i < len(values) else -np.inf for i in self._candidate_ids])
 
@@ -434,8 +434,9 @@ class _TopLogprobs:
         self._count = count
         self._values: dict[int, tuple[float, ...]] = {}
 
-    def __call__(self, targets: NDArray[np.int64], logits: Tensor) -> None:
-        values = row_stats(logits, top_k=min(self._count, logits.shape[-1])).top_logprobs
+    def __call__(self, targets: NDArray[np.int64], stats: RowStats, logits: Tensor) -> None:
+        top = logits.topk(min(self._count, logits.shape[-1]), dim=-1).values
+        values = stats.max_prob.log()[:, None] + (top - top[:, :1])  # as `predict` does, so that its own is among them
         self._values.update(zip(targets.tolist(), map(tuple, values.tolist()), strict=True))
 
     def at(self, positions: range) -> tuple[tuple[float, ...], ...]:
