@@ -52,4 +52,5 @@ def keep(tokens: list[int], job: Job, settled: Settled) -> None:
 def make_model(seed: int) -> DiffusionModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return DiffusionModel(SHAPE).eval().requires_grad_(False)
+        model: DiffusionModel = DiffusionModel(SHAPE)
+    return model
