@@ -11,6 +11,7 @@ _MARKS = (r"\boxed{", "####")  # the first one counts where both are there
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
 _LATEX_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 _LONGEST_NUMBER = 1000  # characters; Python refuses to read numbers far beyond, and no answer is as long
+_LONGEST_LIST = 10_000  # characters; what is longer is compared by its words
 _SEPARATOR = re.compile(r",\s+|;\s*|,(?!\d{3}(?!\d))")  # a comma, unless it separates thousands
 
 
@@ -49,7 +50,7 @@ def _until_closing_brace(text: str) -> str | None:
 def normal_form(answer: str) -> str | Fraction | tuple["str | Fraction", ...]:
     """A value that is equal for equal answers: numbers by value, lists by their parts, else the words."""
     answer = answer.strip().strip("$").rstrip(".")
-    parts = [part for part in _SEPARATOR.split(answer) if part]
+    parts = [part for part in _SEPARATOR.split(answer) if part] if len(answer) <= _LONGEST_LIST else [answer]
     if len(parts) > 1:
         return tuple(_single_form(part) for part in parts)
     return _single_form(answer)
@@ -72,7 +73,7 @@ def is_answer(answer: str | None) -> bool:
 def same_answer(a: str | None, b: str | None, is_exact: bool = False) -> bool:
     """Whether both are answers, and the same one in some way to read them (`reasonrt.algebra`).
 
-    No answer, or a blank one, equals nothing, itself included. It takes milliseconds at most, whatever the texts are.
+    No answer, or a blank one, equals nothing, itself included. It takes some 30 milliseconds at most, whatever the texts are.
     It is no equivalence: `50%` is 50 and also 0.5, and `12` is `12 cm` and also `12 kg`.
 
     Args:

@@ -151,6 +151,7 @@ class Runtime:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.callback(self.certificates.close)
             for part in (*self.engines.values(), *self.tools.values()):
                 stack.push_async_callback(part.aclose)
                 await part.start()
@@ -162,7 +163,6 @@ class Runtime:
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
-        self.certificates.close()
 
     def prepare(self, request: Request) -> Prepared:
         """The only place where defaults and options are merged, and where a policy is built.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from reasonrt.kernels.online import RowStats
+
 
 @dataclass
 class Passes:
@@ -33,8 +35,8 @@ class Passes:
     written: list[int] = field(default_factory=list)
     expected: list[dict[int, int]] = field(default_factory=list)
 
-    def watch(self, positions: "NDArray[int64]", logits: "Tensor") -> None:
-        self.expected.append(dict(zip(positions.tolist(), logits.argmax(-1).tolist(), strict=True)))
+    def watch(self, positions: "NDArray[int64]", stats: "RowStats", logits: "Tensor") -> None:
+        self.expected.append(dict(zip(positions.tolist(), stats.argmax.tolist(), strict=True)))
 
     def draw(self, most: int) -> list[Text]:
         """The first `most` passes, each as the block that it works on."""

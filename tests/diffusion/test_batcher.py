@@ -263,7 +263,9 @@ def test_each_residual_start_is_another_first_pass(tiny_model: Made, generate: G
     def run(**options: Any) -> torch.Tensor:
         logits.clear()
         decoding = read_decoding({"strategy": "sequential"} | options, model.shape, has_reference=True)
-        job = Job(task, decoding, Drawing(seed=0), _ignore, watch=lambda _, stats, values: logits.append(values.clone()))
+        job = Job(
+            task, decoding, Drawing(seed=0), _ignore, watch=lambda _, stats, values: logits.append(values.clone())
+        )
         generate(Batcher(model, 1, 64, starter), [job])
         return logits[1 if options.get("residual_start") == "self" else 0]
 

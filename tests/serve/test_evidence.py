@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
-from reasonrt import Request
-from reasonrt.calibration import TraceSet, certify, upper_threshold_rules
+from reasonrt import Request, Runtime
+from reasonrt.calibration import Certificate, TraceSet, certify, upper_threshold_rules
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
+from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import ConfigError
 from reasonrt.policies.stopping.evidence import KeptEvidence
+from reasonrt.policies.stopping.evidence_file import EvidenceFile
+from reasonrt.policies.stopping.service import evidence_path
 
 
 def monitor_of(server: Any) -> Any:
@@ -51,3 +54,23 @@ def test_evidence_outlives_the_server(start: Any, tmp_path: Path) -> None:
 def test_a_key_that_is_none_is_said_when_the_server_starts(start: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the key"):
         start(certificate_keys=[str(tmp_path / "none.pem")])
+
+
+async def test_a_start_that_is_refused_lets_go_of_the_evidence(tmp_path: Path) -> None:
+    traces, rules = synthetic_traces("honest", 200), upper_threshold_rules("confidence", [0.9, 0.99])
+    files = [tmp_path / name for name in ("one.json", "other.json")]
+    for file, alpha in zip(files, (0.1, 0.3), strict=True):  # apart, so that they are not served together
+        certify(traces, rules, risk="lost_correct", alpha=alpha, delta=0.1).write(file)
+    options = {"target": {"stopping": {"certificate": [str(file) for file in files]}}}
+    runtime = Runtime({"target": ScriptedEngine("target", "x")}, options)
+    runtime.certificates.keep()
+
+    with pytest.raises(ConfigError, match="certified apart"):
+        async with runtime:
+            pass
+
+    for file in files:
+        certificate = Certificate.read(file)
+        taken = KeptEvidence(certificate, EvidenceFile(evidence_path(certificate, file, None), certificate.sha256))
+        assert taken.verdict.refusal is None
+        taken.close()

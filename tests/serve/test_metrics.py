@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from reasonrt.calibration import Certificate, certify, upper_threshold_rules
+from reasonrt.calibration import Certificate, Level, certify_levels, upper_threshold_rules
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.engines.scripted import continuing
 from reasonrt.errors import ConfigError
@@ -99,8 +99,9 @@ def test_rejections_are_counted_by_their_code_and_are_no_fast_requests(start: An
 def certificates() -> dict[float, Certificate]:
     """Of some model, by their alpha."""
     rules = upper_threshold_rules("confidence", [0.9, 0.99, 1.0])
-    traces = synthetic_traces("honest", 200)
-    return {alpha: certify(traces, rules, risk="lost_correct", alpha=alpha, delta=0.1) for alpha in (0.1, 0.3)}
+    levels = [Level("lost_correct", alpha) for alpha in (0.1, 0.3)]
+    found = certify_levels(synthetic_traces("honest", 200), rules, levels, delta=0.1)
+    return {each.alpha: each for each in found if isinstance(each, Certificate)}
 
 
 def test_certificates_in_service_are_watched(
