@@ -1,5 +1,7 @@
 """Statistics of rows of hidden states against a vocabulary, without their logits: the head of a verification."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -101,7 +103,8 @@ def _vocab_stats_torch(
         whole = whole if softcap is None else whole.div_(softcap).tanh_().mul_(softcap)
         if wanted.excluded is not None:
             whole[:, wanted.excluded] = -torch.inf
-        return whole_stats(whole if logits is None else logits.copy_(whole), wanted)
+        # what is excluded is so already: no copy is made for it
+        return whole_stats(whole if logits is None else logits.copy_(whole), replace(wanted, excluded=None))
     width = hidden.shape[0] if weight.dtype == hidden.dtype else max(hidden.shape)  # a converted piece is bounded too
     columns = piece_columns(width)
     pieces = hidden.new_empty(columns * hidden.shape[0])

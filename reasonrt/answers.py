@@ -73,8 +73,8 @@ def is_answer(answer: str | None) -> bool:
 def same_answer(a: str | None, b: str | None, is_exact: bool = False) -> bool:
     """Whether both are answers, and the same one in some way to read them (`reasonrt.algebra`).
 
-    No answer, or a blank one, equals nothing, itself included. It takes 30 milliseconds at most, whatever the texts
-    are. It is no equivalence: `50%` is 50 and also 0.5, and `12` is `12 cm` and also `12 kg`.
+    No answer, or a blank one, equals nothing, itself included. It takes tens of milliseconds at most, whatever the
+    texts are. It is no equivalence: `50%` is 50 and also 0.5, and `12` is `12 cm` and also `12 kg`.
 
     Args:
         is_exact: there is no algebra in these answers: they are the same only in `normal_form`. To algebra, 2 + 1 is 3,
