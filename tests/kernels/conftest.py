@@ -141,3 +141,16 @@ def plainly() -> Callable[..., RowStats]:
         )
 
     return stats
+
+
+@pytest.fixture(scope="session")
+def largest_allocation() -> Callable[..., int]:
+    """`largest_allocation(run)`: bytes of the largest tensor that torch allocates in it."""
+
+    def measure(run: Callable[..., Any]) -> int:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            run()
+        events = profile.profiler.kineto_results.events()
+        return max(int(event.nbytes()) for event in events if event.name() == "[memory]")
+
+    return measure

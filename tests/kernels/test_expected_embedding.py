@@ -181,22 +181,15 @@ def test_where_there_are_fewer_tokens_these_are_all(computing: str) -> None:
     torch.testing.assert_close(found, torch.stack([(embedding[5] + embedding[9]) / 2, embedding[7]]))
 
 
-def test_probabilities_are_never_whole() -> None:
+def test_probabilities_are_never_whole(largest_allocation: Callable[..., int]) -> None:
     """The largest tensor that torch allocates is a small part of them; the reference shows that it would be seen."""
     logits, embedding = draw(64, 100_000, 4)
     lse, probs_bytes = lse_of(logits), 64 * 100_000 * 4
 
     for dtype in (torch.float32, torch.bfloat16):
         narrow = logits.to(dtype), lse, embedding.to(dtype)
-        assert _largest_allocation(lambda narrow=narrow: expected_embedding(*narrow)) < probs_bytes / 8
-        assert _largest_allocation(lambda narrow=narrow: expected_embedding_reference(*narrow)) >= probs_bytes
-
-
-def _largest_allocation(run: Callable[..., Any]) -> int:
-    with torch.profiler.profile(profile_memory=True) as profile:
-        run()
-    events = profile.profiler.kineto_results.events()
-    return max(int(event.nbytes()) for event in events if event.name() == "[memory]")
+        assert largest_allocation(lambda narrow=narrow: expected_embedding(*narrow)) < probs_bytes / 8
+        assert largest_allocation(lambda narrow=narrow: expected_embedding_reference(*narrow)) >= probs_bytes
 
 
 @pytest.mark.parametrize(

@@ -178,22 +178,15 @@ def _check_any_shape(num_rows: int, vocab_size: int, hidden_size: int, top_k: in
     assert_highest(found, hidden, weight, 2e-5)
 
 
-def test_logits_are_never_whole() -> None:
+def test_logits_are_never_whole(largest_allocation: Callable[..., int]) -> None:
     """The largest tensor that torch allocates is a small part of them; the reference shows that it would be seen."""
     hidden, weight, targets = draw(64, 100_000, 4)
     logits_bytes = 64 * 100_000 * 4
 
     for dtype in (torch.float32, torch.bfloat16):
         narrow = hidden.to(dtype), weight.to(dtype), targets
-        assert _largest_allocation(lambda narrow=narrow: vocab_stats(*narrow, top_k=4)) < logits_bytes / 8
-        assert _largest_allocation(lambda narrow=narrow: vocab_stats_reference(*narrow)) >= logits_bytes
-
-
-def _largest_allocation(run: Callable[..., Any]) -> int:
-    with torch.profiler.profile(profile_memory=True) as profile:
-        run()
-    events = profile.profiler.kineto_results.events()
-    return max(int(event.nbytes()) for event in events if event.name() == "[memory]")
+        assert largest_allocation(lambda narrow=narrow: vocab_stats(*narrow, top_k=4)) < logits_bytes / 8
+        assert largest_allocation(lambda narrow=narrow: vocab_stats_reference(*narrow)) >= logits_bytes
 
 
 @pytest.mark.parametrize(
