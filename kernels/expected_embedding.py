@@ -23,7 +23,6 @@ def expected_embedding(
     rows: Tensor | None = None,
     *,
     temperature: float = 1.0,
-    excluded: int | None = None,
 ) -> Tensor:
     """softmax(logits / temperature) @ embedding, in the embedding's dtype; the probabilities are never whole in memory.
 
@@ -36,7 +35,6 @@ def expected_embedding(
         embedding: [V, D], one row for each token; of another dtype than the logits where that is what there is.
         rows: [n], int64, which rows of the logits are wanted, such as those of masked positions; None is all of them.
         temperature: > 0.
-        excluded: as in `row_stats`.
 
     Returns:
         [n, D], or [R, D].
@@ -56,12 +54,12 @@ def expected_embedding(
     if rows is not None:
         check_shape("rows", rows, (rows.numel(),), logits)
         check_dtype("rows", rows, (torch.int64,))
-    check_distribution(temperature, excluded, logits.shape[1])
+    check_distribution(temperature, None, logits.shape[1])
     if runs_on_triton(logits, embedding):
         from reasonrt.kernels.triton.expected_embedding import launch_expected_embedding
 
-        return launch_expected_embedding(logits, lse, embedding, rows, temperature, excluded)
-    return _expected_embedding_torch(logits.detach(), lse.detach(), embedding.detach(), rows, temperature, excluded)
+        return launch_expected_embedding(logits, lse, embedding, rows, temperature)
+    return _expected_embedding_torch(logits.detach(), lse.detach(), embedding.detach(), rows, temperature)
 
 
 def expected_embedding_reference(
@@ -71,13 +69,10 @@ def expected_embedding_reference(
     rows: Tensor | None = None,
     *,
     temperature: float = 1.0,
-    excluded: int | None = None,
 ) -> Tensor:
     """As `expected_embedding`, with the probabilities written out."""
     dtype = _accumulator(logits, embedding)
     weights = (logits.to(dtype) / temperature - lse.to(dtype)[:, None]).exp()
-    if excluded is not None:
-        weights[:, excluded] = 0
     probs = weights / weights.sum(1, keepdim=True)
     probs = probs if rows is None else probs[rows]
     return (probs @ embedding.to(dtype)).to(embedding.dtype)
@@ -116,7 +111,7 @@ def expected_embedding_top_reference(top_logprobs: Tensor, top_ids: Tensor, embe
 
 
 def _expected_embedding_torch(
-    logits: Tensor, lse: Tensor, embedding: Tensor, rows: Tensor | None, temperature: float, excluded: int | None
+    logits: Tensor, lse: Tensor, embedding: Tensor, rows: Tensor | None, temperature: float
 ) -> Tensor:
     """One piece of the vocabulary after another: its probabilities are used up while they are in the cache."""
     dtype = _accumulator(logits, embedding)
@@ -130,8 +125,6 @@ def _expected_embedding_torch(
         if temperature != 1:
             weights.div_(temperature)
         weights.exp_()
-        if excluded is not None and first <= excluded < first + len(part):
-            weights[:, excluded - first] = 0
         total += weights.sum(1, keepdim=True)
         mean.addmm_(weights, part.to(dtype))
         first += len(part)

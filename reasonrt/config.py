@@ -63,6 +63,7 @@ class DiffusionConfig(_Strict):
     )
     compile: bool | None = Field(None, description="torch.compile; None: on GPUs alone")
     reference_model: str | None = Field(None, description="for residual_start: reference; a folder, or zoo:NAME")
+    passes_together: int = Field(1, ge=1, le=64, description="passes that follow each other before the host sees any")
     decoding: dict[str, Any] = Field(default_factory=dict, description="defaults of a request's own decoding")
 
 

@@ -135,13 +135,17 @@ def certify_levels(
         # counted before the try is written down, so that what is invalid costs none; told to nobody until it is
         tried.append(_Tried(try_rules(recorded, ordered, limits), limits, splits, test, growing))
     declared = Declaration(tuple(each.promise for each in tried), tuple(each.sha256 for each in tried), delta, growing)
-    first = Attempt(split.sha256, 1 if ledger else None, declared.levels)
     if len(set(declared.levels)) < len(levels):
         raise CalibrationError("two levels are the same, and both would pay for it; give each once")
-    too_few = [each.too_few(first.tested_at(delta), "record more") for each in tried]
-    if all(too_few):  # known without a look, which costs no try
-        raise Infeasible(str(too_few[0]))
-    attempt = ledger.enter(recorded, declared) if ledger else first
+
+    def check(attempt: Attempt) -> None:
+        too_few = [each.too_few(attempt.tested_at(delta), "record more") for each in tried]
+        if all(too_few):  # known without a look, which costs no try
+            raise Infeasible(str(too_few[0]))
+
+    first = Attempt(split.sha256, 1 if ledger else None, declared.levels)
+    check(first)
+    attempt = ledger.enter(recorded, declared, check) if ledger else first
     found: list[Certificate | Infeasible] = []
     for each in tried:
         try:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -89,8 +89,13 @@ class Ledger:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         return cls(file or traces_file.parent / NAME, state / "reasonrt" / NAME)
 
-    def enter(self, traces: TraceSet, declared: Declaration) -> Attempt:
+    def enter(
+        self, traces: TraceSet, declared: Declaration, check: Callable[[Attempt], None] = lambda attempt: None
+    ) -> Attempt:
         """Write a try down, unless this very one is there: the same again shows nothing new, and spends nothing.
+
+        Args:
+            check: raises where the try would be in vain, which then costs none.
 
         Raises:
             CalibrationError: a file cannot be written or was changed; or the tries before do not allow this one.
@@ -102,9 +107,12 @@ class Ledger:
             known = list(dict.fromkeys(entry for file in files for entry in file.entries))
             before = _tries_on_the_set(known, draft)
             entry = _placed(draft, before, traces)
+            attempt = Attempt(entry.set_id, entry.number, declared.levels)
+            if entry not in before:
+                check(attempt)
             for file in files:
                 file.append(each for each in dict.fromkeys((*before, entry)) if each not in file.entries)
-        return Attempt(entry.set_id, entry.number, declared.levels)
+        return attempt
 
     def confirm(self, certificate: Certificate, traces: TraceSet) -> None:
         """Whether the tries on `traces`, which it was certified on, are what the certificate says of them.

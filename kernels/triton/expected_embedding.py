@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from reasonrt.kernels.triton.builds import Build, Target
-from reasonrt.kernels.triton.online import LOG2_E, block_k, excluded_column, num_processors, split, target_name
+from reasonrt.kernels.triton.online import LOG2_E, block_k, num_processors, split, target_name
 
 
-@triton.jit(do_not_specialize=["excluded"])
+@triton.jit
 def _expected_embedding_kernel(
     logits_ptr,  # [any, vocab_size], rows row_stride apart
     shifts_ptr,  # [any], about the highest logit of each row
@@ -29,7 +29,6 @@ def _expected_embedding_kernel(
     row_stride,
     embedding_stride,
     tiles_per_split,
-    excluded,  # a column, or -1
     scale,  # log2(e) / temperature
     INPUT_PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -57,7 +56,6 @@ def _expected_embedding_kernel(
         is_column = columns < vocab_size - start
         x = tl.load(logits_ptrs, mask=mask[:, None] & is_column[None, :], other=float("-inf"))
         weights = tl.exp2((x.to(tl.float32) - shifts[:, None]) * scale)
-        weights = tl.where((columns == excluded - start)[None, :], 0.0, weights)
         embedding = tl.load(embedding_ptr + embedding_offsets, mask=is_column[:, None] & is_dim[None, :], other=0.0)
         weights = weights.to(embedding.dtype)
         total += tl.sum(weights.to(tl.float32), axis=1)  # as they are rounded, so that they are shares of 1
@@ -121,7 +119,7 @@ def _tiles(target: str, num_rows: int, itemsize: int) -> _Tiles:
 
 
 def launch_expected_embedding(
-    logits: Tensor, lse: Tensor, embedding: Tensor, rows: Tensor | None, temperature: float, excluded: int | None
+    logits: Tensor, lse: Tensor, embedding: Tensor, rows: Tensor | None, temperature: float
 ) -> Tensor:
     """As `expected_embedding`, of arguments that are checked."""
     num_rows = len(logits if rows is None else rows)
@@ -149,7 +147,6 @@ def launch_expected_embedding(
         logits.stride(0),
         embedding.stride(0),
         tiles_per_split,
-        excluded_column(excluded),
         LOG2_E / temperature,
         INPUT_PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         BLOCK_R=tiles.block_r,
@@ -206,7 +203,6 @@ def builds(target: Target) -> list[Build]:
                     "row_stride": vocab_size,
                     "embedding_stride": hidden_size,
                     "tiles_per_split": 18,
-                    "excluded": -1,
                 },
                 floats=("scale",),
                 constants={

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from reasonrt.errors import CalibrationError
 
-_MOST_TRIES = 1000  # what a later one would spend is no number
+MOST_TRIES = 1000  # what a later one would spend is no number
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Attempt:
     levels: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.levels or (self.number is not None and not 1 <= self.number <= _MOST_TRIES):
+        if not self.levels or (self.number is not None and not 1 <= self.number <= MOST_TRIES):
             raise CalibrationError(f"there is no try {self.number} of {len(self.levels)} levels; certify anew")
 
     def tested_at(self, delta: float) -> float:

@@ -184,7 +184,9 @@ def check_matches(certificate: Certificate, fingerprints: Fingerprints) -> None:
     is_monotone = not any(RISKS[finding.risk].is_conditional for finding in certificate.findings)
     for field in fields(Fingerprints):
         certified, served = getattr(certificate.fingerprints, field.name), getattr(fingerprints, field.name)
-        if field.name == "max_tokens" and is_monotone and _is_within(served, certified):
+        if field.name == "is_cut_off":
+            continue  # of the traces, not of a request
+        if field.name == "max_tokens" and is_monotone and _is_within(served, certificate.fingerprints):
             continue  # a request that ends sooner, or as soon, loses no answer that the traces had
         if canonical(certified) != canonical(served):
             raise CalibrationError(
@@ -203,8 +205,9 @@ def first_difference(a: Certificate, b: Certificate) -> str | None:
     return next((name for name in left if not _close(left[name], right[name])), None)
 
 
-def _is_within(served: int | None, certified: int | None) -> bool:
-    return certified is None or (served is not None and served <= certified)
+def _is_within(served: int | None, certified: Fingerprints) -> bool:
+    is_whole = certified.max_tokens is None or not certified.is_cut_off  # more room than they took changes no trace
+    return is_whole or (served is not None and certified.max_tokens is not None and served <= certified.max_tokens)
 
 
 def _is_possible(finding: Finding) -> bool:

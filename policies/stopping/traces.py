@@ -139,7 +139,8 @@ class Fingerprints:
         schedule: where the checkpoints lie.
         probes: the token ids that each probe appends, by the probe's name.
         policy: what generates, with its options.
-        max_tokens: the limit at which some of the traces were cut off; None where each came to its end.
+        max_tokens: the limit at which a trace was cut off; None where there was none.
+        is_cut_off: whether one was, as far as is known.
     """
 
     model: str = ""
@@ -151,6 +152,7 @@ class Fingerprints:
     probes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     policy: str = ""
     max_tokens: int | None = None
+    is_cut_off: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,10 @@ def record_passes(model: str, question: str, threshold: float, max_tokens: int =
     """Let the diffusion model in the folder `model` (or zoo:NAME) write in this process, and look at every pass."""
     import torch
 
-    from reasonrt.diffusion.batcher import Batcher, Job
+    from reasonrt.diffusion.batcher import Batcher
     from reasonrt.diffusion.checkpoints import load_model
     from reasonrt.diffusion.decoding import read_decoding
+    from reasonrt.diffusion.job import Job
     from reasonrt.diffusion.sampling import Drawing
     from reasonrt.diffusion.writers import Task
     from reasonrt.engines.tokenizer import HFTokenizer

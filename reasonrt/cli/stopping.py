@@ -32,8 +32,9 @@ from reasonrt.cli.common import (
 )
 from reasonrt.config import load_config
 from reasonrt.errors import CalibrationError
-from reasonrt.policies.stopping.attempt import share_of_try
+from reasonrt.policies.stopping.attempt import MOST_TRIES, share_of_try
 from reasonrt.policies.stopping.certificate import Certificate, Finding
+from reasonrt.policies.stopping.probes import SUFFIX as PROBE
 from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import to_json
 from reasonrt.policies.stopping.schedule import Schedule
@@ -99,6 +100,13 @@ def traces(
         typer.Option(min=1, help="Place checkpoints at multiples of the engine's cache block, in tokens."),
     ] = 32,
     answer_tokens: Annotated[int, typer.Option(min=1, help="End a probe's answer after this many tokens.")] = 24,
+    probe: Annotated[
+        str,
+        typer.Option(
+            help="Ask for the answer by this text, up to its opening brace; one without the end of thinking is for "
+            "models that think in their answer."
+        ),
+    ] = PROBE,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 0.0,
     concurrency: ConcurrencyOption = None,
@@ -116,6 +124,7 @@ def traces(
     recording = TraceSettings(
         *read_policy(policy, option or ()),
         Schedule(first_tokens, growth, block_tokens, answer_tokens),
+        suffix=probe,
         limits=change_limits(settings.limits.to_limits(), max_tokens, None),
         temperature=temperature,
         concurrency=concurrency or settings.concurrency,
@@ -199,7 +208,7 @@ def stopping(
     for level, certificate in zip(alphas, found, strict=True):
         if isinstance(certificate, Infeasible):
             continue
-        name = "" if len(alphas) == 1 else "".join(f"-{value:g}" for value in level)
+        name = "" if len(alphas) == 1 else "".join(f"-{value}" for value in level)
         certificate.write(out.with_stem(out.stem + name))
         _print(certificate)
         if plot_file:
@@ -213,7 +222,9 @@ def stopping(
 def plan(
     alpha: Annotated[float, typer.Option(help="Plan for this tolerated risk, in (0, 1).")],
     delta: DeltaOption = 0.1,
-    attempt: Annotated[int, typer.Option("--try", min=1, help="Plan for this try on the same problems.")] = 1,
+    attempt: Annotated[
+        int, typer.Option("--try", min=1, max=MOST_TRIES, help="Plan for this try on the same problems.")
+    ] = 1,
     growing: GrowingOption = False,
     expected_risk: Annotated[float, typer.Option(help="Expect this risk of the rule, as a pilot has shown.")] = 0.0,
     json_file: JsonOption = None,

@@ -5,7 +5,6 @@ its own sequence only, and what is drawn for a position depends on its seed and 
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,50 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reasonrt.diffusion.ahead import Canvas, PassesAhead, can_run_ahead
 from reasonrt.diffusion.cache import KvCache, Segment
 from reasonrt.diffusion.decoding import Decoding
+from reasonrt.diffusion.job import Job
 from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
 from reasonrt.diffusion.residual import blend, needs_logits, num_expected
-from reasonrt.diffusion.sampling import Drawing, predict, read_head
-from reasonrt.diffusion.shape import ModelShape
-from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Settled, Task, Work, Writer, make_writer, reusable
-from reasonrt.kernels.online import RowStats
+from reasonrt.diffusion.sampling import predict, read_head
+from reasonrt.diffusion.strategies import Predictions
+from reasonrt.diffusion.writers import ADAPTIVE_WINDOW, Work, reusable
 from reasonrt.kernels.row_stats import row_stats
 
 MOST_CONTEXT = 256  # rows of a request's context in one pass: longer prompts take several
 _LOGIT_BYTES = 256 * 2**20  # of one chunk of rows
-
-
-@dataclass(eq=False)
-class Job:
-    """One request.
-
-    Attributes:
-        task: what to write.
-        decoding: read by `read_decoding`.
-        drawing: how tokens are drawn.
-        report: called after each pass that settled tokens, or ended the text.
-        salt: jobs with different ones share nothing of the cache.
-        watch: called in each pass that predicts something for it, before its writer takes that, with the positions
-            [heads], the statistics of what is predicted there, and the logits [heads, tokens].
-        make: its writer, as `make_writer` does.
-        passes: that denoised, committed or verified something for it.
-        canvas: positions of its blocks over all these passes.
-        cached: tokens of the prompt that were in the cache.
-    """
-
-    task: Task
-    decoding: Decoding
-    drawing: Drawing
-    report: Callable[["Job", Settled], None]
-    salt: str = ""
-    watch: Callable[[NDArray[np.int64], RowStats, Tensor], None] | None = None
-    make: Callable[[Task, Decoding, ModelShape, int], Writer] = make_writer
-    passes: int = 0
-    canvas: int = 0
-    cached: int = 0
-    writer: Writer = field(init=False)
-    slot: int = field(init=False, default=-1)
 
 
 @dataclass(eq=False)
@@ -78,16 +46,28 @@ class Batcher:
         slots: how many requests are written concurrently; more wait.
         length: prompt and new tokens of one request, at most.
         reference: the model of `residual_start: reference`, with the same tokens, and the same mask token.
+        passes_together: so many passes over open blocks follow each other before the host sees what they predict, where
+            all requests commit by `threshold` and draw nothing. The tokens are the same.
     """
 
-    def __init__(self, model: DiffusionModel, slots: int, length: int, reference: DiffusionModel | None = None) -> None:
+    def __init__(
+        self,
+        model: DiffusionModel,
+        slots: int,
+        length: int,
+        reference: DiffusionModel | None = None,
+        passes_together: int = 1,
+    ) -> None:
         weight = model.embedding.weight
         self.model, self.reference, self.length = model, reference, length
+        self._passes_together = passes_together
         self._device = weight.device
         block = model.shape.block_length
         window = block * (ADAPTIVE_WINDOW if model.shape.context == "full" else 1)
         self._cache = KvCache(model.shape, slots, length + block, weight.dtype, self._device)
         self._blends = torch.zeros(slots, window, model.shape.hidden, dtype=weight.dtype, device=self._device)
+        tokens = torch.zeros(slots * window, dtype=torch.int64, device=self._device)
+        self._canvas = Canvas(tokens, self._blends.flatten(0, 1), window)
         self._slots = [_Slot() for _ in range(slots)]
         self._waiting: deque[Job] = deque()
         self._pass = 0
@@ -130,18 +110,45 @@ class Batcher:
             return
         self._pass += 1
         works = [job.writer.plan(MOST_CONTEXT) for job in jobs]
-        self._predict(jobs, works, self._forward(jobs, works))
+        hidden = self._forward(jobs, works)
+        if self._passes_together > 1 and len(hidden) <= self._most_rows and can_run_ahead(jobs, works):
+            self._run_ahead(jobs, works, hidden)
+            return
+        self._predict(jobs, works, hidden)
         for job, work in zip(jobs, works, strict=True):
-            if self._slots[job.slot].job is not job:  # another one's report has cancelled it
-                continue
-            is_own = work.canvas > 0 or len(work.heads) > 0 or not self._is_prompt(job, work)
-            job.passes += is_own
-            job.canvas += work.canvas
-            settled = job.writer.settled()
-            if settled.finish is not None:
-                self._release(job)
-            if settled.tokens or settled.finish is not None:
-                job.report(job, settled)
+            if self._slots[job.slot].job is job:  # no other one's report has cancelled it
+                job.passes += work.canvas > 0 or len(work.heads) > 0 or not self._is_prompt(job, work)
+                job.canvas += work.canvas
+                self._settle(job)
+
+    def _settle(self, job: Job) -> None:
+        """Hand over what does not change any more, after a writer has taken its predictions."""
+        settled = job.writer.settled()
+        if settled.finish is not None:
+            self._release(job)
+        if settled.tokens or settled.finish is not None:
+            job.report(job, settled)
+
+    def _run_ahead(self, jobs: list[Job], works: list[Work], hidden: Tensor) -> None:
+        """Several passes over the blocks; each writer takes its predictions until its block is full."""
+        ahead = PassesAhead(self.model, self._cache, self._canvas, jobs, works)
+        passes = ahead.run(hidden, self._passes_together)
+        begin = 0
+        for job, first in zip(jobs, works, strict=True):
+            rows = begin + np.arange(len(first.heads))
+            job.passes += len(passes)  # those after its block is full are in vain, and paid for
+            job.canvas += len(passes) * first.canvas
+            begin += len(first.heads)
+            for predictions in passes:
+                if self._slots[job.slot].job is not job:  # ended, or cancelled by another one's report
+                    break
+                work = first if predictions is passes[0] else job.writer.plan(MOST_CONTEXT)
+                if work.block_start != first.block_start:
+                    break
+                taken = predictions[rows[np.searchsorted(first.targets, work.targets)]]
+                _check_finite(taken)
+                job.writer.take(taken)
+                self._settle(job)
 
     @staticmethod
     def _is_prompt(job: Job, work: Work) -> bool:
@@ -215,13 +222,17 @@ class Batcher:
 
     def _predict(self, jobs: list[Job], works: list[Work], hidden: Tensor) -> None:
         """Let each writer take the predictions at its heads; as many jobs at a time as the memory for logits allows."""
-        most = max(1, _LOGIT_BYTES // (4 * self.model.shape.tokens))
         first, rows = 0, [len(work.heads) for work in works]
         for last in range(1, len(jobs) + 1):
-            if last == len(jobs) or sum(rows[first : last + 1]) > most:
+            if last == len(jobs) or sum(rows[first : last + 1]) > self._most_rows:
                 count = sum(rows[first:last])
                 self._predict_some(jobs[first:last], works[first:last], hidden[:count])
                 first, hidden = last, hidden[count:]
+
+    @property
+    def _most_rows(self) -> int:
+        """Whose logits may be in memory together."""
+        return max(1, _LOGIT_BYTES // (4 * self.model.shape.tokens))
 
     def _predict_some(self, jobs: list[Job], works: list[Work], hidden: Tensor) -> None:
         """The same, and keep the residual context that each wants."""
@@ -229,8 +240,7 @@ class Batcher:
         top_k = max(num_expected(self.model, job.decoding) for job in jobs)
         stats, logits = read_head(self.model, hidden, top_k, any(needs))
         predicted = predict(stats, logits, [job.drawing for job in jobs], [work.targets for work in works])
-        if not np.isfinite(predicted.logprobs).all():
-            raise FloatingPointError("the model computes no finite log-probabilities")
+        _check_finite(predicted)
         blends: dict[Decoding, list[tuple[NDArray[np.intp], Job, NDArray[np.int64]]]] = {}
         begin = 0
         for job, work in zip(jobs, works, strict=True):
@@ -247,8 +257,7 @@ class Batcher:
             rows_of = self._tensor(np.concatenate([stays for stays, _, _ in group]))
             slots = self._tensor(np.concatenate([np.full(len(offsets), job.slot) for _, job, offsets in group]))
             places = self._tensor(np.concatenate([offsets for _, _, offsets in group]))
-            read = logits[rows_of] if logits is not None and needs_logits(decoding) else None
-            self._blends[slots, places] = blend(self.model, stats.at(rows_of), read, decoding)
+            self._blends[slots, places] = blend(self.model, stats, logits, decoding, rows_of)
 
     def _begin_blended(self, job: Job, work: Work) -> None:
         """Residual context for the first pass of a block."""
@@ -280,3 +289,8 @@ class Batcher:
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _check_finite(predictions: Predictions) -> None:
+    if not np.isfinite(predictions.logprobs).all():
+        raise FloatingPointError("the model computes no finite log-probabilities")

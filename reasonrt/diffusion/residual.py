@@ -18,13 +18,23 @@ from reasonrt.kernels.online import RowStats
 from reasonrt.kernels.row_stats import row_stats
 
 
-def blend(model: DiffusionModel, stats: RowStats, logits: Tensor | None, decoding: Decoding) -> Tensor:
+def blend(
+    model: DiffusionModel, stats: RowStats, logits: Tensor | None, decoding: Decoding, rows: Tensor | None = None
+) -> Tensor:
     """Embeddings [rows, hidden] for masked positions, from what the last pass predicted there.
 
     Args:
         stats: with at least `num_expected` of the most probable tokens.
-        logits: [rows, tokens]; None where `needs_logits` says that they are not read.
+        logits: of the same rows, [any, tokens]; None where `needs_logits` says that they are not read.
+        rows: [rows] int64, those of the masked positions; None: all.
     """
+    return _mix(model, *expect(model, stats, logits, decoding, rows), decoding.residual_weight)
+
+
+def expect(
+    model: DiffusionModel, stats: RowStats, logits: Tensor | None, decoding: Decoding, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `blend` mixes: the expected embeddings [rows, hidden], and the entropies [rows] in nats that weight them."""
     table, temperature = model.embedding.weight[: model.shape.tokens], decoding.residual_temperature
     top_k = num_expected(model, decoding)
     scaled = stats
@@ -33,13 +43,13 @@ def blend(model: DiffusionModel, stats: RowStats, logits: Tensor | None, decodin
         scaled = row_stats(logits, temperature=temperature, top_k=top_k if decoding.residual_scaled else 0)
     expected = scaled if decoding.residual_scaled else stats
     if top_k:
-        mean = expected_embedding_top(expected.top_logprobs[:, :top_k], expected.top_ids[:, :top_k], table)
+        top = expected if rows is None else expected.at(rows)
+        mean = expected_embedding_top(top.top_logprobs[:, :top_k], top.top_ids[:, :top_k], table)
     else:
         assert logits is not None  # noqa: S101 - for the type checker
-        mean = expected_embedding(
-            logits, expected.lse, table, temperature=temperature if decoding.residual_scaled else 1.0
-        )
-    return _mix(model, mean, scaled.entropy, decoding.residual_weight)
+        heat = temperature if decoding.residual_scaled else 1.0
+        mean = expected_embedding(logits, expected.lse, table, rows, temperature=heat)
+    return mean, scaled.entropy if rows is None else scaled.entropy[rows]
 
 
 def needs_logits(decoding: Decoding) -> bool:

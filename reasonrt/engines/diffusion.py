@@ -23,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasonrt.diffusion.batcher import Batcher, Job
+from reasonrt.diffusion.batcher import Batcher
 from reasonrt.diffusion.cache import KvCache
 from reasonrt.diffusion.checkpoints import load_model, read_shape
 from reasonrt.diffusion.decoding import Decoding, over_defaults, read_decoding
+from reasonrt.diffusion.job import Job
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.sampling import Drawing
 from reasonrt.diffusion.shape import ModelShape
@@ -60,6 +61,9 @@ class DiffusionSettings:
         dtype: of weights and activations; None is bfloat16 on GPUs and float32 on CPUs.
         compile: torch.compile: a slow start, faster passes; None does so on GPUs alone.
         reference_model: of `residual_start: reference`.
+        passes_together: so many passes follow each other on the device before the host sees what they predict, where
+            all requests commit by `threshold` and draw nothing; for GPUs, which would wait for the host otherwise. The
+            last passes of a block may be in vain.
         decoding: options of `diffusion.decoding.Decoding` for requests that do not name them.
     """
 
@@ -71,6 +75,7 @@ class DiffusionSettings:
     dtype: str | None = None
     compile: bool | None = None
     reference_model: Path | None = None
+    passes_together: int = 1
     decoding: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -313,7 +318,8 @@ class DiffusionEngine:
             if settings.compile if settings.compile is not None else device.type == "cuda":
                 _compile(model)
         slots = self._num_slots(dtype, device)
-        batcher = Batcher(models[0], slots, self.max_model_len, models[1] if models[1:] else None)
+        reference = models[1] if models[1:] else None
+        batcher = Batcher(models[0], slots, self.max_model_len, reference, settings.passes_together)
         self._warm_up(batcher)
         return batcher
 

@@ -103,9 +103,8 @@ async def record_traces(
         order = {problem.id: place for place, problem in enumerate(problems)}
         records = sorted(journal.records, key=lambda record: order[record.problem])
     traces = tuple(parse(TRACE, record.trace, f"trace {record.problem}") for record in records)
-    if any(trace.full_answer is None for trace in traces):
-        fingerprints = replace(fingerprints, max_tokens=settings.limits.max_tokens)
-    return TraceSet(traces, fingerprints)
+    is_cut_off = any(trace.full_answer is None for trace in traces)
+    return TraceSet(traces, replace(fingerprints, is_cut_off=is_cut_off))
 
 
 def trace_of(problem: TaskProblem, completion: Completion) -> Trace:
@@ -137,5 +136,4 @@ def _fingerprints(runtime: Runtime, settings: TraceSettings) -> Fingerprints:
     request = settings.request("?", "?")
     prepared = runtime.prepare(request)
     assert isinstance(prepared.policy, Stopping)  # noqa: S101 - for the type checker: the request says so
-    prints = prepared.policy.fingerprints(prepared.request, prepared.engines)
-    return replace(prints, max_tokens=None)  # until one is cut off
+    return prepared.policy.fingerprints(prepared.request, prepared.engines)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from reasonrt.diffusion.batcher import Batcher, Job
+from reasonrt.diffusion.batcher import Batcher
+from reasonrt.diffusion.job import Job
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.reference import Written
 from reasonrt.diffusion.shape import ModelShape

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from reasonrt.diffusion import batcher as module
-from reasonrt.diffusion.batcher import Batcher, Job
+from reasonrt.diffusion.ahead import PassesAhead
+from reasonrt.diffusion.batcher import Batcher
 from reasonrt.diffusion.decoding import read_decoding
+from reasonrt.diffusion.job import Job
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.reference import Written
 from reasonrt.diffusion.sampling import Drawing
@@ -272,3 +274,63 @@ def test_each_residual_start_is_another_first_pass(tiny_model: Made, generate: G
     plain, begun = run(residual=False), run(residual=True, residual_start=start)
 
     assert torch.allclose(plain, begun) == (start == "cold")
+
+
+@pytest.mark.parametrize("is_shifted", [False, True])
+@pytest.mark.parametrize("context", ["block", "causal"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 0.5, "residual": False},
+        {"threshold": 1.0, "residual": True},
+        {"threshold": 0.3, "residual": True, "residual_top_k": 4, "residual_start": "dirichlet"},
+        {"threshold": 0.7, "residual": True, "residual_temperature": 2.0, "residual_scaled": True},
+        {"threshold": 0.5, "residual": True, "residual_weight": 0.5, "merge_commits": False},
+    ],
+    ids=str,
+)
+def test_passes_that_follow_each_other_unseen_give_the_same(
+    tiny_model: Made, generate: Generate, options: dict[str, Any], context: str, is_shifted: bool
+) -> None:
+    """In a crowd, over several blocks, and next to a text that ends first; passes in vain are counted."""
+    model = tiny_model(seed=4, context=context, is_shifted=is_shifted)
+    jobs = [[make_job(model, seed, **options) for seed in range(5)] for _ in range(3)]
+    one, *others = (
+        generate(Batcher(model, 4, 64, passes_together=together), crowd, joins=[0, 0, 3, 4, 5])
+        for together, crowd in zip((1, 2, 5), jobs, strict=True)
+    )
+
+    for other in others:
+        for single, written in zip(one, other, strict=True):
+            assert (written.tokens, written.finish) == (single.tokens, single.finish)
+            assert written.passes >= single.passes
+            assert written.logprobs == pytest.approx(single.logprobs, abs=1e-9)
+
+
+def test_passes_follow_each_other_unseen_only_where_the_device_knows_the_rule(
+    tiny_model: Made, generate: Generate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps = tiny_model(seed=4), list[int]()
+    monkeypatch.setattr(module, "PassesAhead", _counting(steps))
+
+    for options, temperature, runs in (
+        ({"threshold": 0.5}, 0.0, True),
+        ({"threshold": 0.5}, 0.7, False),
+        ({"strategy": "entropy"}, 0.0, False),
+        ({"threshold": 0.5, "edit_threshold": 0.5}, 0.0, False),
+        ({"threshold": 0.5, "residual": True, "residual_start": "self"}, 0.0, False),
+    ):
+        steps.clear()
+        generate(Batcher(model, 1, 64, passes_together=3), [make_job(model, 1, temperature, **options)])
+        assert bool(steps) == runs
+    full = tiny_model(seed=4, context="full")
+    generate(Batcher(full, 1, 64, passes_together=3), [make_job(full, 1, threshold=0.5)])
+    assert not steps
+
+
+def _counting(steps: list[int]) -> Callable[..., PassesAhead]:
+    def make(*arguments: Any) -> PassesAhead:
+        steps.append(1)
+        return PassesAhead(*arguments)
+
+    return make

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonrt.diffusion.batcher import Batcher, Job
+from reasonrt.diffusion.batcher import Batcher
 from reasonrt.diffusion.decoding import Caching, Start, Strategy, read_decoding
+from reasonrt.diffusion.job import Job
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.reference import Written, write
 from reasonrt.diffusion.sampling import Drawing

@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonrt.diffusion.batcher import Batcher, Job
+from reasonrt.diffusion.batcher import Batcher
 from reasonrt.diffusion.decoding import read_decoding
+from reasonrt.diffusion.job import Job
 from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
 from reasonrt.diffusion.sampling import Drawing
 from reasonrt.diffusion.shape import ModelShape

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from reasonrt.config import DiffusionConfig, load_config
-from reasonrt.diffusion.batcher import Batcher, Job
+from reasonrt.diffusion.batcher import Batcher
 from reasonrt.diffusion.checkpoints import load_model
 from reasonrt.diffusion.decoding import read_decoding
+from reasonrt.diffusion.job import Job
 from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
 from reasonrt.diffusion.sampling import Drawing
 from reasonrt.diffusion.writers import Settled, Task

@@ -123,8 +123,8 @@ async def test_what_the_limit_cuts_off_is_recorded_as_cut_off(tmp_path: Path) ->
     """And the traces say at how many tokens: who may think longer may come to another answer."""
     whole, cut = await record(tmp_path / "a"), await record(tmp_path / "b", limits=Limits(60))
 
-    assert whole.fingerprints.max_tokens is None
-    assert cut.fingerprints.max_tokens == 60
+    assert not whole.fingerprints.is_cut_off
+    assert (cut.fingerprints.max_tokens, cut.fingerprints.is_cut_off) == (60, True)
     assert all(trace.full_answer is None and trace.full_tokens == 60 for trace in cut)
 
 

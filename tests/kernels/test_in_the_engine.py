@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from reasonrt.diffusion.batcher import Batcher, Job
+from reasonrt.diffusion.batcher import Batcher
 from reasonrt.diffusion.decoding import read_decoding
+from reasonrt.diffusion.job import Job
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.sampling import Drawing
 from reasonrt.diffusion.shape import ModelShape

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,18 @@ def test_a_try_is_written_down_before_its_result_is_known(file: Path) -> None:
 
     assert (certificate.attempt.number, certificate.tested_at) == (2, 0.025)
     assert certificate.p_values[certificate.num_certified - 1] <= 0.025
+
+
+def test_a_try_whose_part_of_delta_is_too_small_for_the_problems_is_in_vain_and_costs_none(file: Path) -> None:
+    """60 problems without a loss would be enough for the first try at alpha 5 %; a second one takes 72."""
+    ledger = Ledger(file)
+    with suppress(Infeasible):
+        certify(TRACES.traces[:60], RULES, risk="lost_correct", alpha=0.05, delta=0.1, ledger=ledger)
+    before = file.read_bytes()
+
+    with pytest.raises(Infeasible, match=r"at delta 0\.025 takes at least 72 problems, .* there are 60"):
+        certify(TRACES.traces[:60], RULES[::-1], risk="lost_correct", alpha=0.05, delta=0.1, ledger=ledger)
+    assert file.read_bytes() == before
 
 
 def test_a_certificate_verifies_under_its_ledger_alone(file: Path, tmp_path: Path) -> None:

@@ -155,27 +155,32 @@ def test_a_risk_among_the_stopped_holds_for_the_recorded_limit_alone() -> None:
     certificate = certify(traces, rules, risk="selective_error", alpha=0.3, delta=0.1)
 
     check_matches(certificate, replace(PRINTS, max_tokens=256))
+    whole = replace(certificate, fingerprints=replace(PRINTS, max_tokens=256, is_cut_off=False))
+    check_matches(whole, replace(PRINTS, max_tokens=256))
     with pytest.raises(CalibrationError, match="for max_tokens 256, this is 128"):
         check_matches(certificate, replace(PRINTS, max_tokens=128))
 
 
+@pytest.mark.parametrize("is_cut_off", [True, False])
 @pytest.mark.parametrize(("recorded", "served", "is_fine"), [
     (None, 4096, True), (None, None, True), (256, 128, True), (256, 256, True), (256, 257, False), (256, None, False),
 ])  # fmt: skip
 def test_who_may_think_longer_than_cut_off_traces_is_refused(
-    certificate: Certificate, recorded: int | None, served: int | None, is_fine: bool
+    certificate: Certificate, recorded: int | None, served: int | None, is_fine: bool, is_cut_off: bool
 ) -> None:
     """Beyond the limit the full answers, which nobody knows, may be right."""
-    certificate = replace(certificate, fingerprints=replace(PRINTS, max_tokens=recorded))
+    certificate = replace(certificate, fingerprints=replace(PRINTS, max_tokens=recorded, is_cut_off=is_cut_off))
     served_prints = replace(PRINTS, max_tokens=served)
-    if is_fine:
+    if is_fine or not is_cut_off:
         check_matches(certificate, served_prints)
     else:
         with pytest.raises(CalibrationError, match="for max_tokens 256"):
             check_matches(certificate, served_prints)
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Fingerprints) if field.name != "max_tokens"])
+@pytest.mark.parametrize(
+    "field", [field.name for field in fields(Fingerprints) if field.name not in ("max_tokens", "is_cut_off")]
+)
 def test_a_mismatch_names_its_field(certificate: Certificate, field: str) -> None:
     check_matches(certificate, PRINTS)
 
