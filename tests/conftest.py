@@ -19,6 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
+# tests run in as many processes as there are cores: threads of each would wait for those of the others, and busily
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import reasonrt.zoo
 from reasonrt.calibration.stopping.bounds import binomial_lower_bound
 from reasonrt.engines.remote import RemoteEngine
