@@ -20,7 +20,7 @@ from reasonrt.ports import Engines, RequestEngine
 from reasonrt.thinking import opens_thinking, split
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop, TokenDelta
-from reasonrt.writing import sampling_for, steps_of
+from reasonrt.writing import sampling_for, seed_of, steps_of
 
 _TEMPERATURE = 0.7
 _BUSY = 48  # generations that an engine works on; from as many on, stopping drops its probes, too
@@ -80,7 +80,7 @@ class SelfConsistency(PolicyOptions):
     async def _draw(self, request: Request, transcript: Transcript, engine: RequestEngine) -> list[_Sample]:
         """The samples that decide the vote, by index. On return no other one runs."""
         sampling = sampling_for(request, transcript, engine, temperature=self._temperature(request))
-        samplings = [replace(sampling, seed=_seed(request, index)) for index in range(self.k)]
+        samplings = [replace(sampling, seed=seed_of(request.seed, "sample", index)) for index in range(self.k)]
         prompt = request.prompts.token_ids(engine.tokenizer, request.messages)
         is_open = opens_thinking(engine.tokenizer.decode, prompt)
         token_ids = list(transcript.token_ids(engine))
@@ -100,10 +100,6 @@ class SelfConsistency(PolicyOptions):
 
     def _temperature(self, request: Request) -> float:
         return self.temperature if self.temperature is not None else request.temperature or _TEMPERATURE
-
-
-def _seed(request: Request, index: int) -> int | None:
-    return None if request.seed is None else (request.seed + index) % 2**63
 
 
 def _votes(samples: Iterable[_Sample]) -> Counter[str]:

@@ -316,10 +316,13 @@ class _Call:
         return token_ids
 
     def _ids_of_text(self, choice: dict[str, Any]) -> tuple[int, ...]:
-        token_ids = self._engine.tokenizer.encode_text(choice["text"])  # servers leave control tokens out
+        tokenizer = self._engine.tokenizer
+        token_ids = tokenizer.encode_text(choice["text"])  # servers leave control tokens out
         stop_id = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's word and SGLang's
         if isinstance(stop_id, int):
             token_ids.append(stop_id)
+        elif choice.get("finish_reason") == "stop":  # the model has ended, whatever the last token of its text is
+            token_ids.append(min(tokenizer.eos_token_ids))
         return tuple(token_ids)
 
 

@@ -12,7 +12,9 @@ import pytest
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability
-from reasonrt.types import FinishReason, Sampling, TokenDelta
+from reasonrt.transcript import Transcript
+from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+from reasonrt.writing import write_step
 
 PROMPT = [1, 2, 3]
 END, FULL_STOP_BLANK_LINE = 0, 258
@@ -233,6 +235,23 @@ async def test_without_ids_the_text_is_tokenized_here(tokenizer_folder: Path) ->
         assert stream.generated_tokens == 3  # by the server's count, not by ours
         with pytest.raises(CapabilityError, match="no log-probabilities by token id"):
             await collect(engine, Sampling(5, logprobs=True))
+
+
+@pytest.mark.parametrize("stop", [{}, {"stop_reason": None}, {"matched_stop": END}])
+async def test_text_that_ends_after_a_blank_line_has_ended(tokenizer_folder: Path, stop: dict[str, Any]) -> None:
+    """The server leaves the end token out; its last word is then a token at which a step might be stopped."""
+    server = FakeServer(replies(text_chunk("One.\n\n", 6, "stop", **stop), "[DONE]"), WITH_TEXT)
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        (delta,) = await collect(engine, Sampling(50))
+        step, reason = await write_step(engine, Transcript([Message("user", "?")], [engine]), Sampling(50))
+
+        assert delta.token_ids == (*engine.tokenizer.encode("One.\n\n"), END)
+        assert step is not None
+        assert (step.text, reason) == ("One.\n\n", None)
+        ended = Transcript([Message("user", "?")], [engine], [step])
+        server.reply = replies(text_chunk("", 1, "stop", **stop), "[DONE]")
+        assert await write_step(engine, ended, Sampling(50)) == (None, FinishReason.STOP)
 
 
 async def test_read_by_id_and_by_text(tokenizer_folder: Path) -> None:

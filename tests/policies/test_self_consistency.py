@@ -11,16 +11,17 @@ from reasonrt import Completion, FinishReason, Limits, Request, Runtime
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.policies.self_consistency import is_decided
 from reasonrt.types import Sampling
+from reasonrt.writing import seed_of
 
 SEED = 100
+INDEX = {seed_of(SEED, "sample", index): index for index in range(64)}
 
 
 async def vote(texts: list[str], max_tokens: int = 1024) -> tuple[Completion, ScriptedEngine]:
     """Sample number i writes `texts[i]`; a longer text takes longer."""
 
     def script(prompt: str, sampling: Sampling) -> str:
-        assert sampling.seed is not None
-        return texts[sampling.seed - SEED]
+        return texts[INDEX[sampling.seed]]
 
     engine = ScriptedEngine("target", script, chunk_tokens=1)
     request = Request.ask(
@@ -125,15 +126,14 @@ async def test_busy_engine_draws_what_the_vote_may_not_need_only_when_it_does(
     asked = []
 
     def script(prompt: str, sampling: Sampling) -> str:
-        assert sampling.seed is not None
-        asked.append(sampling.seed)
-        return rf"\boxed{{{7 if agreed else sampling.seed % 2}}}"
+        asked.append(INDEX[sampling.seed])
+        return rf"\boxed{{{7 if agreed else INDEX[sampling.seed] % 2}}}"
 
     runtime = Runtime({"target": ScriptedEngine("target", script)})
     runtime.paces["target"].running = running
 
     completion = await runtime.complete(Request.ask("?", "self_consistency", options={"k": 5}, seed=SEED))
 
-    assert sorted(asked) == list(range(SEED, SEED + drawn))
+    assert sorted(asked) == list(range(drawn))
     assert completion.details["votes"] == 3
     assert completion.usage["target"].calls == drawn
