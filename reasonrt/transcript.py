@@ -55,7 +55,8 @@ class Transcript:
         self.steps: list[Step] = []
         self.num_tokens = 0  # of the steps, as their authors wrote them
         self.num_tokens_by = Counter[str]()  # author to the same
-        self._vocabularies = {engine.name: engine.tokenizer.fingerprint for engine in engines}
+        self._engines = tuple(engines)
+        self._vocabularies = {engine.name: engine.tokenizer.fingerprint for engine in self._engines}
         self._readings: dict[str, _Reading] = {}  # by tokenizer fingerprint
         for step in committed:
             self.commit(step)
@@ -87,6 +88,23 @@ class Transcript:
     def room(self, engine: Engine) -> int:
         """How many tokens `engine` can still write before its context is full; 0 when committed steps fill it."""
         return max(0, engine.max_model_len - len(self.token_ids(engine)))
+
+    def shared_length(self, engine: Engine, step: Step, length: int) -> int:
+        """How many of a step's first `length` tokens end where `engine`'s tokens would end, too.
+
+        Cut anywhere else, the step would leave an engine of another tokenizer after ids that it never writes itself,
+        such as the first half of one of its words.
+        """
+        author = next((each for each in self._engines if each.name == step.author), None)
+        if author is None or author.tokenizer.fingerprint == engine.tokenizer.fingerprint:
+            return length
+        whole = engine.tokenizer.encode_text(step.text)
+        while length:
+            ids = engine.tokenizer.encode_text(author.tokenizer.decode(step.token_ids[:length]))
+            if whole[: len(ids)] == ids:
+                break
+            length -= 1
+        return length
 
     def commit(self, step: Step) -> None:
         self.steps.append(step)

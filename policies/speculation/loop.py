@@ -283,10 +283,13 @@ class SpeculationLoop:
         return self._target.pace.seconds(*work)
 
     def _keep_sure_part(self, rejected: Step) -> Step | None:
-        """The tokens of a rejected step before the first of which the draft was not sure enough."""
+        """The tokens of a rejected step before the first of which the draft was not sure enough.
+
+        Of these, as many as end where a token of the target's ends, too.
+        """
         sure = self._options.keep_prefix
         doubts = (i for i, logprob in enumerate(rejected.logprobs) if not sure or logprob < math.log(sure))
-        length = next(doubts, 0)
+        length = self._transcript.shared_length(self._target, rejected, next(doubts, 0))
         text = self._draft.tokenizer.decode(rejected.token_ids[:length])
         # not after a step that has begun already, and not within a character
         if not text or self._beside.is_writing or not rejected.text.startswith(text):

@@ -108,8 +108,7 @@ class Catalog:
             context=context,
         )
         choices = tuple(
-            self._runtime.prepare(replace(first, seed=_seed_of_choice(body.seed, index)))
-            for index in range(num_choices)
+            self._runtime.prepare(replace(first, seed=_choice_seed(body.seed, index))) for index in range(num_choices)
         )
         return Job(
             choices,
@@ -201,7 +200,7 @@ def _within(bound: Number, name: str, value: Number | None, usual: Number | None
     return value
 
 
-def _seed_of_choice(seed: int | None, index: int) -> int | None:
+def _choice_seed(seed: int | None, index: int) -> int | None:
     return seed_of(seed, "choice", index) if index else seed  # the first is what a request for one choice gets
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from reasonrt import Runtime
 from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.ports import Engine
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.wire.requests import ChatRequest, parse
@@ -34,7 +35,7 @@ class Drawing(ScriptedEngine):
 async def test_no_two_generations_of_a_seeded_request_draw_the_same_numbers(policy: str) -> None:
     """A seed with a number added would meet those of its neighbours, and one seed for all calls would meet itself."""
     drawn: dict[str, list[int | None]] = {"draft": [], "target": []}
-    engines = {"draft": Drawing("draft", TEXT.replace("step 3", "stop 3"), drawn["draft"])}
+    engines: dict[str, Engine] = {"draft": Drawing("draft", TEXT.replace("step 3", "stop 3"), drawn["draft"])}
     engines |= {"target": Drawing("target", TEXT, drawn["target"]), "reward": ScriptedEngine("reward", "")}
     runtime = Runtime(engines)
     body = {"model": policy, "messages": [{"role": "user", "content": "?"}], "n": 3, "seed": 7, "temperature": 1}
