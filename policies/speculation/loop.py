@@ -9,6 +9,7 @@ from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
 from functools import cache
+from itertools import takewhile
 from typing import Any, Protocol
 
 from reasonrt.answers import holds_answer
@@ -50,7 +51,8 @@ class Tally:
     """What the loop did in one request, as its `Stop` tells."""
 
     steps: int = 0  # committed
-    draft_steps: int = 0  # of these, written by the draft
+    draft_steps: int = 0  # of these, the draft's without a token of the target's
+    draft_tokens: int = 0  # committed, in whatever steps
     escalations: int = 0  # steps that the target was asked for
     useless_escalations: int = 0  # of these, those that brought the draft's own text again
     router_s: float = 0.0  # seconds that steps waited for the router
@@ -92,10 +94,8 @@ class SpeculationLoop:
         prompt = request.prompts.token_ids(tokenizer, request.messages)
         self._prompt_opens_thinking = opens_thinking(tokenizer.decode, prompt)
         self._can_verify = self._options.verify and can_verify(self._draft, self._target, request.temperature)
-        self._standing = Standing.UNASKED
         self._beside = _TargetBeside(self._target, self._transcript, request)
-        if request.committed and not request.committed[-1].is_complete:
-            self._standing = Standing.CORRECTED if self._can_verify else Standing.UNASKED
+        self._standing, self._is_draft_alone = self._resume(request.committed)
 
     async def events(self) -> AsyncGenerator[PolicyEvent, None]:
         self._transcript.token_ids(self._target)  # refuse a prompt that is too long before anything starts
@@ -202,7 +202,7 @@ class SpeculationLoop:
     async def _escalate(self, rejected: Step, verdict: Verdict | None) -> AsyncGenerator[Step | FinishReason, None]:
         """The target's step in place of `rejected`, or its first token that differs, after the part that is kept."""
         was_corrected, self._standing = self._standing is Standing.CORRECTED, Standing.ASKED
-        kept = verdict.kept if verdict else self._keep_sure_part(rejected)
+        kept = verdict.kept if verdict else None if was_corrected else self._keep_sure_part(rejected)
         if kept is not None:
             yield replace(kept, scores=rejected.scores)
         if verdict and verdict.is_end:
@@ -236,9 +236,26 @@ class SpeculationLoop:
         return self._count(step)
 
     def _count(self, step: Step) -> Step:
-        self._tally.steps += step.is_complete
-        self._tally.draft_steps += step.is_complete and step.author == self._draft.name
+        is_draft = step.author == self._draft.name
+        self._is_draft_alone &= is_draft
+        self._tally.draft_tokens += len(step.token_ids) if is_draft else 0
+        if step.is_complete:
+            self._tally.steps += 1
+            self._tally.draft_steps += self._is_draft_alone
+            self._is_draft_alone = True
         return step
+
+    def _resume(self, committed: Sequence[Step]) -> tuple[Standing, bool]:
+        """How the target stands to what comes after the committed steps, and whether the draft alone has begun it."""
+        begun = [*takewhile(lambda step: not step.is_complete, reversed(committed))]
+        if begun:  # only what the target was asked for is committed in parts
+            return Standing.CORRECTED, all(step.author == self._draft.name for step in begun)
+        if not committed:
+            return Standing.UNASKED, True
+        last, is_in_parts = committed[-1], len(committed) > 1 and not committed[-2].is_complete
+        is_worth = self._terms.is_worth(last.scores.get("advantage", 0.0), last, None)
+        was_asked = is_in_parts or last.author != self._draft.name or is_worth
+        return Standing.ASKED if was_asked else Standing.UNASKED, True
 
     def _is_answered(self) -> bool:
         return holds_answer(split(self._transcript.text, self._prompt_opens_thinking).content)

@@ -59,6 +59,7 @@ class Oracle(PolicyOptions):
             if step is not None:
                 tally.steps += 1
                 tally.draft_steps += step.author == authors[0].name
+                tally.draft_tokens += len(step.token_ids) if step.author == authors[0].name else 0
                 transcript.commit(step)
                 yield step
         yield Stop(reason, asdict(tally))

@@ -61,9 +61,10 @@ async def test_target_writes_the_steps_that_the_router_rejects(look_ahead: int, 
     assert [step.text for step in completion.steps] == GOOD
     assert authors(completion) == ["draft", "target", "draft", "target", "draft", "target"]
     assert completion.finish_reason is FinishReason.STOP
+    draft_tokens = sum(len(step.token_ids) for step in completion.steps if step.author == "draft")
     assert dict(completion.details) | {"router_s": 0} == {
-        "steps": 6, "draft_steps": 3, "escalations": 3, "useless_escalations": 0, "verifications": 0,
-        "router_s": 0, "verify_s": 0, "fallback": "",
+        "steps": 6, "draft_steps": 3, "draft_tokens": draft_tokens, "escalations": 3, "useless_escalations": 0,
+        "verifications": 0, "router_s": 0, "verify_s": 0, "fallback": "",
     }  # fmt: skip
     assert completion.usage["target"].generated == sum(len(s.token_ids) for s in completion.steps[1::2]) + (
         completion.usage["target"].probe

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from reasonrt import Completion, FinishReason, Request, Runtime
+from reasonrt import Completion, FinishReason, Request, Runtime, Step
 from reasonrt.engines.scripted import CharacterTokenizer, Script, ScriptedEngine, continuing
 from reasonrt.pace import Pace
 from reasonrt.ports import Capability
@@ -56,6 +56,48 @@ async def test_verified_steps_are_the_targets_text_for_a_token_of_its_own(look_a
     assert completion.details["useless_escalations"] == 3  # the steps without a slip
     assert completion.details["verifications"] == len(GOOD) + 3
     assert completion.usage["target"].generated == completion.details["verifications"]
+
+
+@pytest.mark.parametrize("options", [{"verify": True}, {"keep_prefix": 0.5}])
+async def test_request_that_is_taken_up_within_a_step_asks_no_router_about_its_rest(options: dict[str, Any]) -> None:
+    """The step was the target's to correct, or to write, and its rest is so too."""
+
+    def draft(prompt: str, sampling: Sampling) -> str:
+        own = continuing("".join(GOOD))(prompt, sampling)
+        return own.replace("thr", "txr").replace("ee", "ex").replace("{7", "{8")
+
+    async def run(committed: Sequence[Step]) -> tuple[Completion, int]:
+        asked: list[str] = []
+
+        def rejects(text: str) -> float:
+            asked.append(text)
+            return 0.0
+
+        runtime = make_runtime(draft)
+        runtime.engines["reward"] = ScriptedEngine("reward", "", scores=rejects)
+        request = Request.ask("?", "rsd", options={"look_ahead": 0, **options}, committed=tuple(committed))
+        return await runtime.complete(request), len(asked)
+
+    whole, num_asked = await run(())
+    assert num_asked == len(GOOD)
+    assert any(not step.is_complete for step in whole.steps)
+    for length in range(1, len(whole.steps)):
+        committed = whole.steps[:length]
+        begun = sum(step.is_complete for step in committed) + (not committed[-1].is_complete)
+        rest, num_asked = await run(committed)
+        assert rest.text == whole.text
+        assert num_asked == len(GOOD) - begun
+
+
+async def test_steps_with_a_token_of_the_targets_are_not_the_drafts() -> None:
+    def draft(prompt: str, sampling: Sampling) -> str:
+        return continuing("".join(GOOD))(prompt, sampling).replace("thr", "txr")
+
+    completion = await solve(make_runtime(draft))
+
+    assert completion.details["draft_steps"] == len(GOOD) - 1
+    by_draft = [step for step in completion.steps if step.author == "draft"]
+    assert completion.details["draft_tokens"] == sum(len(step.token_ids) for step in by_draft)
 
 
 async def test_draft_that_has_lost_a_step_leaves_it_to_the_target() -> None:
