@@ -16,7 +16,7 @@ from reasonrt.answers import holds_answer
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
-from reasonrt.policies.speculation.verification import Verdict, can_verify, verify_step
+from reasonrt.policies.speculation.verification import Verdict, verify_step, why_not_verify
 from reasonrt.ports import Capability, Engine, RequestEngine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
@@ -57,8 +57,10 @@ class Tally:
     useless_escalations: int = 0  # of these, those that brought the draft's own text again
     router_s: float = 0.0  # seconds that steps waited for the router
     verifications: int = 0  # passes of the target over a step of the draft's
+    agreed: int = 0  # of these, those that changed nothing
     verify_s: float = 0.0  # seconds that steps waited for these
     fallback: str = ""  # why the target wrote alone from some step on
+    not_verified: str = ""  # why it wrote rejected steps without reading them, where it was to verify them
 
 
 class Standing(Enum):
@@ -90,12 +92,19 @@ class SpeculationLoop:
         self._draft, self._target = engines["draft"], engines["target"]
         self._transcript = Transcript.of(request, engines)
         self._tally = Tally()
+        self._reads_logprobs = True
         tokenizer = self._draft.tokenizer
         prompt = request.prompts.token_ids(tokenizer, request.messages)
         self._prompt_opens_thinking = opens_thinking(tokenizer.decode, prompt)
-        self._can_verify = self._options.verify and can_verify(self._draft, self._target, request.temperature)
+        if self._options.verify:
+            self._tally.not_verified = why_not_verify(self._draft, self._target, request.temperature)
+        self._can_verify = self._options.verify and not self._tally.not_verified
         self._beside = _TargetBeside(self._target, self._transcript, request)
         self._standing, self._is_draft_alone = self._resume(request.committed)
+
+    def details(self) -> dict[str, Any]:
+        """What it has done so far, as its `Stop` tells."""
+        return asdict(self._tally)
 
     async def events(self) -> AsyncGenerator[PolicyEvent, None]:
         self._transcript.token_ids(self._target)  # refuse a prompt that is too long before anything starts
@@ -103,6 +112,7 @@ class SpeculationLoop:
         try:
             try:
                 router = self._build_router()
+                self._reads_logprobs = self._needs_logprobs(router)
                 while reason is None:
                     async with aclosing(self._write(router)) as events:
                         async for event in events:
@@ -121,7 +131,7 @@ class SpeculationLoop:
                             reason = event
         finally:
             await self._beside.aclose()
-        yield Stop(reason or FinishReason.STOP, asdict(self._tally))
+        yield Stop(reason or FinishReason.STOP, self.details())
 
     async def _write(self, router: Router) -> AsyncGenerator[Step | FinishReason, None]:
         """The draft's steps up to one that is the target's to write, and that one. Each is committed as it comes."""
@@ -156,8 +166,8 @@ class SpeculationLoop:
                 raise _TargetAloneError("the draft's context is full")
             # the target may begin with the request's own seed: nothing that it draws hangs together with the draft
             seed = seed_of(self._request.seed, "draft", transcript.num_tokens)
-            wanted: dict[str, Any] = {"seed": seed, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-            sampling = sampling_for(self._request, transcript, self._draft, **wanted)
+            wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self._reads_logprobs else {}
+            sampling = sampling_for(self._request, transcript, self._draft, seed=seed, **wanted)
             async with aclosing(run_ahead(self._draft, transcript, sampling, options.look_ahead, watch)) as drafted:
                 async for event in drafted:
                     if event is FinishReason.LENGTH and transcript.num_tokens < self._request.limits.max_tokens:
@@ -171,7 +181,7 @@ class SpeculationLoop:
         step = drafted.step
         if self._standing is Standing.CORRECTED:
             return Judged(step, is_rejected=True)
-        if not self._may_ask(step):
+        if not self._may_ask(step, to_verify=self._can_verify):
             return Judged(step, is_rejected=False)
         if drafted.is_end:  # nothing that a router knows: it goes with the step before, if the answer is there
             is_rejected = self._standing is Standing.ASKED or not self._is_answered()
@@ -194,6 +204,7 @@ class SpeculationLoop:
         verdict = await verify_step(self._target, self._transcript, step, sampling)
         self._tally.verify_s += time.perf_counter() - started
         self._tally.verifications += 1
+        self._tally.agreed += verdict.is_agreed
         stays = step if verdict.is_agreed else verdict.kept
         self._beside.has_read(len(stays.token_ids) if stays else 0)
         self._tally.useless_escalations += verdict.is_agreed and self._standing is not Standing.CORRECTED
@@ -267,6 +278,12 @@ class SpeculationLoop:
             _warn_once(str(error))
             raise _TargetAloneError(str(error)) from error
 
+    def _needs_logprobs(self, router: Router) -> bool:
+        """Whether the router, or an option, reads the draft's log-probabilities; they may cost, or not be there."""
+        options = self._options
+        keeps = options.keep_prefix > 0 and not self._can_verify and Capability.LOGPROBS in self._draft.capabilities
+        return getattr(router, "reads_logprobs", True) or keeps or options.start_early is not None
+
     async def _ask_router(self, router: Router, step: Step) -> float:
         started = time.perf_counter()
         try:
@@ -285,11 +302,11 @@ class SpeculationLoop:
             async for event in events:
                 yield event
 
-    def _may_ask(self, step: Step) -> bool:
-        """Whether the target may write as much as this without more than its share."""
+    def _may_ask(self, step: Step, *, to_verify: bool) -> bool:
+        """Whether the target may read or write this step without more than its share of passes."""
         length = max(1, len(step.token_ids))
-        written = self._transcript.num_tokens_by[self._target.name]
-        return (written + length) / (self._transcript.num_tokens + length) <= self._options.max_target_share
+        passes = self._transcript.num_tokens_by[self._target.name] + self._tally.agreed + (1 if to_verify else length)
+        return passes / (self._transcript.num_tokens + length) <= self._options.max_target_share
 
     def _target_seconds(self, step: Step) -> float | None:
         """What the target is predicted to take for the step, where that has a price."""
@@ -315,7 +332,12 @@ class SpeculationLoop:
 
     def _start_early(self, step: Step) -> None:
         limit = self._options.start_early
-        if limit is None or self._beside.is_writing or not step.top_logprobs or not self._may_ask(step):
+        if (
+            limit is None
+            or self._beside.is_writing
+            or not step.top_logprobs
+            or not self._may_ask(step, to_verify=False)
+        ):
             return
         if entropy(step.top_logprobs[0]) > limit:
             self._beside.start_step()

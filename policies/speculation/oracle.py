@@ -33,6 +33,7 @@ class Oracle(PolicyOptions):
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         transcript, tally = Transcript.of(request, engines), Tally()
+        engines.at_limit(lambda: asdict(tally))
         prompt = StepPrompt(engines["reward"], LAYOUTS[self.layout])
         authors = [engines["draft"], engines["target"]]
         reason = None

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,14 @@ class HFTokenizer:
         self._adds_space = self.decode(self._anchor) != _ANCHOR
         self.fingerprint = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         self._vocabulary: dict[int, str] = {}
+
+    @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """Equal where each id stands for the same token, and the same ones end a text; the template may be another."""
+        tokens = self._backend.get_vocab(with_added_tokens=True)
+        decoder = json.loads(self._backend.to_str())["decoder"]
+        known = json.dumps([sorted(tokens.items()), sorted(self.eos_token_ids), decoder], sort_keys=True)
+        return hashlib.sha256(known.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         return self._inside(self._encode_alone, text)

@@ -119,6 +119,25 @@ async def test_bounds_of_k(k: int) -> None:
     assert engine.running == 0
 
 
+@pytest.mark.parametrize(("options", "drawn"), [({}, 5), ({"temperature": 0.3}, 5), ({"temperature": 0}, 1)])
+async def test_equal_samples_are_drawn_once(options: dict[str, float], drawn: int) -> None:
+    """At the request's temperature of 0 it draws at its own; where that is 0, too, k votes would all be one."""
+    temperatures = set()
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        temperatures.add(sampling.temperature)
+        return str(INDEX[sampling.seed])
+
+    runtime = Runtime({"target": ScriptedEngine("target", script)})
+    request = Request.ask("?", "self_consistency", options={"k": 5, **options}, seed=SEED)
+
+    completion = await runtime.complete(request)
+
+    assert temperatures == {options.get("temperature", 0.7)}
+    assert completion.usage["target"].calls == completion.details["samples"] == drawn
+    assert runtime.prepare(request).policy.num_streams == drawn
+
+
 @pytest.mark.parametrize(("running", "agreed", "drawn"), [(0, True, 5), (48, True, 3), (48, False, 5)])
 async def test_busy_engine_draws_what_the_vote_may_not_need_only_when_it_does(
     running: int, agreed: bool, drawn: int

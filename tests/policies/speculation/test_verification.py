@@ -17,7 +17,7 @@ from reasonrt import Completion, FinishReason, Request, Runtime, Step
 from reasonrt.engines.scripted import CharacterTokenizer, Script, ScriptedEngine, continuing
 from reasonrt.pace import Pace
 from reasonrt.ports import Capability
-from reasonrt.types import Sampling
+from reasonrt.types import Message, Sampling
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
 
@@ -172,12 +172,45 @@ async def test_what_the_target_cannot_verify_it_writes(monkeypatch: pytest.Monke
     foreign.engines["draft"].tokenizer.fingerprint = "others"  # type: ignore[misc]
 
     drawn = await make_runtime("".join(GOOD)).complete(request)
+    assert drawn.details["not_verified"] == ""
     monkeypatch.setattr(ScriptedEngine, "capabilities", frozenset(Capability) - {Capability.VERIFY_SAMPLED})
     refused = [await make_runtime("".join(GOOD)).complete(request), await solve(foreign)]
 
     assert drawn.details["verifications"] == len(GOOD)
     assert all(completion.details["verifications"] == 0 for completion in refused)
+    assert [completion.details["not_verified"] for completion in refused] == [
+        "engine 'target' verifies at temperature 0 alone",
+        "engines 'draft' and 'target' have different vocabularies",
+    ]
     assert all(completion.text == "".join(GOOD) for completion in refused)
+
+
+async def test_models_of_one_vocabulary_verify_whatever_their_chat_templates_are() -> None:
+    """The draft's ids go to the target as they are."""
+
+    class Own(CharacterTokenizer):
+        vocabulary_fingerprint = "characters"
+
+        def __init__(self, begin: str) -> None:
+            self.fingerprint, self._begin = begin, begin
+
+        def chat(self, messages: Sequence[Message]) -> list[int]:
+            return self.encode(self._begin) + super().chat(messages)
+
+        def encode_text(self, text: str) -> list[int]:
+            raise AssertionError("its ids are known")
+
+    runtime = make_runtime("".join(GOOD))
+    for role, begin in (("draft", "<a>"), ("target", "<b>")):
+        engine = runtime.engines[role]
+        assert isinstance(engine, ScriptedEngine)
+        engine.tokenizer = Own(begin)
+
+    completion = await runtime.complete(Request.ask("?", "random", options={"verify": True, "threshold": 0.0}))
+
+    assert completion.text == "".join(GOOD)
+    assert completion.details["verifications"] == len(GOOD)
+    assert completion.details["not_verified"] == ""
 
 
 # at temperatures above 0: two steps of two letters, each an a with a probability that depends on the letter before
