@@ -119,6 +119,15 @@ async def test_bounds_of_k(k: int) -> None:
     assert engine.running == 0
 
 
+async def test_one_answer_in_several_spellings_has_all_their_votes() -> None:
+    answers = [r"x = \frac12", "3", r"\dfrac12", "3", "0.5"]
+
+    completion, _ = await vote([rf"\boxed{{{answer}}}" for answer in answers])
+
+    assert completion.details["votes"] == 3
+    assert completion.content == rf"\boxed{{{answers[0]}}}"
+
+
 @pytest.mark.parametrize(("options", "drawn"), [({}, 5), ({"temperature": 0.3}, 5), ({"temperature": 0}, 1)])
 async def test_equal_samples_are_drawn_once(options: dict[str, float], drawn: int) -> None:
     """At the request's temperature of 0 it draws at its own; where that is 0, too, k votes would all be one."""
