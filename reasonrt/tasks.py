@@ -41,6 +41,31 @@ async def run_bounded(calls: Iterable[Callable[[], Awaitable[T]]], concurrency: 
         await cancel(*running)
 
 
+async def ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The items of `items`, which is asked for the next one whether or not the reader has taken the last.
+
+    Closing the iterator closes `items`.
+    """
+    taken: asyncio.Queue[T] = asyncio.Queue()
+
+    async def take() -> None:
+        async with aclosing(items):
+            async for item in items:
+                taken.put_nowait(item)
+
+    taking, getting = asyncio.ensure_future(take()), asyncio.ensure_future(taken.get())
+    try:
+        while True:
+            await asyncio.wait({taking, getting}, return_when=asyncio.FIRST_COMPLETED)
+            if not getting.done():
+                taking.result()
+                return
+            yield getting.result()
+            getting = asyncio.ensure_future(taken.get())
+    finally:
+        await cancel(taking, getting)
+
+
 async def before(deadline: float | None, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """The items of `events` that come before `deadline`, in the event loop's time; None is no deadline.
 
