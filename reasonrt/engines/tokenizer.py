@@ -21,6 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BackendTokenizer
 
+from reasonrt.boundaries import BoundaryKind
 from reasonrt.engines.control_tokens import ControlTokens
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.types import Message
@@ -41,12 +42,14 @@ class HFTokenizer:
 
     Args:
         folder: with `tokenizer.json`, `tokenizer_config.json` and a chat template.
+        boundary: what ends a step of the model's.
 
     Raises:
         ConfigError: one of these is missing or cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, boundary: BoundaryKind = "blank_line") -> None:
+        self.boundary = boundary
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ConfigError(f"{folder} holds no tokenizer.json; give the folder of a model with a fast tokenizer")
