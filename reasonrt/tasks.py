@@ -46,24 +46,23 @@ async def ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
 
     Closing the iterator closes `items`.
     """
-    taken: asyncio.Queue[T] = asyncio.Queue()
+    taken: asyncio.Queue[tuple[T] | None] = asyncio.Queue()
 
     async def take() -> None:
-        async with aclosing(items):
-            async for item in items:
-                taken.put_nowait(item)
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    taken.put_nowait((item,))
+        finally:
+            taken.put_nowait(None)
 
-    taking, getting = asyncio.ensure_future(take()), asyncio.ensure_future(taken.get())
+    taking = asyncio.ensure_future(take())
     try:
-        while True:
-            await asyncio.wait({taking, getting}, return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
-                taking.result()
-                return
-            yield getting.result()
-            getting = asyncio.ensure_future(taken.get())
+        while (held := await taken.get()) is not None:
+            yield held[0]
+        await taking  # raises what has ended it
     finally:
-        await cancel(taking, getting)
+        await cancel(taking)
 
 
 async def before(deadline: float | None, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from reasonrt.boundaries import boundaries_of
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability
@@ -369,6 +370,18 @@ async def test_closing_the_stream_hangs_up(tokenizer_folder: Path) -> None:
         assert not server.hung_up.is_set()
         await stream.aclose()
         await asyncio.wait_for(server.hung_up.wait(), 5.0)
+
+
+def test_boundary_of_its_steps_is_a_setting(tokenizer_folder: Path) -> None:
+    """Certificates know engines by where their steps end; learned routers do not."""
+    usual, lines = (
+        RemoteEngine("far", "http://host/v1", "m", tokenizer=tokenizer_folder, **settings)
+        for settings in ({}, {"boundary": "line"})
+    )
+
+    assert [boundaries_of(engine.tokenizer).kind for engine in (usual, lines)] == ["blank_line", "line"]
+    assert usual.model_fingerprint == lines.model_fingerprint
+    assert usual.fingerprint != lines.fingerprint
 
 
 async def test_nothing_at_the_address_is_said(tokenizer_folder: Path) -> None:
