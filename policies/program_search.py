@@ -46,7 +46,7 @@ from reasonrt.programs.values import Kind, kind_of
 from reasonrt.programs.weights import Weights, check_matches
 from reasonrt.transcript import Transcript
 from reasonrt.types import Completion, FinishReason, Message, PolicyEvent, Request, Step, Stop
-from reasonrt.writing import sampling_for, write_steps
+from reasonrt.writing import sampling_for, seed_of, write_steps
 
 SANDBOX = "sandbox"
 """The name of the tool in which programs run."""
@@ -375,7 +375,8 @@ async def _ask_below(request: Request, engines: Engines, question: str, text: st
 
     Raises: RequestError: there is nothing to ask, or it gave no answer.
     """
-    below = Request.ask(question, request.policy, context=text, options=request.options, seed=request.seed)
+    seed = seed_of(request.seed, "below", question, text)
+    below = Request.ask(question, request.policy, context=text, options=request.options, seed=seed)
     async with aclosing(engines.solve(below)) as events:
         async for event in events:
             if isinstance(event, Completion):

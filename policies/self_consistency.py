@@ -20,7 +20,7 @@ from reasonrt.ports import Engines, RequestEngine
 from reasonrt.thinking import opens_thinking, split
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop, TokenDelta
-from reasonrt.writing import sampling_for, steps_of
+from reasonrt.writing import sampling_for, seed_of, steps_of
 
 _TEMPERATURE = 0.7
 _BUSY = 48  # generations that an engine works on; from as many on, stopping drops its probes, too
@@ -44,7 +44,7 @@ class SelfConsistency(PolicyOptions):
 
     Attributes:
         k: samples, at most.
-        temperature: None is the request's, or 0.7 where that is 0: greedy samples would all be one.
+        temperature: None is the request's, or 0.7 where that is 0. At 0, all samples would be the same: one is drawn.
         engine: the role of the engine that writes.
     """
 
@@ -58,7 +58,7 @@ class SelfConsistency(PolicyOptions):
 
     @property
     def num_streams(self) -> int:
-        return self.k
+        return 1 if self.temperature == 0 else self.k
 
     @property
     def commits_as_it_goes(self) -> bool:
@@ -67,7 +67,10 @@ class SelfConsistency(PolicyOptions):
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
         transcript = Transcript.of(request, engines)
-        done = await self._draw(request, transcript, engine)
+        done: list[_Sample] = []
+        engines.at_limit(lambda: {"samples": len(done), "k": self.k})
+        await self._draw(request, transcript, engine, done)
+        done.sort(key=lambda sample: sample.index)
         votes = _votes(done)
         # of equals, the one that was sampled first
         winner, num_votes = votes.most_common(1)[0] if votes else (None, 0)
@@ -77,33 +80,30 @@ class SelfConsistency(PolicyOptions):
             yield step
         yield Stop(reason, {"votes": num_votes, "samples": len(done), "k": self.k})
 
-    async def _draw(self, request: Request, transcript: Transcript, engine: RequestEngine) -> list[_Sample]:
-        """The samples that decide the vote, by index. On return no other one runs."""
+    async def _draw(self, request: Request, transcript: Transcript, engine: RequestEngine, done: list[_Sample]) -> None:
+        """Add the samples that decide the vote. On return no other one runs."""
         sampling = sampling_for(request, transcript, engine, temperature=self._temperature(request))
-        samplings = [replace(sampling, seed=_seed(request, index)) for index in range(self.k)]
+        samplings = [
+            replace(sampling, seed=seed_of(request.seed, "sample", index)) for index in range(self.num_streams)
+        ]
         prompt = request.prompts.token_ids(engine.tokenizer, request.messages)
         is_open = opens_thinking(engine.tokenizer.decode, prompt)
         token_ids = list(transcript.token_ids(engine))
-        done: list[_Sample] = []
         # fewer than half can never decide; a second turn costs time, which only a full engine gives back
-        first = self.k if engine.pace.running < _BUSY else self.k // 2 + 1
-        for begin, end in ((0, first), (first, self.k)):
-            if begin == end or is_decided(_votes(done), self.k - len(done)):
+        num = len(samplings)
+        first = num if engine.pace.running < _BUSY else num // 2 + 1
+        for begin, end in ((0, first), (first, num)):
+            if begin == end or is_decided(_votes(done), num - len(done)):
                 break
             async with aclosing(engine.generate_whole(token_ids, samplings[begin:end])) as ended:
                 async for index, whole in ended:
                     text = transcript.text + engine.tokenizer.decode(whole.token_ids)
                     done.append(_Sample(begin + index, whole, split(text, is_open).content))
-                    if is_decided(_votes(done), self.k - len(done)):
+                    if is_decided(_votes(done), num - len(done)):
                         break
-        return sorted(done, key=lambda sample: sample.index)
 
     def _temperature(self, request: Request) -> float:
         return self.temperature if self.temperature is not None else request.temperature or _TEMPERATURE
-
-
-def _seed(request: Request, index: int) -> int | None:
-    return None if request.seed is None else (request.seed + index) % 2**63
 
 
 def _votes(samples: Iterable[_Sample]) -> Counter[str]:

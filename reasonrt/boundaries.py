@@ -1,38 +1,65 @@
 """Where a step ends, on token ids.
 
-A boundary is a token that ends in a blank line outside code fences and LaTeX environments. Which tokens can be one
-is worked out once per vocabulary, merged tokens such as `.\\n\\n` included; only at those is the text looked at.
+A boundary is a token that ends in a blank line outside code fences and LaTeX environments; of a model that writes none,
+the end of a line or of a sentence. Which tokens can be one is worked out once per vocabulary, merged tokens such as
+`.\\n\\n` included; only at those is the text looked at. No step is longer than `LONGEST_STEP`, whatever is written.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from reasonrt.types import Tokenizer
+
+BoundaryKind = Literal["blank_line", "line", "sentence"]
+LONGEST_STEP = 256
+"""Tokens; of a step that has half as many, every end of a line is the end."""
 
 # after a backslash a mark is none: `\\[4pt]` is a line break in a formula
 _MARKS = re.compile(r"```|(?<!\\)(?:\\\\)*(\$\$|\\\[|\\\]|\\begin\{\w+\*?\}|\\end\{\w+\*?\})")
 _FENCE = "```"
 _BOTH_ENDS = (_FENCE, "$$")  # open and close alike
 _STRAY_AFTER = 16  # blank lines
+_SHORTEST_SENTENCE = 8  # tokens: what is shorter is an item's number, or an abbreviation
+_CHARACTER_TOKENS = 4  # of one character, at most
+_CLOSING = {
+    "blank_line": re.compile(r"\n[^\S\n]*\n\s*\Z"),  # spaces in it do not show, nor the CR of CRLF
+    "line": re.compile(r"\n\s*\Z"),
+    "sentence": re.compile(r"\n\s*\Z|[.!?][\"')\]]*\s+\Z"),
+}
 
 
 class Boundaries:
-    """The boundary tokens of one vocabulary."""
+    """The boundary tokens of one vocabulary.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        lines = {token_id: text for token_id, text in tokenizer.vocabulary().items() if "\n" in text}
-        self.closing = frozenset(i for i, text in lines.items() if re.search(r"\n\n\s*\Z", text))
-        self.opens_line = frozenset(i for i, text in lines.items() if text.startswith("\n") and not text.strip())
-        self.ends_line = frozenset(i for i, text in lines.items() if text.endswith("\n"))
+    Args:
+        kind: what ends a step: a blank line; a line, of a model that writes no blank ones; or a sentence.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, kind: BoundaryKind = "blank_line") -> None:
+        self.tokenizer, self.kind = tokenizer, kind
+        vocabulary = tokenizer.vocabulary()
+        lines = {token_id: text for token_id, text in vocabulary.items() if "\n" in text}
+        self.closing = frozenset(i for i, text in vocabulary.items() if _CLOSING[kind].search(text))
+        self.opens_line = frozenset(i for i, text in lines.items() if text.isspace())
+        self.ends_line = frozenset(i for i, text in lines.items() if not text.rpartition("\n")[2].strip())
+        self.spaces = frozenset(i for i, text in vocabulary.items() if text.isspace() and "\n" not in text)
+        self.opens_word, self.ends_sentence = frozenset[int](), frozenset[int]()
+        if kind == "sentence":
+            self.opens_word = frozenset(i for i, text in vocabulary.items() if text[:1].isspace())
+            self.ends_sentence = frozenset(i for i, text in vocabulary.items() if re.search(r"[.!?][\"')\]]*\Z", text))
+
+
+def boundaries_of(tokenizer: Tokenizer) -> Boundaries:
+    """The boundaries of `tokenizer`, worked out once for each kind; its own is its attribute `boundary`, if any."""
+    return _boundaries_of(tokenizer, getattr(tokenizer, "boundary", "blank_line"))
 
 
 @lru_cache(maxsize=32)
-def boundaries_of(tokenizer: Tokenizer) -> Boundaries:
-    """The boundaries of `tokenizer`, worked out once."""
-    return Boundaries(tokenizer)
+def _boundaries_of(tokenizer: Tokenizer, kind: BoundaryKind) -> Boundaries:
+    return Boundaries(tokenizer, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +73,8 @@ class Segment:
 class StepSplitter:
     """Cuts a stream of token ids into steps. Every id that goes in comes out once, in order.
 
-    A fence that is never closed holds all that follows, as in Markdown. A formula or environment that holds more
-    than 16 blank lines was none: its opening mark is taken for a stray one, and steps are cut again.
+    A formula or environment that holds more than 16 blank lines was none: its opening mark is taken for a stray one,
+    and steps are cut again. So is any mark at the end of a step that has become too long.
     """
 
     def __init__(self, boundaries: Boundaries) -> None:
@@ -57,24 +84,32 @@ class StepSplitter:
         self._num_read = 0  # of these ids
         self._marks: list[str] = []  # open ones, the innermost last
         self._blank_lines = 0  # inside of _marks
+        self._is_at_line_begin = False
         self._last_id = -1
+        self._peeked, self._num_peeked = "", 0  # text of so many of the pending ids
 
     def feed(self, token_ids: Sequence[int]) -> list[Segment]:
         """Take in new tokens and return the steps that they complete, most often none."""
         segments = []
+        known = self._boundaries
         for token_id in token_ids:
+            if token_id in known.opens_word and self._is_after_sentence() and self._closes():
+                segments.append(self._cut())
             self._pending.append(token_id)
-            if self._may_close(token_id):
-                self._read()
-                # blank lines alone are the beginning of the next step
-                if self._is_outside_marks() and self._text.strip():
-                    segments.append(self._cut())
+            if (self._may_close(token_id) and self._closes()) or self._is_too_long(token_id):
+                segments.append(self._cut())
+            if token_id not in known.spaces:
+                self._is_at_line_begin = token_id in known.ends_line
             self._last_id = token_id
         return segments
 
     def peek(self) -> Segment:
         """What has not been closed by a boundary so far; it stays where it is."""
-        return Segment(tuple(self._pending), self._boundaries.tokenizer.decode(self._pending))
+        text = self._boundaries.tokenizer.decode(self._pending[self._num_peeked :])
+        if text.endswith("\ufffd"):  # within a character
+            return Segment(tuple(self._pending), self._peeked + text)
+        self._peeked, self._num_peeked = self._peeked + text, len(self._pending)
+        return Segment(tuple(self._pending), self._peeked)
 
     def flush(self) -> Segment | None:
         """What has not been closed by a boundary; None when nothing is left."""
@@ -85,7 +120,25 @@ class StepSplitter:
 
     def _may_close(self, token_id: int) -> bool:
         known = self._boundaries
-        return token_id in known.closing or (token_id in known.opens_line and self._last_id in known.ends_line)
+        return token_id in known.closing or (token_id in known.opens_line and self._is_at_line_begin)
+
+    def _closes(self) -> bool:
+        self._read()
+        # blank lines alone are the beginning of the next step
+        return self._is_outside_marks() and bool(self._text.strip())
+
+    def _is_after_sentence(self) -> bool:
+        return self._last_id in self._boundaries.ends_sentence and len(self._pending) >= _SHORTEST_SENTENCE
+
+    def _is_too_long(self, token_id: int) -> bool:
+        length = len(self._pending)
+        if length < LONGEST_STEP // 2 or (length < LONGEST_STEP and token_id not in self._boundaries.ends_line):
+            return False
+        is_within_character = self._boundaries.tokenizer.decode(self._pending[-_CHARACTER_TOKENS:]).endswith("\ufffd")
+        if is_within_character and length < LONGEST_STEP + _CHARACTER_TOKENS:
+            return False
+        self._read()
+        return bool(self._text.strip())
 
     def _read(self) -> None:
         # reading stops at white space only, which no mark contains: none is cut in two
@@ -119,4 +172,7 @@ class StepSplitter:
     def _cut(self) -> Segment:
         segment = Segment(tuple(self._pending), self._text)
         self._pending, self._text, self._num_read = [], "", 0
+        self._peeked, self._num_peeked = "", 0
+        self._marks.clear()  # of a step that was too long: what closes the next one depends on nothing before it
+        self._blank_lines = 0
         return segment

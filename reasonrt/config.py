@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reasonrt.boundaries import BoundaryKind
 from reasonrt.errors import ConfigError
 from reasonrt.types import Limits
 
@@ -44,6 +45,7 @@ class VllmConfig(_Strict):
     compile: bool | None = Field(None, description="torch.compile and CUDA graphs; None: on GPUs alone")
     tensor_parallel: int = Field(1, ge=1, le=1024)
     scores: bool = False
+    boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
     speculative: dict[str, Any] | None = Field(None, description="vLLM's own speculation; a `model` in it as above")
 
 
@@ -65,6 +67,7 @@ class DiffusionConfig(_Strict):
     reference_model: str | None = Field(None, description="for residual_start: reference; a folder, or zoo:NAME")
     passes_together: int = Field(1, ge=1, le=64, description="passes that follow each other before the host sees any")
     decoding: dict[str, Any] = Field(default_factory=dict, description="defaults of a request's own decoding")
+    boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
 
 
 class RemoteConfig(_Strict):
@@ -77,6 +80,7 @@ class RemoteConfig(_Strict):
     api_key: str | None = None
     max_model_len: int = Field(4096, ge=16)
     timeout_s: float = Field(60.0, gt=0)
+    boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
 
 
 class PluginConfig(_Strict):

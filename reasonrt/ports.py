@@ -14,7 +14,7 @@ Policies, routers and the runtime know engines by these protocols only. The cont
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol, Self, runtime_checkable
@@ -306,6 +306,12 @@ class Engines(Mapping[str, RequestEngine], ABC):
     def tools(self) -> Mapping[str, Any]:
         """The tools that the policy named, by name."""
 
+    def at_limit(self, details: Callable[[], Mapping[str, Any]]) -> None:
+        """Where a limit ends the request, and so there is no `Stop`, what `details` then gives are its details.
+
+        Of several, all that they give.
+        """
+
     @abstractmethod
     def solve(self, request: Request) -> AsyncGenerator[Event, None]:
         """Ask another policy. What it uses is taken from the limits of the request that asks, and counted there.
@@ -331,6 +337,11 @@ class Policy(Protocol):
     @property
     def optional_engines(self) -> tuple[str, ...]:
         """Roles that it makes use of where there are such engines."""
+        return ()
+
+    @property
+    def replaceable_engines(self) -> tuple[str, ...]:
+        """Of `engines`, those without which it continues: a prompt need not fit into their contexts."""
         return ()
 
     @property

@@ -6,7 +6,7 @@ options, meters engines, enforces the limits, and makes sure that leaving the it
 
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from reasonrt.scopes import LimitReached, Scope
 from reasonrt.tasks import Expired, before, run_bounded
 from reasonrt.thinking import opens_thinking
 from reasonrt.tools import default_tools
+from reasonrt.transcript import vocabulary_of
 from reasonrt.types import (
     THE_RUNTIMES,
     Completion,
@@ -157,6 +158,7 @@ class Runtime:
                 await part.start()
             for engine in self.engines.values():
                 boundaries_of(engine.tokenizer)  # a large vocabulary takes a while: not in the first request
+                vocabulary_of(engine.tokenizer)
             self.check_defaults()
             self._closing = stack.pop_all()
         return self
@@ -286,6 +288,7 @@ class _RequestEngines(Engines):
     def __init__(self, runtime: Runtime, prepared: Prepared, scope: Scope) -> None:
         self._runtime, self._request, self.scope = runtime, prepared.request, scope
         self.steps: list[Step] = []  # that the request has committed on them
+        self._details: list[Callable[[], Mapping[str, Any]]] = []
         self._meters = {
             engine.name: MeteredEngine(engine, scope, runtime.paces[engine.name], prepared.request.cache_salt)
             for engine in prepared.engines.values()
@@ -310,6 +313,13 @@ class _RequestEngines(Engines):
     @property
     def tools(self) -> Mapping[str, Any]:
         return self._tools
+
+    def at_limit(self, details: Callable[[], Mapping[str, Any]]) -> None:
+        self._details.append(details)
+
+    def ended_by(self, reason: FinishReason) -> Stop:
+        """In the place of the policy's own, where a limit has ended the request."""
+        return Stop(reason, {key: value for details in self._details for key, value in details().items()})
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
         prepared = self._runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))
@@ -350,13 +360,13 @@ async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator
                         break
                     left -= len(event.token_ids)
                     if left < 0:
-                        stop = Stop(FinishReason.LENGTH)
+                        stop = engines.ended_by(FinishReason.LENGTH)
                         break
                     steps.append(event)
                     yield event
         except Expired:
-            stop = Stop(FinishReason.DEADLINE)
+            stop = engines.ended_by(FinishReason.DEADLINE)
         except LimitReached as limit:
-            stop = Stop(limit.reason)
+            stop = engines.ended_by(limit.reason)
     seconds, is_open = time.perf_counter() - started, prepared.prompt_opens_thinking
     yield Completion((*request.committed, *steps), stop.reason, engines.usage(), seconds, stop.details, is_open)

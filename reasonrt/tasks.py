@@ -41,6 +41,30 @@ async def run_bounded(calls: Iterable[Callable[[], Awaitable[T]]], concurrency: 
         await cancel(*running)
 
 
+async def ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The items of `items`, which is asked for the next one whether or not the reader has taken the last.
+
+    Closing the iterator closes `items`.
+    """
+    taken: asyncio.Queue[tuple[T] | None] = asyncio.Queue()
+
+    async def take() -> None:
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    taken.put_nowait((item,))
+        finally:
+            taken.put_nowait(None)
+
+    taking = asyncio.ensure_future(take())
+    try:
+        while (held := await taken.get()) is not None:
+            yield held[0]
+        await taking  # raises what has ended it
+    finally:
+        await cancel(taking)
+
+
 async def before(deadline: float | None, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """The items of `events` that come before `deadline`, in the event loop's time; None is no deadline.
 

@@ -1,7 +1,7 @@
 """The committed steps of one request, as token ids for each engine that reads them.
 
 Engines with the same tokenizer share one list of ids. Engines with different tokenizers meet here and nowhere
-else: a step's text is tokenized once for each of them, and never again, so that a prefix cache always hits.
+else: a step's text is tokenized once for each vocabulary, and never again, so that a prefix cache always hits.
 """
 
 from collections import Counter
@@ -11,12 +11,18 @@ from typing import Self
 
 from reasonrt.errors import RequestError
 from reasonrt.ports import Engine
-from reasonrt.types import Message, Prompts, Request, Step
+from reasonrt.types import Message, Prompts, Request, Step, Tokenizer
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> str:
+    """Equal for tokenizers whose ids stand for the same tokens, whatever their chat templates are."""
+    known: str = getattr(tokenizer, "vocabulary_fingerprint", tokenizer.fingerprint)
+    return known
 
 
 @dataclass(slots=True)
 class _Reading:
-    """Prompt and committed steps in one vocabulary.
+    """Prompt and committed steps as the engines of one tokenizer read them.
 
     Attributes:
         prompt_tokens: how many of the ids are the prompt.
@@ -55,7 +61,8 @@ class Transcript:
         self.steps: list[Step] = []
         self.num_tokens = 0  # of the steps, as their authors wrote them
         self.num_tokens_by = Counter[str]()  # author to the same
-        self._vocabularies = {engine.name: engine.tokenizer.fingerprint for engine in engines}
+        self._engines = tuple(engines)
+        self._vocabularies = {engine.name: vocabulary_of(engine.tokenizer) for engine in self._engines}
         self._readings: dict[str, _Reading] = {}  # by tokenizer fingerprint
         for step in committed:
             self.commit(step)
@@ -88,6 +95,23 @@ class Transcript:
         """How many tokens `engine` can still write before its context is full; 0 when committed steps fill it."""
         return max(0, engine.max_model_len - len(self.token_ids(engine)))
 
+    def shared_length(self, engine: Engine, step: Step, length: int) -> int:
+        """How many of a step's first `length` tokens end where `engine`'s tokens would end, too.
+
+        Cut anywhere else, the step would leave an engine of another tokenizer after ids that it never writes itself,
+        such as the first half of one of its words.
+        """
+        author = next((each for each in self._engines if each.name == step.author), None)
+        if author is None or vocabulary_of(author.tokenizer) == vocabulary_of(engine.tokenizer):
+            return length
+        whole = engine.tokenizer.encode_text(step.text)
+        while length:
+            ids = engine.tokenizer.encode_text(author.tokenizer.decode(step.token_ids[:length]))
+            if whole[: len(ids)] == ids:
+                break
+            length -= 1
+        return length
+
     def commit(self, step: Step) -> None:
         self.steps.append(step)
         self.num_tokens += len(step.token_ids)
@@ -99,11 +123,10 @@ class Transcript:
 
     def _read(self, engine: Engine) -> _Reading:
         tokenizer = engine.tokenizer
-        vocabulary = tokenizer.fingerprint
-        if vocabulary not in self._readings:
+        if tokenizer.fingerprint not in self._readings:
             prompt = list(self.prompts.token_ids(tokenizer, self.messages))
-            self._readings[vocabulary] = _Reading(prompt, len(prompt))
-        reading = self._readings[vocabulary]
+            self._readings[tokenizer.fingerprint] = _Reading(prompt, len(prompt))
+        reading, vocabulary = self._readings[tokenizer.fingerprint], vocabulary_of(tokenizer)
         for step in self.steps[reading.num_steps :]:
             is_own = self._vocabularies.get(step.author) == vocabulary
             reading.ids.extend(step.token_ids if is_own else tokenizer.encode_text(step.text))

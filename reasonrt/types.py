@@ -303,7 +303,12 @@ class Completion:
 
 
 class Tokenizer(Protocol):
-    """Between text and the ids of one engine."""
+    """Between text and the ids of one engine.
+
+    A text is a piece of a longer one: encoded and decoded piece by piece it is what it is as a whole. A tokenizer may
+    also have a `boundary`, what ends a step (`reasonrt.boundaries`), and a `vocabulary_fingerprint`, equal where
+    the ids stand for the same tokens and the same ones end a text, whatever the chat template is.
+    """
 
     @property
     def fingerprint(self) -> str:

@@ -82,7 +82,8 @@ async def write_step(
                     return steps[0], None
                 if delta.finish_reason:
                     break
-        ended = delta.finish_reason is FinishReason.STOP and ids[-1] not in boundaries.closing
+        is_at_boundary = bool(delta.token_ids) and delta.token_ids[-1] in boundaries.closing
+        ended = delta.finish_reason is FinishReason.STOP and not is_at_boundary
         if ended or left <= 0:
             reason = FinishReason.STOP if ended else FinishReason.LENGTH
             return written.rest(is_complete=ended), reason

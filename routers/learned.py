@@ -121,6 +121,8 @@ class ModelRouter:
     Source: Arbitrage (arXiv 2512.05033), section 4.2 and appendix C; the curve is ours.
     """
 
+    reads_logprobs = False
+
     def __init__(self, engine: Engine, scores: Sequence[float], advantages: Sequence[float]) -> None:
         self._prompt = StepPrompt(engine, MARKED)
         self._scores, self._advantages = scores, advantages

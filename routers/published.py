@@ -19,6 +19,8 @@ class RewardRouter:
     Source: reward-guided speculative decoding (arXiv 2501.19324), which looks at the draft's reward alone.
     """
 
+    reads_logprobs = False
+
     def __init__(self, engine: Engine, layout: Layout) -> None:
         self._prompt = StepPrompt(engine, layout)
 
@@ -59,6 +61,8 @@ class JudgeRouter:
     Source: SpecReason (arXiv 2504.07891), section 4.1; the wording of the question is ours.
     """
 
+    reads_logprobs = False
+
     def __init__(self, target: Engine) -> None:
         self._target = target
         self._question = target.tokenizer.encode(QUESTION)
@@ -86,6 +90,8 @@ class EntropyRouter:
 
 class RandomRouter:
     """A number from [0, 1), drawn once for each step, however often it is asked; the same for the same request."""
+
+    reads_logprobs = False
 
     def __init__(self, request: Request) -> None:
         self._seed = f"{request.seed}/{request.messages[-1].content}"

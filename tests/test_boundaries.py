@@ -1,5 +1,6 @@
 """Steps are cut at blank lines, whatever the tokens are, and nowhere else."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.boundaries import Boundaries, Segment, StepSplitter
+from reasonrt.boundaries import LONGEST_STEP, Boundaries, BoundaryKind, Segment, StepSplitter
 from reasonrt.types import Message
 
 
@@ -36,8 +37,8 @@ class ChunkTokenizer:
         return dict(enumerate(self.chunks))
 
 
-def split(chunks: Sequence[str]) -> list[Segment]:
-    splitter = StepSplitter(Boundaries(ChunkTokenizer(chunks)))
+def split(chunks: Sequence[str], kind: BoundaryKind = "blank_line") -> list[Segment]:
+    splitter = StepSplitter(Boundaries(ChunkTokenizer(chunks), kind))
     segments = splitter.feed(range(len(chunks)))
     rest = splitter.flush()
     return [*segments, rest] if rest else segments
@@ -74,7 +75,7 @@ def test_segments_hold_every_token_once_and_in_order(text: str, places: list[int
 def test_no_complete_step_is_blank_and_each_ends_in_a_blank_line(text: str, places: list[int]) -> None:
     for segment in texts(cut(text, places))[:-1]:
         assert segment.strip()
-        assert segment.rstrip(" ").endswith("\n\n") or "\n\n" in segment[len(segment.rstrip()) :]
+        assert re.search(r"\n *\n\s*\Z", segment)
 
 
 @given(text=awkward, places=places, groups=places)
@@ -127,6 +128,11 @@ def test_fences_and_formulas_are_never_cut(blocks: list[str], places: list[int])
         (["\n\n", "One", "\n\n"], ["\n\nOne\n\n"]),
         (["One.", "\n\nTwo", " three", "\n\n"], ["One.\n\nTwo three\n\n"]),  # no token ends where the line is blank
         (["One.", "\n", "Two", "\n"], ["One.\nTwo\n"]),
+        (["One.", "\r\n\r\n", "Two"], ["One.\r\n\r\n", "Two"]),
+        (["One.", "\r\n", "\r\n", "Two"], ["One.\r\n\r\n", "Two"]),
+        (["One.", "\r", "\n", "\r", "\n", "Two"], ["One.\r\n\r\n", "Two"]),
+        (["One.", "\n", "  ", "\n", "Two"], ["One.\n  \n", "Two"]),
+        (["One.", "\n", "a", "  ", "\n", "Two"], ["One.\na  \nTwo"]),
         (["```\na", "\n\n", "b\n```", "\n\n", "c"], ["```\na\n\nb\n```\n\n", "c"]),
         (["$", "$x", "\n\n", "y$", "$", "\n\n", "c"], ["$$x\n\ny$$\n\n", "c"]),
         (["a \\\\[2pt] b", "\n\n", "c"], ["a \\\\[2pt] b\n\n", "c"]),
@@ -147,5 +153,75 @@ def test_a_mark_that_is_never_closed_does_not_hold_for_ever(mark: str) -> None:
     assert all(step == "step\n\n" for step in steps[1:-1])
 
 
-def test_a_fence_that_is_never_closed_holds_all_that_follows() -> None:
-    assert len(texts(["```python", *["\n\n", "$$", "code"] * 40])) == 1
+@pytest.mark.parametrize("line", [["so", "\n"], ["so", " it"], ["so", "\r\n"]])
+@pytest.mark.parametrize("mark", ["", "```", "$$", r"\["])
+def test_no_text_makes_one_step_of_everything(mark: str, line: list[str]) -> None:
+    """Single line feeds, none at all, or a mark that is never closed."""
+    segments = split([mark or "so", *line * 1000])
+
+    lengths = [len(segment.token_ids) for segment in segments]
+    assert max(lengths) <= LONGEST_STEP
+    assert min(lengths[:-1]) >= LONGEST_STEP // 2
+    assert all(segment.text.endswith("\n") for segment in segments[:-1]) or "\n" not in line[1]
+
+
+def test_step_that_is_too_long_ends_within_no_character() -> None:
+    class Bytes(ChunkTokenizer):
+        def decode(self, token_ids: Sequence[int]) -> str:
+            return bytes(token_ids).decode(errors="replace")
+
+        def vocabulary(self) -> Mapping[int, str]:
+            return {byte: self.decode([byte]) for byte in range(256)}
+
+    text = "x" + "数" * 500
+    splitter = StepSplitter(Boundaries(Bytes([])))
+
+    segments = splitter.feed(text.encode())
+
+    assert len(segments) >= 4
+    assert "\ufffd" not in "".join(segment.text for segment in segments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunks", "expected"),
+    [
+        ("line", ["One", ".\n", "Two", "\n", "\n", "Three"], ["One.\n", "Two\n", "\nThree"]),
+        ("line", ["```\n", "a", "\n", "```", "\n", "b"], ["```\na\n```\n", "b"]),
+        ("sentence", [*["So"] * 8, ".", " Then", " 3", ".", "14"], ["So" * 8 + ".", " Then 3.14"]),
+        ("sentence", [*["So"] * 8, "?\n", "Then", "\n", "x"], ["So" * 8 + "?\n", "Then\n", "x"]),
+        ("sentence", ["1", ".", " So", " it", " is"], ["1. So it is"]),
+    ],
+)
+def test_other_boundaries(kind: BoundaryKind, chunks: list[str], expected: list[str]) -> None:
+    assert [segment.text for segment in split(chunks, kind)] == expected
+
+
+@given(text=awkward, places=places, kind=st.sampled_from(["blank_line", "line", "sentence"]))
+def test_watching_a_step_shows_what_it_is_made_of(text: str, places: list[int], kind: BoundaryKind) -> None:
+    chunks = cut(text, places)
+    splitter = StepSplitter(Boundaries(ChunkTokenizer(chunks), kind))
+    closed = ""
+
+    for token_id in range(len(chunks)):
+        closed += "".join(segment.text for segment in splitter.feed([token_id]))
+        assert closed + splitter.peek().text == "".join(chunks[: token_id + 1])
+
+
+def test_watching_a_step_takes_time_in_proportion_to_its_length() -> None:
+    """Each token is decoded twice at most: once to be shown, once where the step may end."""
+
+    class Counting(ChunkTokenizer):
+        decoded = 0
+
+        def decode(self, token_ids: Sequence[int]) -> str:
+            self.decoded += len(token_ids)
+            return super().decode(token_ids)
+
+    tokenizer = Counting(["so "] * 2000)
+    splitter = StepSplitter(Boundaries(tokenizer))
+
+    for token_id in range(2000):
+        splitter.feed([token_id])
+        splitter.peek()
+
+    assert tokenizer.decoded <= 2 * 2000 + 100

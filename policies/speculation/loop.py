@@ -9,13 +9,14 @@ from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum, auto
 from functools import cache
+from itertools import takewhile
 from typing import Any, Protocol
 
 from reasonrt.answers import holds_answer
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
-from reasonrt.policies.speculation.verification import Verdict, can_verify, verify_step
+from reasonrt.policies.speculation.verification import Verdict, verify_step, why_not_verify
 from reasonrt.ports import Capability, Engine, RequestEngine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
@@ -50,13 +51,16 @@ class Tally:
     """What the loop did in one request, as its `Stop` tells."""
 
     steps: int = 0  # committed
-    draft_steps: int = 0  # of these, written by the draft
+    draft_steps: int = 0  # of these, the draft's without a token of the target's
+    draft_tokens: int = 0  # committed, in whatever steps
     escalations: int = 0  # steps that the target was asked for
     useless_escalations: int = 0  # of these, those that brought the draft's own text again
     router_s: float = 0.0  # seconds that steps waited for the router
     verifications: int = 0  # passes of the target over a step of the draft's
+    agreed: int = 0  # of these, those that changed nothing
     verify_s: float = 0.0  # seconds that steps waited for these
     fallback: str = ""  # why the target wrote alone from some step on
+    not_verified: str = ""  # why it wrote rejected steps without reading them, where it was to verify them
 
 
 class Standing(Enum):
@@ -88,14 +92,19 @@ class SpeculationLoop:
         self._draft, self._target = engines["draft"], engines["target"]
         self._transcript = Transcript.of(request, engines)
         self._tally = Tally()
+        self._reads_logprobs = True
         tokenizer = self._draft.tokenizer
         prompt = request.prompts.token_ids(tokenizer, request.messages)
         self._prompt_opens_thinking = opens_thinking(tokenizer.decode, prompt)
-        self._can_verify = self._options.verify and can_verify(self._draft, self._target, request.temperature)
-        self._standing = Standing.UNASKED
+        if self._options.verify:
+            self._tally.not_verified = why_not_verify(self._draft, self._target, request.temperature)
+        self._can_verify = self._options.verify and not self._tally.not_verified
         self._beside = _TargetBeside(self._target, self._transcript, request)
-        if request.committed and not request.committed[-1].is_complete:
-            self._standing = Standing.CORRECTED if self._can_verify else Standing.UNASKED
+        self._standing, self._is_draft_alone = self._resume(request.committed)
+
+    def details(self) -> dict[str, Any]:
+        """What it has done so far, as its `Stop` tells."""
+        return asdict(self._tally)
 
     async def events(self) -> AsyncGenerator[PolicyEvent, None]:
         self._transcript.token_ids(self._target)  # refuse a prompt that is too long before anything starts
@@ -103,6 +112,7 @@ class SpeculationLoop:
         try:
             try:
                 router = self._build_router()
+                self._reads_logprobs = self._needs_logprobs(router)
                 while reason is None:
                     async with aclosing(self._write(router)) as events:
                         async for event in events:
@@ -121,7 +131,7 @@ class SpeculationLoop:
                             reason = event
         finally:
             await self._beside.aclose()
-        yield Stop(reason or FinishReason.STOP, asdict(self._tally))
+        yield Stop(reason or FinishReason.STOP, self.details())
 
     async def _write(self, router: Router) -> AsyncGenerator[Step | FinishReason, None]:
         """The draft's steps up to one that is the target's to write, and that one. Each is committed as it comes."""
@@ -156,8 +166,8 @@ class SpeculationLoop:
                 raise _TargetAloneError("the draft's context is full")
             # the target may begin with the request's own seed: nothing that it draws hangs together with the draft
             seed = seed_of(self._request.seed, "draft", transcript.num_tokens)
-            wanted: dict[str, Any] = {"seed": seed, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-            sampling = sampling_for(self._request, transcript, self._draft, **wanted)
+            wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self._reads_logprobs else {}
+            sampling = sampling_for(self._request, transcript, self._draft, seed=seed, **wanted)
             async with aclosing(run_ahead(self._draft, transcript, sampling, options.look_ahead, watch)) as drafted:
                 async for event in drafted:
                     if event is FinishReason.LENGTH and transcript.num_tokens < self._request.limits.max_tokens:
@@ -171,7 +181,7 @@ class SpeculationLoop:
         step = drafted.step
         if self._standing is Standing.CORRECTED:
             return Judged(step, is_rejected=True)
-        if not self._may_ask(step):
+        if not self._may_ask(step, to_verify=self._can_verify):
             return Judged(step, is_rejected=False)
         if drafted.is_end:  # nothing that a router knows: it goes with the step before, if the answer is there
             is_rejected = self._standing is Standing.ASKED or not self._is_answered()
@@ -194,6 +204,7 @@ class SpeculationLoop:
         verdict = await verify_step(self._target, self._transcript, step, sampling)
         self._tally.verify_s += time.perf_counter() - started
         self._tally.verifications += 1
+        self._tally.agreed += verdict.is_agreed
         stays = step if verdict.is_agreed else verdict.kept
         self._beside.has_read(len(stays.token_ids) if stays else 0)
         self._tally.useless_escalations += verdict.is_agreed and self._standing is not Standing.CORRECTED
@@ -202,7 +213,7 @@ class SpeculationLoop:
     async def _escalate(self, rejected: Step, verdict: Verdict | None) -> AsyncGenerator[Step | FinishReason, None]:
         """The target's step in place of `rejected`, or its first token that differs, after the part that is kept."""
         was_corrected, self._standing = self._standing is Standing.CORRECTED, Standing.ASKED
-        kept = verdict.kept if verdict else self._keep_sure_part(rejected)
+        kept = verdict.kept if verdict else None if was_corrected else self._keep_sure_part(rejected)
         if kept is not None:
             yield replace(kept, scores=rejected.scores)
         if verdict and verdict.is_end:
@@ -236,9 +247,26 @@ class SpeculationLoop:
         return self._count(step)
 
     def _count(self, step: Step) -> Step:
-        self._tally.steps += step.is_complete
-        self._tally.draft_steps += step.is_complete and step.author == self._draft.name
+        is_draft = step.author == self._draft.name
+        self._is_draft_alone &= is_draft
+        self._tally.draft_tokens += len(step.token_ids) if is_draft else 0
+        if step.is_complete:
+            self._tally.steps += 1
+            self._tally.draft_steps += self._is_draft_alone
+            self._is_draft_alone = True
         return step
+
+    def _resume(self, committed: Sequence[Step]) -> tuple[Standing, bool]:
+        """How the target stands to what comes after the committed steps, and whether the draft alone has begun it."""
+        begun = [*takewhile(lambda step: not step.is_complete, reversed(committed))]
+        if begun:  # only what the target was asked for is committed in parts
+            return Standing.CORRECTED, all(step.author == self._draft.name for step in begun)
+        if not committed:
+            return Standing.UNASKED, True
+        last, is_in_parts = committed[-1], len(committed) > 1 and not committed[-2].is_complete
+        is_worth = self._terms.is_worth(last.scores.get("advantage", 0.0), last, None)
+        was_asked = is_in_parts or last.author != self._draft.name or is_worth
+        return Standing.ASKED if was_asked else Standing.UNASKED, True
 
     def _is_answered(self) -> bool:
         return holds_answer(split(self._transcript.text, self._prompt_opens_thinking).content)
@@ -249,6 +277,12 @@ class SpeculationLoop:
         except ConfigError as error:
             _warn_once(str(error))
             raise _TargetAloneError(str(error)) from error
+
+    def _needs_logprobs(self, router: Router) -> bool:
+        """Whether the router, or an option, reads the draft's log-probabilities; they may cost, or not be there."""
+        options = self._options
+        keeps = options.keep_prefix > 0 and not self._can_verify and Capability.LOGPROBS in self._draft.capabilities
+        return getattr(router, "reads_logprobs", True) or keeps or options.start_early is not None
 
     async def _ask_router(self, router: Router, step: Step) -> float:
         started = time.perf_counter()
@@ -268,11 +302,11 @@ class SpeculationLoop:
             async for event in events:
                 yield event
 
-    def _may_ask(self, step: Step) -> bool:
-        """Whether the target may write as much as this without more than its share."""
+    def _may_ask(self, step: Step, *, to_verify: bool) -> bool:
+        """Whether the target may read or write this step without more than its share of passes."""
         length = max(1, len(step.token_ids))
-        written = self._transcript.num_tokens_by[self._target.name]
-        return (written + length) / (self._transcript.num_tokens + length) <= self._options.max_target_share
+        passes = self._transcript.num_tokens_by[self._target.name] + self._tally.agreed + (1 if to_verify else length)
+        return passes / (self._transcript.num_tokens + length) <= self._options.max_target_share
 
     def _target_seconds(self, step: Step) -> float | None:
         """What the target is predicted to take for the step, where that has a price."""
@@ -283,10 +317,13 @@ class SpeculationLoop:
         return self._target.pace.seconds(*work)
 
     def _keep_sure_part(self, rejected: Step) -> Step | None:
-        """The tokens of a rejected step before the first of which the draft was not sure enough."""
+        """The tokens of a rejected step before the first of which the draft was not sure enough.
+
+        Of these, as many as end where a token of the target's ends, too.
+        """
         sure = self._options.keep_prefix
         doubts = (i for i, logprob in enumerate(rejected.logprobs) if not sure or logprob < math.log(sure))
-        length = next(doubts, 0)
+        length = self._transcript.shared_length(self._target, rejected, next(doubts, 0))
         text = self._draft.tokenizer.decode(rejected.token_ids[:length])
         # not after a step that has begun already, and not within a character
         if not text or self._beside.is_writing or not rejected.text.startswith(text):
@@ -295,7 +332,12 @@ class SpeculationLoop:
 
     def _start_early(self, step: Step) -> None:
         limit = self._options.start_early
-        if limit is None or self._beside.is_writing or not step.top_logprobs or not self._may_ask(step):
+        if (
+            limit is None
+            or self._beside.is_writing
+            or not step.top_logprobs
+            or not self._may_ask(step, to_verify=False)
+        ):
             return
         if entropy(step.top_logprobs[0]) > limit:
             self._beside.start_step()

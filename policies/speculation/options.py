@@ -20,7 +20,8 @@ class SpeculationOptions:
             advantage is a probability.
         answer_threshold: for the steps that hold the answer or end the thinking, in the unit of `threshold`; None is
             half of the advantage. The stricter of the two holds.
-        max_target_share: of the committed tokens, in [0, 1]; the target is not asked beyond it.
+        max_target_share: passes of the target for each committed token, in [0, 1]: a token that it writes is one, a
+            verified step is one. The target is not asked beyond it.
         look_ahead: steps that the draft may be ahead of the router; 0 is lock-step.
         verify: let the target read a rejected step and keep what it would have written itself, or has drawn as well.
             With engines of one tokenizer and a target that has `Capability.VERIFY`, at temperatures above 0

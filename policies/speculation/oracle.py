@@ -33,6 +33,7 @@ class Oracle(PolicyOptions):
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         transcript, tally = Transcript.of(request, engines), Tally()
+        engines.at_limit(lambda: asdict(tally))
         prompt = StepPrompt(engines["reward"], LAYOUTS[self.layout])
         authors = [engines["draft"], engines["target"]]
         reason = None
@@ -59,6 +60,7 @@ class Oracle(PolicyOptions):
             if step is not None:
                 tally.steps += 1
                 tally.draft_steps += step.author == authors[0].name
+                tally.draft_tokens += len(step.token_ids) if step.author == authors[0].name else 0
                 transcript.commit(step)
                 yield step
         yield Stop(reason, asdict(tally))

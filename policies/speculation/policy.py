@@ -54,6 +54,11 @@ class Speculation(Policy):
         return ("draft", self.options.target)
 
     @property
+    def replaceable_engines(self) -> tuple[str, ...]:
+        """The target writes alone where there is no room for the draft."""
+        return ("draft",)
+
+    @property
     def optional_engines(self) -> tuple[str, ...]:
         return self.kind.roles(self.router_options)
 
@@ -84,7 +89,9 @@ class Speculation(Policy):
         return advantage > bar
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
-        async with aclosing(SpeculationLoop(self, request, self._with_target(engines)).events()) as events:
+        loop = SpeculationLoop(self, request, self._with_target(engines))
+        engines.at_limit(loop.details)
+        async with aclosing(loop.events()) as events:
             async for event in events:
                 yield event
 

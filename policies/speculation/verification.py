@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from reasonrt.ports import Capability, Engine
-from reasonrt.transcript import Transcript
+from reasonrt.transcript import Transcript, vocabulary_of
 from reasonrt.types import Sampling, Step, TokenDelta
 from reasonrt.writing import StepWriter
 
@@ -28,14 +28,19 @@ class Verdict:
     begun: tuple[int, ...] = ()
 
 
-def can_verify(draft: Engine, target: Engine, temperature: float) -> bool:
-    """Whether `target` can verify what `draft` writes: it must read the same tokens."""
-    capability = Capability.VERIFY_SAMPLED if temperature else Capability.VERIFY
-    return capability in target.capabilities and draft.tokenizer.fingerprint == target.tokenizer.fingerprint
+def why_not_verify(draft: Engine, target: Engine, temperature: float) -> str:
+    """Why `target` cannot verify what `draft` writes; "" where it can: it must read the same tokens."""
+    if Capability.VERIFY not in target.capabilities:
+        return f"engine {target.name!r} verifies nothing"
+    if vocabulary_of(draft.tokenizer) != vocabulary_of(target.tokenizer):
+        return f"engines {draft.name!r} and {target.name!r} have different vocabularies"
+    if temperature and Capability.VERIFY_SAMPLED not in target.capabilities:
+        return f"engine {target.name!r} verifies at temperature 0 alone"
+    return ""
 
 
 async def verify_step(target: Engine, transcript: Transcript, step: Step, sampling: Sampling) -> Verdict:
-    """One pass of the target over `step`, which is not committed; see `can_verify`.
+    """One pass of the target over `step`, which is not committed; see `why_not_verify`.
 
     What it says has the target's own distribution, whyever the step is verified, as long as all of it is used
     (see `kernels.speculative_verify`).

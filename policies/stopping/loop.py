@@ -109,6 +109,7 @@ class StoppingLoop:
         self._turn = asyncio.Semaphore(1) if terms.rule else nullcontext()
 
     async def events(self) -> AsyncGenerator[PolicyEvent, None]:
+        self._engines.at_limit(lambda: {"stopping": self._told_so_far()})
         self._writing = asyncio.create_task(self._write(self._request))
         try:
             while True:
@@ -264,7 +265,15 @@ class StoppingLoop:
         return opens_thinking(tokenizer.decode, self._request.prompts.token_ids(tokenizer, self._request.messages))
 
     def _details(self) -> dict[str, Any]:
-        """What the `Stop` tells: what was done and by which rule, and what it took."""
+        """What the `Stop` tells; counted among what the certificate has done."""
+        found = self._told_so_far()
+        if served := self._terms.served:
+            served.counts["dropped"] += self._num_dropped
+            served.counts[found["action"]] += 1
+        return found
+
+    def _told_so_far(self) -> dict[str, Any]:
+        """What was done and by which rule, and what it took."""
         terms, outcome = self._terms, self._outcome
         found: dict[str, Any] = {
             "action": str(Action.GO_ON if terms.is_shadow else outcome.action),
@@ -277,7 +286,4 @@ class StoppingLoop:
             "probe_tokens": self._probe.spent_tokens,
             "returned_tokens": self._returned_tokens,  # of these, the ones that are the answer
         }
-        if terms.served:
-            terms.served.counts["dropped"] += self._num_dropped
-            terms.served.counts[found["action"]] += 1
         return found if terms.rule else found | {"checkpoints": [asdict(checkpoint) for checkpoint in self._seen]}

@@ -126,6 +126,10 @@ class Stopping(Policy):
         return self.inner.optional_engines
 
     @property
+    def replaceable_engines(self) -> tuple[str, ...]:
+        return self.inner.replaceable_engines
+
+    @property
     def tools(self) -> tuple[str, ...]:
         return self.inner.tools
 

@@ -1,6 +1,6 @@
 """`reasonrt calibrate`: what is learned before serving."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,6 +84,47 @@ def router(
     plot_routers(predictions, advantages(records), out / "routers.png")
     write_json(json_file, {"reports": reports, "models": models})
     console.print(f"[dim]recorded steps, router files and routers.png are in {out}[/]")
+
+
+@app.command(epilog="Example: reasonrt calibrate boundary --role draft --config pair.yaml --task problems.jsonl")
+def boundary(
+    role: Annotated[str, typer.Option(help="Let the engine of this role write.")] = "draft",
+    task: TaskOption = "zoo",
+    split: SplitOption = "router",
+    problems: Annotated[int, typer.Option(min=1, help="Let it solve this many problems.")] = 20,
+    max_tokens: Annotated[int, typer.Option(min=1, help="End a problem after this many tokens.")] = 640,
+    suffix: SuffixOption = "",
+    config: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Find what ends the steps of a model in answers that it writes, for the engine's setting `boundary`."""
+    from reasonrt.calibration.boundaries import choose_boundary, cuts_of
+    from reasonrt.evals.tasks import load_task
+    from reasonrt.runtime import Runtime
+    from reasonrt.types import Completion, Limits, Request, Tokenizer
+
+    drawn = load_task(task, problems, split)
+
+    async def write() -> tuple[list[list[int]], Tokenizer]:
+        async with Runtime.from_config(config, roles=(role,)) as runtime:
+            limits, options = Limits(max_tokens), {"engine": role}
+            requests = [Request.ask(each.question + suffix, options=options, limits=limits) for each in drawn]
+            results = [result async for _, result in runtime.solve_all(requests)]
+            answers = [result for result in results if isinstance(result, Completion)]
+            return [[i for step in each.steps for i in step.token_ids] for each in answers], runtime.engines[
+                role
+            ].tokenizer
+
+    texts, tokenizer = run(write())
+    cuts = cuts_of(texts, tokenizer)
+    table = Table("boundary", "steps per answer", "tokens per step", "ended by length", title=f"{len(texts)} answers")
+    for kind, cut in cuts.items():
+        table.add_row(kind, f"{cut.steps_per_text:.1f}", f"{cut.step_tokens:.0f}", f"{cut.too_long:.0%} of the tokens")
+    console.print(table)
+    console.print(f"engines.{role}.boundary: {choose_boundary(cuts)}")
+    write_json(
+        json_file, {"boundary": choose_boundary(cuts), "cuts": {kind: asdict(cut) for kind, cut in cuts.items()}}
+    )
 
 
 def _train_judges(records: Any, models: dict[str, str], out: Path) -> Any:

@@ -48,7 +48,8 @@ def demo(
             aloud = next(problem for problem in problems if problem.group.startswith("gsm"))
             await _solve_aloud(runtime, aloud.question)
             _fill_blocks(aloud.question)
-            run_settings = RunSettings("zoo", Limits(max_tokens=768), settings.concurrency)
+            # each policy has the engines for itself: the table tells how fast it is
+            run_settings = RunSettings("zoo", Limits(max_tokens=768), settings.concurrency, block=20)
             console.rule(f"the same {limit} problems, {settings.concurrency} at a time, by each policy")
             return await evaluate(runtime, problems, policies, run_settings, out, on_record=_print_record)
         finally:

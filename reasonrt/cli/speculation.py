@@ -27,6 +27,7 @@ from reasonrt.runtime import Runtime
 from reasonrt.types import Limits
 
 OUT = Path("runs/speculation")
+_BLOCK = 20  # problems that an arm solves alone, so that its time is its own
 TOKEN_LEVEL: dict[str, dict[str, Any]] = {
     "target, n-gram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4},
     "target, draft model": {"method": "draft_model", "num_speculative_tokens": 4},
@@ -98,7 +99,7 @@ def bench(
                 )
                 for level, arms_of in zip(levels, chosen, strict=True)
             ]
-            + [_reading(drawn, RunSettings(task, Limits(1), min(levels)), out)],
+            + [_reading(drawn, RunSettings(task, Limits(1), min(levels), block=_BLOCK), out)],
         )
         speeds, is_shared = alone_speeds([*reports, read]), _is_shared(timing)
         rows = [
@@ -275,7 +276,9 @@ def plan(
         specs = [PolicySpec("target"), PolicySpec("draft")]
         runs = [RunSettings(task, Limits(640), at_once, block=max(5, at_once)) for at_once in levels]
         timed = [(drawn, specs, each, folder / str(each.concurrency)) for each in runs]
-        return await _evaluate(settings, [*timed, _reading(drawn, RunSettings(task, Limits(1), levels[0]), folder)])
+        return await _evaluate(
+            settings, [*timed, _reading(drawn, RunSettings(task, Limits(1), levels[0], block=_BLOCK), folder)]
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         reports = run(measure(Path(folder)))

@@ -46,6 +46,7 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
             api_key=config.api_key,
             max_model_len=config.max_model_len,
             timeout_s=config.timeout_s,
+            boundary=config.boundary,
         )
     if isinstance(config, DiffusionConfig):
         from reasonrt.engines.diffusion import DiffusionEngine, DiffusionSettings

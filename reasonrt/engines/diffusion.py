@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reasonrt.boundaries import BoundaryKind
 from reasonrt.diffusion.batcher import Batcher
 from reasonrt.diffusion.cache import KvCache
 from reasonrt.diffusion.checkpoints import load_model, read_shape
@@ -65,6 +66,7 @@ class DiffusionSettings:
             all requests commit by `threshold` and draw nothing; for GPUs, which would wait for the host otherwise. The
             last passes of a block may be in vain.
         decoding: options of `diffusion.decoding.Decoding` for requests that do not name them.
+        boundary: what ends a step of this model's.
     """
 
     max_model_len: int = 1024
@@ -77,6 +79,7 @@ class DiffusionSettings:
     reference_model: Path | None = None
     passes_together: int = 1
     decoding: Mapping[str, Any] = field(default_factory=dict)
+    boundary: BoundaryKind = "blank_line"
 
 
 class DiffusionEngine:
@@ -94,7 +97,7 @@ class DiffusionEngine:
     def __init__(self, name: str, model: Path, settings: DiffusionSettings | None = None) -> None:
         self.name, self.model, self.settings = name, model, settings or DiffusionSettings()
         self.shape = _read_shape(name, model)
-        self.tokenizer = HFTokenizer(model)
+        self.tokenizer = HFTokenizer(model, self.settings.boundary)
         self._reference_shape = self._read_reference(self.settings.reference_model)
         self.max_model_len = self._most_tokens()
         try:
@@ -130,6 +133,7 @@ class DiffusionEngine:
             "dtype": self._dtype_name(_device()),
             "decoding": asdict(self._decoding),
             "reference": None if reference is None else model_fingerprint(reference, ""),
+            "boundary": None if self.settings.boundary == "blank_line" else self.settings.boundary,
         }
         return engine_fingerprint(self.model_fingerprint, settings)
 

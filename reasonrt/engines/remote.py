@@ -16,6 +16,8 @@ from typing import Any, Self
 
 import httpx
 
+from reasonrt.boundaries import BoundaryKind
+from reasonrt.engines.fingerprint import engine_fingerprint
 from reasonrt.engines.remote_wire import (
     cached_tokens,
     completion_body,
@@ -55,6 +57,7 @@ class RemoteEngine:
         api_key: sent as the bearer.
         max_model_len: tokens; lowered at the start to what the server says it takes.
         timeout_s: the longest silence of the server, queueing included.
+        boundary: what ends a step of this model's.
 
     Raises:
         ConfigError: one of these cannot be used.
@@ -70,6 +73,7 @@ class RemoteEngine:
         api_key: str | None = None,
         max_model_len: int = 4096,
         timeout_s: float = 60.0,
+        boundary: BoundaryKind = "blank_line",
     ) -> None:
         if not is_http_url(base_url):
             raise ConfigError(f"engine {name!r}: base_url must be like http://host:8000/v1, got {base_url!r}")
@@ -82,9 +86,11 @@ class RemoteEngine:
             raise ConfigError(f"engine {name!r}: {model!r} is no local folder; give its tokenizer's as `tokenizer`")
         self.name, self.base_url, self.model = name, base_url.rstrip("/"), model
         self.max_model_len, self.timeout_s = max_model_len, timeout_s
-        self.tokenizer = HFTokenizer(tokenizer or Path(model))
-        self.fingerprint = hashlib.sha256(f"{model}\n{self.tokenizer.fingerprint}".encode()).hexdigest()
-        self.model_fingerprint = self.fingerprint  # how the server runs the model is not known
+        self.tokenizer = HFTokenizer(tokenizer or Path(model), boundary)
+        self.model_fingerprint = hashlib.sha256(f"{model}\n{self.tokenizer.fingerprint}".encode()).hexdigest()
+        self.fingerprint = self.model_fingerprint  # how the server runs the model is not known
+        if boundary != "blank_line":
+            self.fingerprint = engine_fingerprint(self.model_fingerprint, {"boundary": boundary})
         self.capabilities: frozenset[Capability] = frozenset()  # found out at the start
         self._api_key = api_key
         self._client: httpx.AsyncClient | None = None
@@ -316,10 +322,13 @@ class _Call:
         return token_ids
 
     def _ids_of_text(self, choice: dict[str, Any]) -> tuple[int, ...]:
-        token_ids = self._engine.tokenizer.encode_text(choice["text"])  # servers leave control tokens out
+        tokenizer = self._engine.tokenizer
+        token_ids = tokenizer.encode_text(choice["text"])  # servers leave control tokens out
         stop_id = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's word and SGLang's
         if isinstance(stop_id, int):
             token_ids.append(stop_id)
+        elif choice.get("finish_reason") == "stop":  # the model has ended, whatever the last token of its text is
+            token_ids.append(min(tokenizer.eos_token_ids))
         return tuple(token_ids)
 
 

@@ -7,9 +7,10 @@ ever added, cut or padded, whatever the folder asks for.
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BackendTokenizer
 
+from reasonrt.boundaries import BoundaryKind
 from reasonrt.engines.control_tokens import ControlTokens
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.types import Message
 
 _ANCHOR = "a"
+_BEFORE = ("\n", ".", "1", _ANCHOR)  # what may stand before a text; one of them merges with nothing
 
 
 class HFTokenizer:
@@ -33,14 +36,20 @@ class HFTokenizer:
     `encode` finds special tokens in any text, as every Hugging Face tokenizer does; to `encode_text`, and in the
     messages of a `chat`, they are text. To `decode` they are nothing: the end token decodes to "".
 
+    Texts and ids are pieces of a longer text, so that what is decoded or encoded piece by piece is what it is as a
+    whole. Tokenizers of SentencePiece's kind put a space before a text and take one from its beginning: they would add
+    and lose one at every cut. Only a `chat` begins as they do it.
+
     Args:
         folder: with `tokenizer.json`, `tokenizer_config.json` and a chat template.
+        boundary: what ends a step of the model's.
 
     Raises:
         ConfigError: one of these is missing or cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, boundary: BoundaryKind = "blank_line") -> None:
+        self.boundary = boundary
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ConfigError(f"{folder} holds no tokenizer.json; give the folder of a model with a fast tokenizer")
@@ -64,24 +73,34 @@ class HFTokenizer:
         self.eos_token_ids = self._find_eos(folder, names.get("eos_token"))
         self._controls = ControlTokens(self._backend, self.eos_token_ids, [*self._names.values(), *_written_by(parsed)])
         parts = (content, template.encode(), json.dumps(self._names).encode())
+        self._anchor = self._backend.encode(_ANCHOR, add_special_tokens=False).ids
+        self._anchor_length = len(self._backend.decode(self._anchor))
+        spaced = self._backend.encode(f"{_ANCHOR} 1 x", add_special_tokens=False).ids
+        self._loses_space = "".join(map(self._decode_alone, zip(spaced))) != self._decode_alone(spaced)
+        self._adds_space = self.decode(self._anchor) != _ANCHOR
         self.fingerprint = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
         self._vocabulary: dict[int, str] = {}
 
+    @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """Equal where each id stands for the same token, and the same ones end a text; the template may be another."""
+        tokens = self._backend.get_vocab(with_added_tokens=True)
+        decoder = json.loads(self._backend.to_str())["decoder"]
+        known = json.dumps([sorted(tokens.items()), sorted(self.eos_token_ids), decoder], sort_keys=True)
+        return hashlib.sha256(known.encode()).hexdigest()
+
     def encode(self, text: str) -> list[int]:
-        with _valid_unicode():
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._inside(self._encode_alone, text)
 
     def encode_text(self, text: str) -> list[int]:
         """As `encode`, for what people, documents and models write: what reads like a control token is text."""
         if not self._controls.may_stand_in(text):
             return self.encode(text)
         with _valid_unicode():
-            return self._controls.encode_text(text)
+            return self._inside(self._controls.encode_text, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
-        return text
+        return self._decode_inside(token_ids) if self._loses_space else self._decode_alone(token_ids)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """See the protocol.
@@ -90,7 +109,7 @@ class HFTokenizer:
             RequestError: the model's template refuses the conversation, by a role that it does not know for instance.
         """
         if not any(self._controls.may_stand_in(message.content) for message in messages):
-            return self.encode(self._render(messages))
+            return self._encode_alone(self._render(messages))
         secret = secrets.token_hex(16)  # a new one each time, as a template may show it in an error
         hidden = [Message(message.role, self._controls.hide(message.content, secret)) for message in messages]
         with _valid_unicode():
@@ -98,13 +117,31 @@ class HFTokenizer:
 
     def vocabulary(self) -> Mapping[int, str]:
         if not self._vocabulary:
-            # after an anchor, since many decoders strip the space in front of a first token
-            anchor = self.encode(_ANCHOR)
-            cut = len(self.decode(anchor))
-            decode = self._backend.decode
             ids = sorted(self._backend.get_vocab(with_added_tokens=True).values())
-            self._vocabulary = {token_id: decode([*anchor, token_id])[cut:] for token_id in ids}
+            self._vocabulary = {token_id: self.decode([token_id]) for token_id in ids}
         return self._vocabulary
+
+    def _encode_alone(self, text: str) -> list[int]:
+        with _valid_unicode():
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _inside(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
+        """What `encode` makes of `text` where something stands before it."""
+        if self._adds_space and text:
+            for before in _BEFORE:
+                begun, ids = encode(before), encode(before + text)
+                if begun and ids[: len(begun)] == begun and self._decode_inside(begun).endswith(before):
+                    return ids[len(begun) :]
+        return encode(text)
+
+    def _decode_alone(self, token_ids: Sequence[int]) -> str:
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def _decode_inside(self, token_ids: Sequence[int]) -> str:
+        """Many decoders take the space from the beginning of a first token."""
+        return self._decode_alone([*self._anchor, *token_ids])[self._anchor_length :]
 
     def _render(self, messages: Sequence[Message]) -> str:
         conversation = [{"role": message.role, "content": message.content} for message in messages]

@@ -49,7 +49,7 @@ class VllmEngine:
             raise ConfigError(f"engine {name!r}: {model} holds no model (no config.json); give a Hugging Face folder")
         self.name, self.model, self.settings = name, model, settings or VllmSettings()
         self.max_model_len = self.settings.max_model_len
-        self.tokenizer = HFTokenizer(model)
+        self.tokenizer = HFTokenizer(model, self.settings.boundary)
         scoring = {Capability.SCORE}
         generating = set(Capability) - scoring - {Capability.VERIFY_SAMPLED}  # found out at the start
         self.capabilities = frozenset(scoring if self.settings.scores else generating)

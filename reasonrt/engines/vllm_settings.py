@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from reasonrt.boundaries import BoundaryKind
 from reasonrt.engines.fingerprint import model_fingerprint
 
 DRAFT_ARGUMENT = "reasonrt_draft"
@@ -38,6 +39,7 @@ class VllmSettings:
         speculative: vLLM's own speculation, token by token, as its `speculative_config` takes it: {"method": "ngram",
             "num_speculative_tokens": 4, "prompt_lookup_max": 4}, or {"method": "draft_model", "model": a folder,
             "num_speculative_tokens": 4}.
+        boundary: what ends a step of this model's.
     """
 
     max_model_len: int = 1024
@@ -52,6 +54,7 @@ class VllmSettings:
     tensor_parallel: int = 1
     scores: bool = False
     speculative: dict[str, Any] | None = None
+    boundary: BoundaryKind = "blank_line"
 
 
 @cache
@@ -70,8 +73,15 @@ def number_format(settings: VllmSettings, on_cpu: bool) -> str:
 
 
 def computed_settings(settings: VllmSettings) -> dict[str, Any]:
-    """What of `settings` changes what is computed, as JSON values: the number format, and vLLM's own speculation."""
-    return {"dtype": number_format(settings, is_cpu_build()), "speculative": _speculation(settings.speculative)}
+    """What of `settings` changes what is computed, as JSON values.
+
+    The number format, vLLM's own speculation, and where steps end if that is not at blank lines.
+    """
+    return {
+        "dtype": number_format(settings, is_cpu_build()),
+        "speculative": _speculation(settings.speculative),
+        "boundary": None if settings.boundary == "blank_line" else settings.boundary,
+    }
 
 
 def is_cpu_build() -> bool:

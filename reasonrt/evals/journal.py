@@ -26,7 +26,7 @@ class Record:
     Attributes:
         label: of the policy with its options.
         seconds: from its start to its end, while others ran concurrently.
-        share_s: its share of the wall clock: the time since the one before it ended, in its block.
+        share_s: its share of the wall clock, which is divided at each moment among those that run.
         engine_tokens: generated, by engine.
         error: the message, where it failed; then it counts as wrong.
         details: what the policy found out, from its `Stop`.

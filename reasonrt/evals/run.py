@@ -1,5 +1,6 @@
 """The evaluation loop: policies on the same problems, in alternation, with a journal that survives a kill."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem, content_hash
 from reasonrt.policies.options import format_policy
 from reasonrt.runtime import Runtime
+from reasonrt.tasks import ahead
 from reasonrt.types import Completion, Limits, Request
 from reasonrt.writing import seed_of
 
@@ -40,8 +42,9 @@ class RunSettings:
     """What binds a journal to its run; `concurrency` is part of it because times are.
 
     Attributes:
-        block: problems that one policy solves before the next one has its turn, so that all policies share a drift of
-            the machine.
+        block: None: policies alternate problem by problem, and every place is filled again when it becomes free. To
+            measure time, a policy has the engines for itself: so many problems before the next one has its turn, so
+            that all policies share a drift of the machine; at the end of each block, places are empty.
     """
 
     task: str
@@ -50,7 +53,7 @@ class RunSettings:
     temperature: float = 0.0
     seed: int = 0
     prompt_suffix: str = ""
-    block: int = 20
+    block: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +91,14 @@ async def evaluate(
     with Journal(out, bound, Record, arms) as journal:
         done = {(record.label, record.problem) for record in journal.records}
         total = len(problems) * len(policies)
-        for start in range(0, len(problems), settings.block):
-            block = problems[start : start + settings.block]
-            turn = start // settings.block % len(policies)
-            for policy in [*policies[turn:], *policies[:turn]]:
-                left = [problem for problem in block if (policy.label, problem.id) not in done]
-                async with aclosing(_solve_block(runtime, policy, left, settings)) as solved:
-                    async for record in solved:
-                        journal.add(record)
-                        done.add((record.label, record.problem))
-                        on_record(record)
-                        on_progress(EvalProgress(len(done), total, policy.label))
+        for block in _blocks(problems, policies, settings.block):
+            left = [(policy, problem) for policy, problem in block if (policy.label, problem.id) not in done]
+            async with aclosing(_solve_block(runtime, left, settings)) as solved:
+                async for record in solved:
+                    await asyncio.to_thread(journal.add, record)
+                    done.add((record.label, record.problem))
+                    on_record(record)
+                    on_progress(EvalProgress(len(done), total, record.label))
     records = [record for record in journal.records if record.label in labels]
     return Report(settings.task, labels, records)
 
@@ -142,35 +142,80 @@ def _check_reports() -> None:
         raise EvalError("reports need scipy: pip install 'reasonrt[eval]'") from None
 
 
+def _blocks(
+    problems: Sequence[TaskProblem], policies: Sequence[PolicySpec], block: int | None
+) -> Iterator[list[tuple[PolicySpec, TaskProblem]]]:
+    """What is solved without a pause, in its order; each policy is the first as often as the others."""
+    size = block or 1
+    turns = [
+        [(policy, problem) for problem in problems[start : start + size]]
+        for start in range(0, len(problems), size)
+        for turn in [start // size % len(policies)]
+        for policy in [*policies[turn:], *policies[:turn]]
+    ]
+    return iter(turns if block else [[pair for turn in turns for pair in turn]])
+
+
 async def _solve_block(
-    runtime: Runtime, policy: PolicySpec, problems: list[TaskProblem], settings: RunSettings
+    runtime: Runtime, pairs: list[tuple[PolicySpec, TaskProblem]], settings: RunSettings
 ) -> AsyncGenerator[Record, None]:
     """Yield records as problems end. Problems that an engine's death ended are tried once more, then the run ends."""
     for attempt in (1, 2):
-        requests = [
-            policy.request(
+        lost: list[tuple[PolicySpec, TaskProblem]] = []
+        # neither grading nor writing records keeps a place empty
+        async with aclosing(ahead(_solve_pairs(runtime, pairs, settings))) as solved:
+            async for (policy, problem), result, share_s in solved:
+                if isinstance(result, EngineError) and not isinstance(result, CapabilityError):
+                    if attempt == 2:
+                        raise EvalError(f"{result}; what was finished is kept, run it again") from None
+                    lost.append((policy, problem))
+                    continue
+                yield await asyncio.to_thread(_record, policy.label, problem, result, share_s)
+        pairs = lost
+
+
+async def _solve_pairs(
+    runtime: Runtime, pairs: Sequence[tuple[PolicySpec, TaskProblem]], settings: RunSettings
+) -> AsyncGenerator[tuple[tuple[PolicySpec, TaskProblem], Completion | ReasonRTError, float], None]:
+    """Each pair with its result and its share of the wall clock, in seconds, as they end."""
+    clock = _SharedClock()
+
+    def requests() -> Iterator[Request]:
+        for index, (policy, problem) in enumerate(pairs):
+            clock.begin(index)
+            yield policy.request(
                 problem.question + settings.prompt_suffix,
                 limits=settings.limits,
                 temperature=settings.temperature,
                 seed=seed_of(settings.seed, problem.id),
                 cache_salt=f"{policy.label} at {settings.concurrency}",  # no arm reads what another has computed
             )
-            for problem in problems
-        ]
-        lost: list[TaskProblem] = []
-        before = time.perf_counter()
-        async with aclosing(runtime.solve_all(requests, settings.concurrency)) as results:
-            async for index, result in results:
-                if isinstance(result, EngineError) and not isinstance(result, CapabilityError):
-                    if attempt == 2:
-                        raise EvalError(f"{result}; what was finished is kept, run it again") from None
-                    lost.append(problems[index])
-                    continue
-                now = time.perf_counter()
-                record = _record(policy.label, problems[index], result, now - before)
-                before = now
-                yield record
-        problems = lost
+
+    async with aclosing(runtime.solve_all(requests(), settings.concurrency)) as results:
+        async for index, result in results:
+            yield pairs[index], result, clock.end(index)
+
+
+class _SharedClock:
+    """Divides the wall clock, at each moment, among those that run."""
+
+    def __init__(self) -> None:
+        self._each_s, self._at = 0.0, time.perf_counter()  # of one that had run all along
+        self._begun: dict[int, float] = {}
+
+    def begin(self, index: int) -> None:
+        self._advance()
+        self._begun[index] = self._each_s
+
+    def end(self, index: int) -> float:
+        self._advance()
+        return self._each_s - self._begun.pop(index)
+
+    def _advance(self) -> None:
+        now = time.perf_counter()
+        if self._begun:
+            self._each_s += (now - self._at) / len(self._begun)
+        self._at = now
 
 
 def _record(label: str, problem: TaskProblem, result: Completion | ReasonRTError, share_s: float) -> Record:

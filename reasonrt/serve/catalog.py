@@ -14,8 +14,9 @@ from reasonrt.policies.registry import CONTROLS, policy_names, refuse_operator_o
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.wire.errors import ApiError
-from reasonrt.serve.wire.requests import SEEDS, ChatRequest, CompletionRequest
+from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest
 from reasonrt.types import Document, Message, Request
+from reasonrt.writing import seed_of
 
 _log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -107,7 +108,7 @@ class Catalog:
             context=context,
         )
         choices = tuple(
-            self._runtime.prepare(replace(first, seed=_nth_seed(body.seed, index))) for index in range(num_choices)
+            self._runtime.prepare(replace(first, seed=_choice_seed(body.seed, index))) for index in range(num_choices)
         )
         return Job(
             choices,
@@ -199,8 +200,8 @@ def _within(bound: Number, name: str, value: Number | None, usual: Number | None
     return value
 
 
-def _nth_seed(seed: int | None, index: int) -> int | None:
-    return None if seed is None else (seed + index) % SEEDS if index else seed
+def _choice_seed(seed: int | None, index: int) -> int | None:
+    return seed_of(seed, "choice", index) if index else seed  # the first is what a request for one choice gets
 
 
 def _conversation(messages: Sequence[Message]) -> str:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from reasonrt.boundaries import boundaries_of
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability
-from reasonrt.types import FinishReason, Sampling, TokenDelta
+from reasonrt.transcript import Transcript
+from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+from reasonrt.writing import write_step
 
 PROMPT = [1, 2, 3]
 END, FULL_STOP_BLANK_LINE = 0, 258
@@ -235,6 +238,23 @@ async def test_without_ids_the_text_is_tokenized_here(tokenizer_folder: Path) ->
             await collect(engine, Sampling(5, logprobs=True))
 
 
+@pytest.mark.parametrize("stop", [{}, {"stop_reason": None}, {"matched_stop": END}])
+async def test_text_that_ends_after_a_blank_line_has_ended(tokenizer_folder: Path, stop: dict[str, Any]) -> None:
+    """The server leaves the end token out; its last word is then a token at which a step might be stopped."""
+    server = FakeServer(replies(text_chunk("One.\n\n", 6, "stop", **stop), "[DONE]"), WITH_TEXT)
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        (delta,) = await collect(engine, Sampling(50))
+        step, reason = await write_step(engine, Transcript([Message("user", "?")], [engine]), Sampling(50))
+
+        assert delta.token_ids == (*engine.tokenizer.encode("One.\n\n"), END)
+        assert step is not None
+        assert (step.text, reason) == ("One.\n\n", None)
+        ended = Transcript([Message("user", "?")], [engine], [step])
+        server.reply = replies(text_chunk("", 1, "stop", **stop), "[DONE]")
+        assert await write_step(engine, ended, Sampling(50)) == (None, FinishReason.STOP)
+
+
 async def test_read_by_id_and_by_text(tokenizer_folder: Path) -> None:
     async with engine_on(FakeServer(), tokenizer_folder) as engine:
         await engine.start()
@@ -350,6 +370,18 @@ async def test_closing_the_stream_hangs_up(tokenizer_folder: Path) -> None:
         assert not server.hung_up.is_set()
         await stream.aclose()
         await asyncio.wait_for(server.hung_up.wait(), 5.0)
+
+
+def test_boundary_of_its_steps_is_a_setting(tokenizer_folder: Path) -> None:
+    """Certificates know engines by where their steps end; learned routers do not."""
+    usual, lines = (
+        RemoteEngine("far", "http://host/v1", "m", tokenizer=tokenizer_folder, **settings)
+        for settings in ({}, {"boundary": "line"})
+    )
+
+    assert [boundaries_of(engine.tokenizer).kind for engine in (usual, lines)] == ["blank_line", "line"]
+    assert usual.model_fingerprint == lines.model_fingerprint
+    assert usual.fingerprint != lines.fingerprint
 
 
 async def test_nothing_at_the_address_is_said(tokenizer_folder: Path) -> None:

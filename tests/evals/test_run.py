@@ -1,6 +1,7 @@
 """The evaluation loop on scripted engines: resuming, failing, reporting, drawing."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,75 @@ async def test_a_run_stopped_in_the_middle_goes_on_with_nothing_done_twice(tmp_p
     assert sum(engine.generated_tokens for engine in second.engines.values()) < sum(  # type: ignore[attr-defined]
         record.tokens for record in report.records
     )
+
+
+async def test_policies_alternate_problem_by_problem_and_no_place_is_ever_empty(tmp_path: Path) -> None:
+    """Problems of unequal length: from the first to the last, none begins where nothing else runs."""
+    beside: list[int] = []
+
+    def engine(name: str) -> ScriptedEngine:
+        def script(text: str, sampling: Sampling) -> str:
+            beside.append(sum(each.running for each in engines.values()))
+            return "so " * (4 + int(text.split("What is ")[1].split(" ")[0]) * 7 % 20)
+
+        return ScriptedEngine(name, script, seconds_per_token=2e-4)
+
+    engines = {name: engine(name) for name in ("target", "draft")}
+    order: list[tuple[str, str]] = []
+    settings = RunSettings("sums", Limits(max_tokens=500), concurrency=1)
+    await evaluate(
+        runtime(), PROBLEMS[:4], BOTH, settings, tmp_path / "1", on_record=lambda r: order.append((r.label, r.problem))
+    )
+    await evaluate(Runtime(engines), PROBLEMS, BOTH, SETTINGS, tmp_path / "4")
+
+    assert [label for label, _ in order] == ["target", "draft", "draft", "target"] * 2
+    assert [problem for _, problem in order] == [f"p{index}" for index in (0, 0, 1, 1, 2, 2, 3, 3)]
+    assert len(beside) == 2 * len(PROBLEMS)
+    assert beside.count(0) <= 2  # of blocks of 20, each would begin so
+
+
+async def test_policies_that_are_timed_have_the_engines_for_themselves(tmp_path: Path) -> None:
+    settings = RunSettings("sums", Limits(max_tokens=500), concurrency=4, block=20)
+    order: list[str] = []
+
+    await evaluate(runtime(), PROBLEMS, BOTH, settings, tmp_path, on_record=lambda record: order.append(record.label))
+
+    turns = [("target", 20), ("draft", 20), ("draft", 20), ("target", 20), ("target", 10), ("draft", 10)]
+    assert order == [label for label, num in turns for _ in range(num)]
+
+
+async def test_grading_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def grade(*answers: object) -> bool:
+        time.sleep(0.01)
+        return True
+
+    monkeypatch.setattr("reasonrt.evals.run.same_answer", grade)
+    solving, left = runtime(), []
+    await evaluate(solving, PROBLEMS[:20], BOTH[:1], SETTINGS, tmp_path / "all")
+    whole = sum(engine.generated_tokens for engine in solving.engines.values())  # type: ignore[attr-defined]
+
+    again = runtime()
+    engine = again.engines["target"]
+    await evaluate(
+        again, PROBLEMS[:20], BOTH[:1], SETTINGS, tmp_path / "again",
+        on_record=lambda record: left.append(whole - engine.generated_tokens),  # type: ignore[attr-defined]
+    )  # fmt: skip
+
+    assert left[9] == 0
+
+
+async def test_shares_of_the_wall_clock_add_up_to_it(tmp_path: Path) -> None:
+    slow = runtime()
+    for engine in slow.engines.values():
+        engine.seconds_per_token = 1e-4  # type: ignore[attr-defined]
+
+    started = time.perf_counter()
+    report = await evaluate(slow, PROBLEMS[:12], BOTH, SETTINGS, tmp_path)
+    wall_s = time.perf_counter() - started
+
+    shares_s = [record.share_s for record in report.records]
+    assert all(0 < share_s <= record.seconds + 0.05 for share_s, record in zip(shares_s, report.records, strict=True))
+    assert sum(shares_s) <= wall_s
 
 
 async def test_other_settings_do_not_mix_into_a_run(tmp_path: Path) -> None:

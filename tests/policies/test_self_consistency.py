@@ -11,16 +11,17 @@ from reasonrt import Completion, FinishReason, Limits, Request, Runtime
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.policies.self_consistency import is_decided
 from reasonrt.types import Sampling
+from reasonrt.writing import seed_of
 
 SEED = 100
+INDEX = {seed_of(SEED, "sample", index): index for index in range(64)}
 
 
 async def vote(texts: list[str], max_tokens: int = 1024) -> tuple[Completion, ScriptedEngine]:
     """Sample number i writes `texts[i]`; a longer text takes longer."""
 
     def script(prompt: str, sampling: Sampling) -> str:
-        assert sampling.seed is not None
-        return texts[sampling.seed - SEED]
+        return texts[INDEX[sampling.seed]]
 
     engine = ScriptedEngine("target", script, chunk_tokens=1)
     request = Request.ask(
@@ -118,6 +119,34 @@ async def test_bounds_of_k(k: int) -> None:
     assert engine.running == 0
 
 
+async def test_one_answer_in_several_spellings_has_all_their_votes() -> None:
+    answers = [r"x = \frac12", "3", r"\dfrac12", "3", "0.5"]
+
+    completion, _ = await vote([rf"\boxed{{{answer}}}" for answer in answers])
+
+    assert completion.details["votes"] == 3
+    assert completion.content == rf"\boxed{{{answers[0]}}}"
+
+
+@pytest.mark.parametrize(("options", "drawn"), [({}, 5), ({"temperature": 0.3}, 5), ({"temperature": 0}, 1)])
+async def test_equal_samples_are_drawn_once(options: dict[str, float], drawn: int) -> None:
+    """At the request's temperature of 0 it draws at its own; where that is 0, too, k votes would all be one."""
+    temperatures = set()
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        temperatures.add(sampling.temperature)
+        return str(INDEX[sampling.seed])
+
+    runtime = Runtime({"target": ScriptedEngine("target", script)})
+    request = Request.ask("?", "self_consistency", options={"k": 5, **options}, seed=SEED)
+
+    completion = await runtime.complete(request)
+
+    assert temperatures == {options.get("temperature", 0.7)}
+    assert completion.usage["target"].calls == completion.details["samples"] == drawn
+    assert runtime.prepare(request).policy.num_streams == drawn
+
+
 @pytest.mark.parametrize(("running", "agreed", "drawn"), [(0, True, 5), (48, True, 3), (48, False, 5)])
 async def test_busy_engine_draws_what_the_vote_may_not_need_only_when_it_does(
     running: int, agreed: bool, drawn: int
@@ -125,15 +154,14 @@ async def test_busy_engine_draws_what_the_vote_may_not_need_only_when_it_does(
     asked = []
 
     def script(prompt: str, sampling: Sampling) -> str:
-        assert sampling.seed is not None
-        asked.append(sampling.seed)
-        return rf"\boxed{{{7 if agreed else sampling.seed % 2}}}"
+        asked.append(INDEX[sampling.seed])
+        return rf"\boxed{{{7 if agreed else INDEX[sampling.seed] % 2}}}"
 
     runtime = Runtime({"target": ScriptedEngine("target", script)})
     runtime.paces["target"].running = running
 
     completion = await runtime.complete(Request.ask("?", "self_consistency", options={"k": 5}, seed=SEED))
 
-    assert sorted(asked) == list(range(SEED, SEED + drawn))
+    assert sorted(asked) == list(range(drawn))
     assert completion.details["votes"] == 3
     assert completion.usage["target"].calls == drawn

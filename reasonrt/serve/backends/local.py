@@ -89,7 +89,9 @@ class Worker:
             return Accepted(0, False, names)
         if not is_patient and any(engine.name in self._absent for engine in engines):
             raise ApiError(503, "an engine is being started again", code=ABSENT, retry_after_s=5.0)
-        room = min(engine.max_model_len for engine in engines)
+        replaceable = getattr(prepared.policy, "replaceable_engines", ())
+        needed = [prepared.engines[role] for role in prepared.policy.engines if role not in replaceable] or engines
+        room = min(engine.max_model_len for engine in needed)
         num_characters = sum(len(message.content) for message in request.messages)
         if num_characters > _MOST_CHARACTERS_PER_TOKEN * room:  # no need to find out exactly, which takes long
             raise _too_long(f"{num_characters} characters", room)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from reasonrt import Completion, FinishReason, Request, Runtime
+from reasonrt import Completion, FinishReason, Limits, Request, Runtime
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.engines.tokenizer import HFTokenizer
-from reasonrt.errors import EngineError
+from reasonrt.errors import CapabilityError, EngineError
 from reasonrt.policies.speculation import loop
-from reasonrt.ports import Score
+from reasonrt.ports import Capability, Score
+from reasonrt.types import Sampling
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
 BAD = ["<think>\none\n\n", "2wo!\n\n", "three\n\n", "4our\n\n", "</think>\n\n", r"\boxed{8}"]
@@ -158,6 +159,35 @@ async def test_missing_or_mismatched_router_is_the_plain_target_and_one_warning(
     assert all("calibrate router" in completion.details["fallback"] for completion in completions)
     assert all(completion.usage["draft"].generated == 0 for completion in completions)
     assert len([record for record in caplog.records if "writes alone" in record.message]) == 1
+
+
+@pytest.mark.parametrize(("policy", "writes"), [("rsd", True), ("specreason", True), ("entropy", False)])
+async def test_draft_without_log_probabilities_drafts_for_routers_that_read_none(policy: str, writes: bool) -> None:
+    class Plain(ScriptedEngine):
+        capabilities = frozenset(Capability) - {Capability.LOGPROBS}
+
+        def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> Any:
+            if sampling.logprobs or sampling.top_logprobs:
+                raise CapabilityError("gives no log-probabilities")
+            return super().generate(prompt_token_ids, sampling, cache_salt)
+
+    runtime = make_runtime()
+    runtime.engines["draft"] = Plain("draft", continuing("".join(BAD)))
+
+    completion = await solve(runtime, policy, threshold=0, keep_prefix=0.5)
+
+    assert ("draft" in authors(completion)) == writes
+    assert ("gives no log-probabilities" in completion.details["fallback"]) != writes
+
+
+@pytest.mark.parametrize("limits", [Limits(deadline_s=0.05), Limits(max_engine_calls=3), Limits(max_tokens=30)])
+async def test_request_that_a_limit_ends_tells_what_was_done(limits: Limits) -> None:
+    runtime = make_runtime(draft=["a\n\n"] * 200, seconds_per_token=0.001, chunk_tokens=1, scores=lambda text: 1.0)
+
+    completion = await runtime.complete(Request.ask("?", "rsd", limits=limits))
+
+    assert completion.finish_reason in (FinishReason.DEADLINE, FinishReason.CALLS, FinishReason.LENGTH)
+    assert completion.details["steps"] >= len(completion.steps) > 0
 
 
 async def test_full_context_ends_with_length() -> None:

@@ -61,9 +61,10 @@ async def test_target_writes_the_steps_that_the_router_rejects(look_ahead: int, 
     assert [step.text for step in completion.steps] == GOOD
     assert authors(completion) == ["draft", "target", "draft", "target", "draft", "target"]
     assert completion.finish_reason is FinishReason.STOP
+    draft_tokens = sum(len(step.token_ids) for step in completion.steps if step.author == "draft")
     assert dict(completion.details) | {"router_s": 0} == {
-        "steps": 6, "draft_steps": 3, "escalations": 3, "useless_escalations": 0, "verifications": 0,
-        "router_s": 0, "verify_s": 0, "fallback": "",
+        "steps": 6, "draft_steps": 3, "draft_tokens": draft_tokens, "escalations": 3, "useless_escalations": 0,
+        "verifications": 0, "agreed": 0, "not_verified": "", "router_s": 0, "verify_s": 0, "fallback": "",
     }  # fmt: skip
     assert completion.usage["target"].generated == sum(len(s.token_ids) for s in completion.steps[1::2]) + (
         completion.usage["target"].probe
@@ -110,6 +111,19 @@ async def test_target_share_is_kept() -> None:
     for draft in (BAD, BAD[:3]):  # not even the end is asked about
         nothing = await solve(make_runtime(draft), threshold=1.1, max_target_share=0, start_early=0.0)
         assert nothing.usage["target"].calls == 0
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+async def test_verified_steps_are_charged_by_passes(share: float) -> None:
+    """A target that agrees writes no token; each step of nine tokens costs it a pass, and not nine tokens."""
+    steps = [f"step {index:03}\n\n" for index in range(40)]
+
+    completion = await solve(make_runtime(steps, steps), threshold=1.1, verify=True, max_target_share=share)
+
+    assert completion.text == "".join(steps)
+    passes, tokens = completion.usage["target"].passes, sum(len(step.token_ids) for step in completion.steps)
+    assert passes <= share * tokens
+    assert passes >= min(share * tokens - 2, len(steps))
 
 
 async def test_useless_escalations_are_counted() -> None:

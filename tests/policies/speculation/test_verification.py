@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from reasonrt import Completion, FinishReason, Request, Runtime
+from reasonrt import Completion, FinishReason, Request, Runtime, Step
 from reasonrt.engines.scripted import CharacterTokenizer, Script, ScriptedEngine, continuing
 from reasonrt.pace import Pace
 from reasonrt.ports import Capability
-from reasonrt.types import Sampling
+from reasonrt.types import Message, Sampling
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
 
@@ -56,6 +56,48 @@ async def test_verified_steps_are_the_targets_text_for_a_token_of_its_own(look_a
     assert completion.details["useless_escalations"] == 3  # the steps without a slip
     assert completion.details["verifications"] == len(GOOD) + 3
     assert completion.usage["target"].generated == completion.details["verifications"]
+
+
+@pytest.mark.parametrize("options", [{"verify": True}, {"keep_prefix": 0.5}])
+async def test_request_that_is_taken_up_within_a_step_asks_no_router_about_its_rest(options: dict[str, Any]) -> None:
+    """The step was the target's to correct, or to write, and its rest is so too."""
+
+    def draft(prompt: str, sampling: Sampling) -> str:
+        own = continuing("".join(GOOD))(prompt, sampling)
+        return own.replace("thr", "txr").replace("ee", "ex").replace("{7", "{8")
+
+    async def run(committed: Sequence[Step]) -> tuple[Completion, int]:
+        asked: list[str] = []
+
+        def rejects(text: str) -> float:
+            asked.append(text)
+            return 0.0
+
+        runtime = make_runtime(draft)
+        runtime.engines["reward"] = ScriptedEngine("reward", "", scores=rejects)
+        request = Request.ask("?", "rsd", options={"look_ahead": 0, **options}, committed=tuple(committed))
+        return await runtime.complete(request), len(asked)
+
+    whole, num_asked = await run(())
+    assert num_asked == len(GOOD)
+    assert any(not step.is_complete for step in whole.steps)
+    for length in range(1, len(whole.steps)):
+        committed = whole.steps[:length]
+        begun = sum(step.is_complete for step in committed) + (not committed[-1].is_complete)
+        rest, num_asked = await run(committed)
+        assert rest.text == whole.text
+        assert num_asked == len(GOOD) - begun
+
+
+async def test_steps_with_a_token_of_the_targets_are_not_the_drafts() -> None:
+    def draft(prompt: str, sampling: Sampling) -> str:
+        return continuing("".join(GOOD))(prompt, sampling).replace("thr", "txr")
+
+    completion = await solve(make_runtime(draft))
+
+    assert completion.details["draft_steps"] == len(GOOD) - 1
+    by_draft = [step for step in completion.steps if step.author == "draft"]
+    assert completion.details["draft_tokens"] == sum(len(step.token_ids) for step in by_draft)
 
 
 async def test_draft_that_has_lost_a_step_leaves_it_to_the_target() -> None:
@@ -130,12 +172,45 @@ async def test_what_the_target_cannot_verify_it_writes(monkeypatch: pytest.Monke
     foreign.engines["draft"].tokenizer.fingerprint = "others"  # type: ignore[misc]
 
     drawn = await make_runtime("".join(GOOD)).complete(request)
+    assert drawn.details["not_verified"] == ""
     monkeypatch.setattr(ScriptedEngine, "capabilities", frozenset(Capability) - {Capability.VERIFY_SAMPLED})
     refused = [await make_runtime("".join(GOOD)).complete(request), await solve(foreign)]
 
     assert drawn.details["verifications"] == len(GOOD)
     assert all(completion.details["verifications"] == 0 for completion in refused)
+    assert [completion.details["not_verified"] for completion in refused] == [
+        "engine 'target' verifies at temperature 0 alone",
+        "engines 'draft' and 'target' have different vocabularies",
+    ]
     assert all(completion.text == "".join(GOOD) for completion in refused)
+
+
+async def test_models_of_one_vocabulary_verify_whatever_their_chat_templates_are() -> None:
+    """The draft's ids go to the target as they are."""
+
+    class Own(CharacterTokenizer):
+        vocabulary_fingerprint = "characters"
+
+        def __init__(self, begin: str) -> None:
+            self.fingerprint, self._begin = begin, begin
+
+        def chat(self, messages: Sequence[Message]) -> list[int]:
+            return self.encode(self._begin) + super().chat(messages)
+
+        def encode_text(self, text: str) -> list[int]:
+            raise AssertionError("its ids are known")
+
+    runtime = make_runtime("".join(GOOD))
+    for role, begin in (("draft", "<a>"), ("target", "<b>")):
+        engine = runtime.engines[role]
+        assert isinstance(engine, ScriptedEngine)
+        engine.tokenizer = Own(begin)
+
+    completion = await runtime.complete(Request.ask("?", "random", options={"verify": True, "threshold": 0.0}))
+
+    assert completion.text == "".join(GOOD)
+    assert completion.details["verifications"] == len(GOOD)
+    assert completion.details["not_verified"] == ""
 
 
 # at temperatures above 0: two steps of two letters, each an a with a probability that depends on the letter before

@@ -1,0 +1,43 @@
+"""What a single process takes on: a prompt that the policy has room for."""
+
+from contextlib import aclosing
+
+import pytest
+
+from reasonrt import Completion, Request, Runtime
+from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.serve.backends.local import Worker
+from reasonrt.serve.wire.errors import ApiError
+
+TEXT = "So it is.\n\n\\boxed{7}"
+
+
+async def answer(policy: str, *, draft: int, target: int) -> Completion:
+    """By engines with so much context; the prompt has 40 tokens."""
+    engines = {
+        "draft": ScriptedEngine("draft", continuing(TEXT), max_model_len=draft),
+        "target": ScriptedEngine("target", continuing(TEXT), max_model_len=target),
+        "reward": ScriptedEngine("reward", "", scores=lambda text: 1.0),
+    }
+    runtime = Runtime(engines)
+    async with (
+        Worker(runtime) as worker,
+        aclosing(worker.solve(runtime.prepare(Request.ask("q" * 17, policy)))) as events,
+    ):
+        *_, completion = [event async for event in events]
+    assert isinstance(completion, Completion)
+    return completion
+
+
+async def test_prompt_without_room_in_the_draft_is_the_targets() -> None:
+    completion = await answer("rsd", draft=30, target=1000)
+
+    assert completion.text == TEXT
+    assert {step.author for step in completion.steps} == {"target"}
+    assert "takes at most 29" in completion.details["fallback"]
+
+
+@pytest.mark.parametrize(("policy", "draft"), [("rsd", 1000), ("target", 1000), ("draft", 30)])
+async def test_prompt_without_room_where_it_must_fit_is_refused(policy: str, draft: int) -> None:
+    with pytest.raises(ApiError, match="tokens"):
+        await answer(policy, draft=draft, target=30)

@@ -1,0 +1,48 @@
+"""How an engine's tokens become a step: each call of the engine brings new tokens, or is the last."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import pytest
+
+from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt.transcript import Transcript
+from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+from reasonrt.writing import write_step
+
+
+class SilentEngine(ScriptedEngine):
+    """Ends a generation without an end token, as servers do that give text; `calls` counts generations."""
+
+    calls = 0
+
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> Any:
+        self.calls += 1
+        return SilentStream(super().generate(prompt_token_ids, sampling, cache_salt), self.tokenizer.eos_token_ids)
+
+
+class SilentStream:
+    def __init__(self, stream: Any, ends: frozenset[int]) -> None:
+        self._stream, self._ends, self.aclose = stream, ends, stream.aclose
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        delta: TokenDelta = await anext(self._stream)
+        return replace(delta, token_ids=tuple(id_ for id_ in delta.token_ids if id_ not in self._ends))
+
+
+@pytest.mark.parametrize(("text", "calls"), [("$$ x\n\n", 2), ("\n\n", 2), ("", 1)])
+async def test_end_after_a_blank_line_is_the_end(text: str, calls: int) -> None:
+    """No boundary, within a formula or before any text: the engine is stopped there, asked again, and has ended."""
+    engine = SilentEngine("silent", continuing(text))
+    transcript = Transcript([Message("user", "?")], [engine])
+
+    async with asyncio.timeout(5):
+        step, reason = await write_step(engine, transcript, Sampling(50))
+
+    assert (step.text if step else "", reason) == (text if text.strip() else "", FinishReason.STOP)
+    assert engine.calls == calls
