@@ -4,6 +4,7 @@ A policy says what to ask of which engine; the runtime does what is the same for
 options, meters engines, enforces the limits, and makes sure that leaving the iterator stops all work under it.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
 from reasonrt.config import Config, load_config
-from reasonrt.errors import ConfigError, PluginError, ReasonRTError, RequestError
+from reasonrt.errors import ConfigError, EngineError, PluginError, ReasonRTError, RequestError
 from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
 from reasonrt.plugins import FAILURES, reason_of
@@ -24,6 +25,7 @@ from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.ports import Allowance, Engine, Engines, Policy, RequestEngine, Tool
 from reasonrt.scopes import LimitReached, Scope
+from reasonrt.sync import SyncRuntime
 from reasonrt.tasks import Expired, before, run_bounded
 from reasonrt.thinking import opens_thinking
 from reasonrt.tools import default_tools
@@ -77,7 +79,7 @@ class Runtime:
     """Engines by role (`target`, `draft`, ...) and tools by name, and the requests that run on them.
 
     Use it as an async context manager: entering starts engines and tools one after the other, leaving closes them. One
-    engine may have several roles.
+    engine may have several roles. It belongs to the event loop that it is entered in; code without one has `sync`.
 
     Args:
         engines: role to engine.
@@ -102,6 +104,7 @@ class Runtime:
         self.paces = {engine.name: Pace() for engine in self.engines.values()}
         self.certificates = ServedCertificates()  # that requests are stopped under
         self._closing = AsyncExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
         by_name: dict[str, Engine] = {}
         for role, engine in self.engines.items():
             if by_name.setdefault(engine.name, engine) is not engine:
@@ -149,7 +152,19 @@ class Runtime:
         engines = build_engines(config, None if roles is None else set(roles))
         return cls(engines, config.policies, tools=build_tools(config), limits=config.limits.to_limits())
 
+    @classmethod
+    def sync(
+        cls, path: str | Path | None = None, *, roles: Sequence[str] | None = None, **changes: Any
+    ) -> "SyncRuntime[Runtime]":
+        """As `from_config`, for code without `async`, in a script or in a notebook.
+
+        Raises:
+            ConfigError: the file, or a key in it, cannot be used.
+        """
+        return SyncRuntime(cls.from_config(path, roles=roles, **changes))
+
     async def __aenter__(self) -> Self:
+        self.bind()
         async with AsyncExitStack() as stack:
             stack.callback(self.certificates.close)
             for part in (*self.engines.values(), *self.tools.values()):
@@ -163,6 +178,21 @@ class Runtime:
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
+        self._loop = None
+
+    def bind(self) -> None:
+        """Belong to the running event loop: in another one, engines that run there would seem to have died.
+
+        Raises:
+            EngineError: it belongs to another one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise EngineError(
+                "this runtime was started in another event loop, and its engines belong to that one; make all calls in "
+                "one asyncio.run(), or use Runtime.sync()"
+            )
+        self._loop = loop
 
     def prepare(self, request: Request) -> Prepared:
         """The only place where defaults and options are merged, and where a policy is built.
@@ -284,7 +314,7 @@ class _RequestEngines(Engines):
     """The metered engines of one request, its tools, and its sub-requests."""
 
     def __init__(self, runtime: Runtime, prepared: Prepared, scope: Scope) -> None:
-        self._runtime, self._request, self.scope = runtime, prepared.request, scope
+        self.runtime, self._request, self.scope = runtime, prepared.request, scope
         self.steps: list[Step] = []  # that the request has committed on them
         self._meters = {
             engine.name: MeteredEngine(engine, scope, runtime.paces[engine.name], prepared.request.cache_salt)
@@ -312,9 +342,9 @@ class _RequestEngines(Engines):
         return self._tools
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
-        prepared = self._runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))
+        prepared = self.runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))
         async with self.scope.nested(prepared.request.limits) as scope:
-            engines = _RequestEngines(self._runtime, prepared, scope)
+            engines = _RequestEngines(self.runtime, prepared, scope)
             try:
                 async with aclosing(_solve(prepared, engines)) as events:
                     async for event in events:
@@ -337,6 +367,7 @@ class _RequestEngines(Engines):
 
 async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator[Event, None]:
     """The policy's steps up to the first limit that is met, and the completion; what a limit cuts off is left out."""
+    engines.runtime.bind()
     started = time.perf_counter()
     request, steps = prepared.request, engines.steps
     left = request.limits.max_tokens - sum(len(step.token_ids) for step in request.committed)

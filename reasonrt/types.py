@@ -5,6 +5,7 @@ from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from reasonrt.answers import find_answer
 from reasonrt.errors import RequestError
 from reasonrt.thinking import split
 
@@ -296,6 +297,11 @@ class Completion:
     def content(self) -> str:
         """The text after the thinking; empty where the text ends inside it."""
         return split(self.text, self.prompt_opens_thinking).content.rstrip()
+
+    @property
+    def answer(self) -> str | None:
+        r"""What stands in the last `\boxed{}` of the content, or after `####`, or its last number; None without any."""
+        return find_answer(self.content)
 
     @property
     def generated_tokens(self) -> int:

@@ -20,9 +20,10 @@ FLOORS = (  # from the top: an import never goes up
     ("metering", "scopes", "tools", "programs", "engines", "transcript"),
     ("ports",),
     ("diffusion",),
-    ("boundaries", "pace", "answers", "config", "options", "trees"),
-    ("algebra",),
+    ("boundaries", "pace", "config", "options", "trees"),
     ("types",),
+    ("answers",),
+    ("algebra",),
     ("thinking", "tasks", "plugins", "errors", "kernels"),
 )
 NO_MIRROR = {
