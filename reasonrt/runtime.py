@@ -147,8 +147,12 @@ class Runtime:
         from reasonrt.tools import build_tools
 
         if policies:
-            asking = cls({}, config.policies)
-            roles = {role for name, options in policies for role in asking.roles(name, options)}
+            asking, roles = cls({}, config.policies), set()
+            for name, options in policies:
+                needed, used = asking.asked_roles(name, options)
+                if missing := [role for role in needed if role not in config.engines]:
+                    raise _no_engine(missing[0], config.engines)
+                roles |= {*needed, *used}
         engines = build_engines(config, None if roles is None else set(roles))
         return cls(engines, config.policies, tools=build_tools(config), limits=config.limits.to_limits())
 
@@ -212,14 +216,16 @@ class Runtime:
         policy.accept(request, engines)
         return Prepared(request, policy, engines)
 
-    def roles(self, policy: str, options: Mapping[str, Any] | None = None) -> list[str]:
-        """The engines that a policy asks here and those that it makes use of, whether or not they are there.
+    def asked_roles(
+        self, policy: str, options: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The engines that a policy needs here, and those that it makes use of, whether or not they are there.
 
         Raises:
             RequestError, ConfigError: as `prepare`.
         """
         built = self._build(policy, options or {})
-        return [*built.engines, *built.optional_engines]
+        return tuple(built.engines), tuple(built.optional_engines)
 
     def reads_context(self, policy: str, options: Mapping[str, Any] | None = None) -> bool:
         """Whether a policy reads documents beside the messages.
@@ -278,8 +284,7 @@ class Runtime:
 
     def _engine(self, role: str) -> Engine:
         if role not in self.engines:
-            known = ", ".join(self.engines) or "none"
-            raise ConfigError(f"no engine has the role {role!r}; there are {known}: add it or choose another policy")
+            raise _no_engine(role, self.engines)
         return self.engines[role]
 
     def check_defaults(self) -> None:
@@ -299,6 +304,11 @@ class Runtime:
             engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
             if options and set(policy.engines) <= set(engines):  # a part of the engines serves a part of the policies
                 _check_files(name, policy, engines)
+
+
+def _no_engine(role: str, known: Iterable[str]) -> ConfigError:
+    there = ", ".join(known) or "none"
+    return ConfigError(f"no engine has the role {role!r}; there are {there}: add it or choose another policy")
 
 
 def _check_files(name: str, policy: Policy, engines: Mapping[str, Engine]) -> None:

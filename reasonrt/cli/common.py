@@ -21,6 +21,28 @@ from reasonrt.types import Limits
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
+
+def complete_policy(incomplete: str) -> list[str]:
+    """Names of policies for the shell."""
+    from reasonrt.policies.registry import policy_names
+
+    return [name for name in policy_names() if name.startswith(incomplete)]
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Names of tasks for the shell; files are completed by the shell itself."""
+    from reasonrt.evals.tasks import task_names
+
+    return [name for name in task_names() if name.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of the models that ship, for the shell."""
+    from reasonrt.zoo.catalog import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -28,11 +50,31 @@ ConfigOption = Annotated[
         help="Read this YAML file; by default reasonrt.yaml where it exists, else the models that ship are used.",
     ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
+_STANDARD_OUTPUT = Path("-")
+
+
+def _leave_standard_output(file: Path | None) -> Path | None:
+    """What people read goes to standard error where the JSON goes to standard output."""
+    console.stderr = file == _STANDARD_OUTPUT
+    return file
+
+
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        help="Write the result to this file as JSON; - is standard output.",
+        callback=_leave_standard_output,
+    ),
+]
 SuffixOption = Annotated[str, typer.Option(help="Append these words to each question.")]
 TaskOption = Annotated[
     str,
-    typer.Option(help="Take problems of this task: zoo, a family of it, FAMILY:LEVEL, gsm8k, or a JSONL file."),
+    typer.Option(
+        help="Take problems of this task: zoo, a family of it, FAMILY:LEVEL, a task of an installed package, or a "
+        "JSONL file (docs/evaluation.md names its fields).",
+        autocompletion=complete_task,
+    ),
 ]
 SplitOption = Annotated[
     str,
@@ -65,6 +107,9 @@ def progress() -> Progress:
 def write_json(path: Path | None, value: object) -> None:
     """Write `value` to `path`, or do nothing without one."""
     if path is None:
+        return
+    if path == _STANDARD_OUTPUT:
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

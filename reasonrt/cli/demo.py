@@ -59,6 +59,7 @@ def demo(
     print_report(report)
     if plot_file:
         plot(report, plot_file)
+        console.print(f"[dim]the comparison is drawn in {plot_file}[/]")
     wanted = ("policy", "accuracy", "n", "seconds_per_problem", "tokens_per_problem", "engine_tokens")
     rows = [{key: row[key] for key in wanted} for row in report.rows()]
     write_json(json_file, {"rows": rows, "engine": "vllm", "vllm_version": _vllm_version()})

@@ -16,6 +16,7 @@ from reasonrt.cli.common import (
     TaskOption,
     TemperatureOption,
     change_limits,
+    complete_policy,
     console,
     progress,
     read_policy,
@@ -31,7 +32,10 @@ def evaluate(
     task: TaskOption,
     policy: Annotated[
         list[str],
-        typer.Option(help="Evaluate this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE; may be repeated."),
+        typer.Option(
+            help="Evaluate this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE; may be repeated.",
+            autocompletion=complete_policy,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Write the journal, results.json and plot.png into this folder.")],
     limit: Annotated[int, typer.Option(help="Take this many problems, the first ones of the task.")] = 200,

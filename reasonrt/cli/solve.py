@@ -14,6 +14,7 @@ from reasonrt.cli.common import (
     MaxTokensOption,
     TemperatureOption,
     change_limits,
+    complete_policy,
     console,
     read_policy,
     run,
@@ -25,7 +26,12 @@ from reasonrt.types import Completion, FinishReason, Request, Step
 def solve(
     question: Annotated[str, typer.Argument(help="Solve this question; - reads it from standard input.")],
     policy: Annotated[
-        str, typer.Option(help="Solve it by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.")
+        str,
+        typer.Option(
+            help="Solve it by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE; `reasonrt policies` "
+            "lists them.",
+            autocompletion=complete_policy,
+        ),
     ] = "target",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", hidden=True)] = None,
     max_tokens: MaxTokensOption = None,

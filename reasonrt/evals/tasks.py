@@ -59,6 +59,11 @@ def _read_source(name: str, loaded: Any) -> TaskSource:
 TASKS = PluginGroup("task", "reasonrt.tasks", _read_source)
 
 
+def task_names() -> list[str]:
+    """What `load_task` knows by name, in alphabetical order."""
+    return sorted(name for plugin in TASKS.all() if plugin.value is not None for name in plugin.value.names())
+
+
 def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
     """The first `limit` problems of a task by its name, or of a JSONL file by its path.
 

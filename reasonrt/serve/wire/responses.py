@@ -35,6 +35,7 @@ class Health(Answer):
 
 class Readiness(Answer):
     ready: bool
+    reason: str = ""
 
 
 class Version(Answer):

@@ -390,7 +390,7 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, Any], message: s
 
 
 def test_roles_are_those_of_the_inner_policy() -> None:
-    assert Runtime({}).roles("rsd", {"stopping": {"record": True}}) == ["draft", "target", "reward"]
+    assert Runtime({}).asked_roles("rsd", {"stopping": {"record": True}}) == (("draft", "target"), ("reward",))
 
 
 async def test_a_request_that_goes_on_behind_committed_steps_thinks_to_the_end(file: str) -> None:
