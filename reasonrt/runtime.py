@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -294,16 +294,23 @@ class Runtime:
             ConfigError: an option is not allowed, or a file cannot be used here; names it.
         """
         for name, options in self.options.items():
-            try:
-                policy = self._build(name, {})
-            except PluginError:
-                continue  # named in the log, and left out
-            except RequestError as error:
-                raise ConfigError(f"policies.{name}: {error}") from None
-            engines = {role: self.engines[role] for role in self.engines if role in policy.engines}
-            engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
-            if options and set(policy.engines) <= set(engines):  # a part of the engines serves a part of the policies
-                _check_files(name, policy, engines)
+            with suppress(PluginError):  # named in the log, and left out
+                self.check_policy(name, {}, opens_files=bool(options))
+
+    def check_policy(self, name: str, options: Mapping[str, Any], *, opens_files: bool = True) -> None:
+        """Build a policy from its defaults and `options`, and open the files that these name.
+
+        Raises:
+            ConfigError: an option is not allowed, or a file cannot be used here; names it.
+        """
+        try:
+            policy = self._build(name, options)
+        except RequestError as error:
+            raise ConfigError(f"policies.{name}: {error}") from None
+        engines = {role: self.engines[role] for role in self.engines if role in policy.engines}
+        engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
+        if opens_files and set(policy.engines) <= set(engines):  # a part of the engines serves a part of the policies
+            _check_files(name, policy, engines)
 
 
 def _no_engine(role: str, known: Iterable[str]) -> ConfigError:
@@ -400,4 +407,5 @@ async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator
         except LimitReached as limit:
             stop = Stop(limit.reason)
     seconds, is_open = time.perf_counter() - started, prepared.prompt_opens_thinking
-    yield Completion((*request.committed, *steps), stop.reason, engines.usage(), seconds, stop.details, is_open)
+    whole = *request.committed, *steps
+    yield Completion(whole, stop.reason, engines.usage(), seconds, stop.details, is_open, stop.warnings)

@@ -216,10 +216,15 @@ class TokenDelta:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A policy's last event: why it ends, and what it found out about the request."""
+    """A policy's last event: why it ends, and what it found out about the request.
+
+    Attributes:
+        warnings: what was asked for and did not take place, such as `speculation`, and why.
+    """
 
     reason: FinishReason
     details: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +280,7 @@ class Completion:
     Attributes:
         details: what the policy found out about the request.
         prompt_opens_thinking: the chat template has written `<think>`, so that the text begins inside the thinking.
+        warnings: as in `Stop`.
     """
 
     steps: tuple[Step, ...]
@@ -283,6 +289,7 @@ class Completion:
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
     prompt_opens_thinking: bool = False
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

@@ -15,7 +15,7 @@ from reasonrt.answers import holds_answer
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
-from reasonrt.policies.speculation.verification import Verdict, can_verify, verify_step
+from reasonrt.policies.speculation.verification import Verdict, cannot_verify, verify_step
 from reasonrt.ports import Capability, Engine, RequestEngine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
@@ -91,7 +91,8 @@ class SpeculationLoop:
         tokenizer = self._draft.tokenizer
         prompt = request.prompts.token_ids(tokenizer, request.messages)
         self._prompt_opens_thinking = opens_thinking(tokenizer.decode, prompt)
-        self._can_verify = self._options.verify and can_verify(self._draft, self._target, request.temperature)
+        self._not_verified = cannot_verify(self._draft, self._target, request.temperature)
+        self._can_verify = self._options.verify and not self._not_verified
         self._standing = Standing.UNASKED
         self._beside = _TargetBeside(self._target, self._transcript, request)
         if request.committed and not request.committed[-1].is_complete:
@@ -121,7 +122,12 @@ class SpeculationLoop:
                             reason = event
         finally:
             await self._beside.aclose()
-        yield Stop(reason or FinishReason.STOP, asdict(self._tally))
+        yield Stop(reason or FinishReason.STOP, asdict(self._tally), self._warnings())
+
+    def _warnings(self) -> dict[str, str]:
+        if self._tally.fallback:
+            return {"speculation": self._tally.fallback}
+        return {"verification": self._not_verified} if self._options.verify and self._not_verified else {}
 
     async def _write(self, router: Router) -> AsyncGenerator[Step | FinishReason, None]:
         """The draft's steps up to one that is the target's to write, and that one. Each is committed as it comes."""

@@ -28,14 +28,17 @@ class Verdict:
     begun: tuple[int, ...] = ()
 
 
-def can_verify(draft: Engine, target: Engine, temperature: float) -> bool:
-    """Whether `target` can verify what `draft` writes: it must read the same tokens."""
+def cannot_verify(draft: Engine, target: Engine, temperature: float) -> str:
+    """Why `target` cannot verify what `draft` writes; empty where it can: it must read the same tokens."""
+    if draft.tokenizer.fingerprint != target.tokenizer.fingerprint:
+        return "the draft and the target have different vocabularies"
     capability = Capability.VERIFY_SAMPLED if temperature else Capability.VERIFY
-    return capability in target.capabilities and draft.tokenizer.fingerprint == target.tokenizer.fingerprint
+    at = f" at temperature {temperature:g}" if temperature else ""
+    return "" if capability in target.capabilities else f"engine {target.name!r} cannot verify{at}"
 
 
 async def verify_step(target: Engine, transcript: Transcript, step: Step, sampling: Sampling) -> Verdict:
-    """One pass of the target over `step`, which is not committed; see `can_verify`.
+    """One pass of the target over `step`, which is not committed; see `cannot_verify`.
 
     What it says has the target's own distribution, whyever the step is verified, as long as all of it is used
     (see `kernels.speculative_verify`).

@@ -18,6 +18,7 @@ from reasonrt.cli.common import (
     console,
     read_policy,
     run,
+    start,
     write_json,
 )
 from reasonrt.cli.documents import read_documents
@@ -90,8 +91,7 @@ def ask(
     runtime = Runtime.of(settings, policies=[(name, options)])
 
     async def work() -> Completion:
-        with console.status(f"starting {', '.join(runtime.engines)} ..."):
-            await runtime.__aenter__()
+        await start(runtime)
         try:
             with progress:
                 async with aclosing(runtime.solve(request)) as events:

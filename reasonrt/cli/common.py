@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reasonrt.errors import ConfigError
 from reasonrt.policies.options import format_policy, parse_options, parse_policy
+from reasonrt.runtime import Runtime
+from reasonrt.tasks import cancel
 from reasonrt.types import Limits
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
@@ -90,12 +93,35 @@ ConcurrencyOption = Annotated[int | None, typer.Option(min=1, help="Work on this
 
 AUTHOR_STYLES = {"target": "cyan", "draft": "green"}
 
+_TELL_S = 5.0
 T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end; Ctrl-C cancels it, and what it holds is closed."""
     return asyncio.run(work)
+
+
+async def start(runtime: Runtime, what: str = "") -> None:
+    """Enter `runtime`; a spinner says that it takes a while, or without a terminal a line each few seconds.
+
+    Args:
+        what: starts; by default the names of its engines.
+    """
+    text = f"starting {what or ', '.join(runtime.engines) or 'nothing'}"
+
+    async def tell() -> None:
+        began = time.monotonic()
+        while not console.is_terminal:
+            await asyncio.sleep(_TELL_S)
+            sys.stderr.write(f"{text}: {time.monotonic() - began:.0f} s\n")
+
+    telling = asyncio.create_task(tell())
+    try:
+        with console.status(f"{text} ..."):
+            await runtime.__aenter__()
+    finally:
+        await cancel(telling)
 
 
 def progress() -> Progress:

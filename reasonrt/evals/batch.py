@@ -31,6 +31,7 @@ class BatchResult:
         answer: as `Completion.answer`; empty where there is none.
         error: why it cannot be solved as it stands.
         details: what the policy found out.
+        warnings: what was asked of it and did not take place, and why.
     """
 
     id: str
@@ -43,6 +44,7 @@ class BatchResult:
     seconds: float = 0.0
     usage: dict[str, dict[str, int]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     error: str = ""
 
 
@@ -137,6 +139,7 @@ def _result(name: str, key: str, request: Request, result: Completion | ReasonRT
         result.seconds,
         {engine: asdict(usage) for engine, usage in result.usage.items()},
         dict(result.details),
+        dict(result.warnings),
     )
 
 

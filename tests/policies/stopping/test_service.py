@@ -165,7 +165,8 @@ async def test_a_template_that_differs_for_one_role_only_is_another_one(file: st
     runtime = make_runtime({"certificate": file, "shadow": 0})
     runtime.engines["target"].tokenizer = Other()  # type: ignore[misc]
 
-    assert told(await ask(runtime))["fallback"].startswith("the certificate is for template")
+    assert told(completion := await ask(runtime))["fallback"].startswith("the certificate is for template")
+    assert completion.warnings == {"stopping": told(completion)["fallback"]}
 
 
 @pytest.mark.parametrize(
