@@ -24,7 +24,8 @@ FLOORS = (  # from the top: an import never goes up
     ("types",),
     ("answers",),
     ("algebra",),
-    ("thinking", "tasks", "plugins", "errors", "kernels"),
+    ("thinking", "tasks", "plugins", "hub"),
+    ("errors", "kernels"),
 )
 NO_MIRROR = {
     "engines/hosted": "a package of somebody else's, with engines",

@@ -168,9 +168,9 @@ def _engines(config: Config) -> list[Finding]:
             findings.append(_built(f"engine {role}", value, partial(build_engine, role, engine)))
             continue
         try:
-            folder = model_folder(engine.model)
+            folder = model_folder(engine.model, may_fetch=False)
             if engine.speculative and "model" in engine.speculative:
-                model_folder(str(engine.speculative["model"]))
+                model_folder(str(engine.speculative["model"]), may_fetch=False)
         except ConfigError as error:
             findings.append(Finding(f"engine {role}", engine.model, "problem", str(error)))
             continue

@@ -63,7 +63,7 @@ app.command("replay", epilog="Example: reasonrt replay run.json")(ask.replay)
 app.command("eval", epilog="Example: reasonrt eval --task zoo --policy target --policy draft --out runs/x")(
     evaluation.evaluate
 )
-app.command("serve", epilog="Example: reasonrt serve --local --port 8000")(serve.serve)
+app.command("serve", epilog="Example: reasonrt serve Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B --local")(serve.serve)
 app.command("doctor", epilog="Example: reasonrt doctor --json doctor.json")(doctor.doctor)
 plan.app.command("speculation", epilog="Example: reasonrt plan speculation --problems 20 --concurrency 8")(
     speculation.plan

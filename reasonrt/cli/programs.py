@@ -164,7 +164,7 @@ def _problems(tasks: Sequence[str], sizes: Sequence[int], num: int, seed: int, s
 
 
 def _prepare(
-    options: str, model: Path | None, window: int, concurrency: int, seed: int, config: Path | None
+    options: str, model: str | None, window: int, concurrency: int, seed: int, config: Path | None
 ) -> "tuple[Runtime, ProgramSettings]":
     """What records, not started: whatever is wrong with it is told before questions are made up."""
     from reasonrt.config import load_config
