@@ -4,8 +4,10 @@ Importing this package imports neither torch nor vllm nor ray; engines load them
 """
 
 from reasonrt.errors import ReasonRTError
+from reasonrt.evals.batch import batch
 from reasonrt.policies.registry import register_policy
 from reasonrt.runtime import Runtime
+from reasonrt.sync import SyncRuntime
 from reasonrt.types import Completion, FinishReason, Limits, Message, Request, Step
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "Request",
     "Runtime",
     "Step",
+    "SyncRuntime",
+    "batch",
     "register_policy",
 ]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reasonrt.boundaries import BoundaryKind
 from reasonrt.errors import ConfigError
+from reasonrt.hub import hub_folder, is_hub_id
 from reasonrt.types import Limits
 
 DEFAULT_FILE = Path("reasonrt.yaml")
@@ -29,7 +30,7 @@ class VllmConfig(_Strict):
     """A model in vLLM. The fields after `own_process` are those of `engines.vllm_settings.VllmSettings`."""
 
     kind: Literal["vllm"] = "vllm"
-    model: str = Field(description="a Hugging Face folder, or zoo:NAME")
+    model: str = Field(description="a folder, the id of a model on the Hugging Face hub, or zoo:NAME")
     inflate: int = Field(1, ge=1, le=64, description="run it so many times as wide, with the same function")
     own_process: bool = Field(False, description="in a process of its own: whatever it does, this one keeps serving")
     max_model_len: int = Field(1024, ge=16, le=10_000_000)
@@ -50,10 +51,13 @@ class VllmConfig(_Strict):
 
 
 class DiffusionConfig(_Strict):
-    """A model that fills blocks of masked tokens. Fields as in `engines.diffusion.DiffusionSettings`."""
+    """A model that fills blocks of masked tokens.
+
+    The fields after `own_process` are those of `engines.diffusion.DiffusionSettings`.
+    """
 
     kind: Literal["diffusion"]
-    model: str = Field(description="a folder, or zoo:NAME")
+    model: str = Field(description="a folder, the id of a model on the Hugging Face hub, or zoo:NAME")
     own_process: bool = Field(True, description="in a process of its own: whatever it does, this one keeps serving")
     max_model_len: int = Field(1024, ge=16, le=10_000_000)
     max_num_seqs: int = Field(32, ge=1, le=4096)
@@ -64,7 +68,7 @@ class DiffusionConfig(_Strict):
         None, description="None: bfloat16 on GPUs, float32 on CPUs"
     )
     compile: bool | None = Field(None, description="torch.compile; None: on GPUs alone")
-    reference_model: str | None = Field(None, description="for residual_start: reference; a folder, or zoo:NAME")
+    reference_model: str | None = Field(None, description="for residual_start: reference; named as `model`")
     passes_together: int = Field(1, ge=1, le=64, description="passes that follow each other before the host sees any")
     decoding: dict[str, Any] = Field(default_factory=dict, description="defaults of a request's own decoding")
     boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
@@ -76,7 +80,7 @@ class RemoteConfig(_Strict):
     kind: Literal["remote"]
     base_url: str
     model: str = Field(description="its name on that server")
-    tokenizer: Path = Field(description="a folder with the model's tokenizer")
+    tokenizer: Path = Field(description="a folder with the model's tokenizer, or named as `model` of kind `vllm`")
     api_key: str | None = None
     max_model_len: int = Field(4096, ge=16)
     timeout_s: float = Field(60.0, gt=0)
@@ -134,7 +138,7 @@ class Config(_Strict):
     limits: LimitsConfig = LimitsConfig()
     concurrency: int = Field(16, ge=1, le=4096, description="concurrent requests, in evaluations")
     serve: dict[str, Any] = Field(
-        default_factory=dict, exclude=True, repr=False, description="as `serve.config.ServeConfig`; may hold keys"
+        default_factory=dict, exclude=True, repr=False, description="the endpoint, below; it may hold keys"
     )
 
 
@@ -181,11 +185,14 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
-def model_folder(model: str) -> Path:
+def model_folder(model: str, *, may_fetch: bool = True) -> Path:
     """The folder that a config's `model` stands for.
 
+    Args:
+        may_fetch: a model of the hub that is not in the local cache is fetched.
+
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is no such folder, or it cannot be fetched.
     """
     if model.startswith(ZOO_PREFIX):
         folder = ZOO_FOLDER / model.removeprefix(ZOO_PREFIX)
@@ -194,6 +201,11 @@ def model_folder(model: str) -> Path:
             raise ConfigError(f"the zoo has no model {model!r}; it has {known}")
         return folder
     folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"there is no model folder {folder}; give a Hugging Face folder, or {ZOO_PREFIX}NAME")
-    return folder
+    if folder.is_dir():
+        return folder
+    if is_hub_id(model):
+        return hub_folder(model, may_fetch=may_fetch)
+    raise ConfigError(
+        f"there is no model folder {folder}; give a Hugging Face folder, the id of a model on its hub, such as "
+        f"Qwen/Qwen3-0.6B, or {ZOO_PREFIX}NAME"
+    )

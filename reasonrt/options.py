@@ -61,7 +61,7 @@ def _in_one_line(error: ValidationError, kind: type) -> str:
     path = [str(part) for part in first["loc"]]
     if not path:
         return str(first["msg"]).removeprefix("Value error, ")
-    allowed = _allowed(_adapter(kind).json_schema()["properties"].get(path[0], {}))
+    allowed = allowed_in_words(_adapter(kind).json_schema()["properties"].get(path[0], {}))
     if len(path) == 1 and first["type"] == "missing":
         return f"option {path[0]!r} is missing"
     if allowed and first["type"] != "value_error":
@@ -76,10 +76,10 @@ def _in_one_line(error: ValidationError, kind: type) -> str:
 _KINDS = {"boolean": "true or false", "string": "text", "null": "null", "array": "a list", "object": "a mapping"}
 
 
-def _allowed(schema: Mapping[str, Any]) -> str:
+def allowed_in_words(schema: Mapping[str, Any]) -> str:
     """What a JSON schema allows, in words; empty where it takes more than a few."""
     if "anyOf" in schema:
-        parts = [_allowed(part) for part in schema["anyOf"]]
+        parts = [allowed_in_words(part) for part in schema["anyOf"]]
         return " or ".join(parts) if all(parts) else ""
     if "enum" in schema or "const" in schema:
         return "one of " + ", ".join(map(str, schema.get("enum") or [schema["const"]]))
@@ -91,12 +91,16 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     noun = "a whole number" if kind == "integer" else "a number"
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None and high is not None:
-        return f"{noun} in [{low:g}, {high:g}]"
+        return f"{noun} in [{_number(low)}, {_number(high)}]"
     above = schema.get("exclusiveMinimum")
     if above is not None and high is not None:
-        return f"{noun} in ({above:g}, {high:g}]"
+        return f"{noun} in ({_number(above)}, {_number(high)}]"
     bounds = {"at least": low, "above": above, "at most": high}
-    return " ".join([noun, *(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)])
+    return " ".join([noun, *(f"{word} {_number(bound)}" for word, bound in bounds.items() if bound is not None)])
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 def short(value: object) -> str:

@@ -4,10 +4,11 @@ A policy says what to ask of which engine; the runtime does what is the same for
 options, meters engines, enforces the limits, and makes sure that leaving the iterator stops all work under it.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
 from reasonrt.config import Config, load_config
-from reasonrt.errors import ConfigError, PluginError, ReasonRTError, RequestError
+from reasonrt.errors import ConfigError, EngineError, PluginError, ReasonRTError, RequestError
 from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
 from reasonrt.plugins import FAILURES, reason_of
@@ -24,6 +25,7 @@ from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.ports import Allowance, Engine, Engines, Policy, RequestEngine, Tool
 from reasonrt.scopes import LimitReached, Scope
+from reasonrt.sync import SyncRuntime
 from reasonrt.tasks import Expired, before, run_bounded
 from reasonrt.thinking import opens_thinking
 from reasonrt.tools import default_tools
@@ -78,7 +80,7 @@ class Runtime:
     """Engines by role (`target`, `draft`, ...) and tools by name, and the requests that run on them.
 
     Use it as an async context manager: entering starts engines and tools one after the other, leaving closes them. One
-    engine may have several roles.
+    engine may have several roles. It belongs to the event loop that it is entered in; code without one has `sync`.
 
     Args:
         engines: role to engine.
@@ -103,6 +105,7 @@ class Runtime:
         self.paces = {engine.name: Pace() for engine in self.engines.values()}
         self.certificates = ServedCertificates()  # that requests are stopped under
         self._closing = AsyncExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
         by_name: dict[str, Engine] = {}
         for role, engine in self.engines.items():
             if by_name.setdefault(engine.name, engine) is not engine:
@@ -145,12 +148,28 @@ class Runtime:
         from reasonrt.tools import build_tools
 
         if policies:
-            asking = cls({}, config.policies)
-            roles = {role for name, options in policies for role in asking.roles(name, options)}
+            asking, roles = cls({}, config.policies), set()
+            for name, options in policies:
+                needed, used = asking.asked_roles(name, options)
+                if missing := [role for role in needed if role not in config.engines]:
+                    raise _no_engine(missing[0], config.engines)
+                roles |= {*needed, *used}
         engines = build_engines(config, None if roles is None else set(roles))
         return cls(engines, config.policies, tools=build_tools(config), limits=config.limits.to_limits())
 
+    @classmethod
+    def sync(
+        cls, path: str | Path | None = None, *, roles: Sequence[str] | None = None, **changes: Any
+    ) -> "SyncRuntime[Runtime]":
+        """As `from_config`, for code without `async`, in a script or in a notebook.
+
+        Raises:
+            ConfigError: the file, or a key in it, cannot be used.
+        """
+        return SyncRuntime(cls.from_config(path, roles=roles, **changes))
+
     async def __aenter__(self) -> Self:
+        self.bind()
         async with AsyncExitStack() as stack:
             stack.callback(self.certificates.close)
             for part in (*self.engines.values(), *self.tools.values()):
@@ -165,6 +184,21 @@ class Runtime:
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
+        self._loop = None
+
+    def bind(self) -> None:
+        """Belong to the running event loop: in another one, engines that run there would seem to have died.
+
+        Raises:
+            EngineError: it belongs to another one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise EngineError(
+                "this runtime was started in another event loop, and its engines belong to that one; make all calls in "
+                "one asyncio.run(), or use Runtime.sync()"
+            )
+        self._loop = loop
 
     def prepare(self, request: Request) -> Prepared:
         """The only place where defaults and options are merged, and where a policy is built.
@@ -184,14 +218,16 @@ class Runtime:
         policy.accept(request, engines)
         return Prepared(request, policy, engines)
 
-    def roles(self, policy: str, options: Mapping[str, Any] | None = None) -> list[str]:
-        """The engines that a policy asks here and those that it makes use of, whether or not they are there.
+    def asked_roles(
+        self, policy: str, options: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The engines that a policy needs here, and those that it makes use of, whether or not they are there.
 
         Raises:
             RequestError, ConfigError: as `prepare`.
         """
         built = self._build(policy, options or {})
-        return [*built.engines, *built.optional_engines]
+        return tuple(built.engines), tuple(built.optional_engines)
 
     def reads_context(self, policy: str, options: Mapping[str, Any] | None = None) -> bool:
         """Whether a policy reads documents beside the messages.
@@ -250,8 +286,7 @@ class Runtime:
 
     def _engine(self, role: str) -> Engine:
         if role not in self.engines:
-            known = ", ".join(self.engines) or "none"
-            raise ConfigError(f"no engine has the role {role!r}; there are {known}: add it or choose another policy")
+            raise _no_engine(role, self.engines)
         return self.engines[role]
 
     def check_defaults(self) -> None:
@@ -261,16 +296,28 @@ class Runtime:
             ConfigError: an option is not allowed, or a file cannot be used here; names it.
         """
         for name, options in self.options.items():
-            try:
-                policy = self._build(name, {})
-            except PluginError:
-                continue  # named in the log, and left out
-            except RequestError as error:
-                raise ConfigError(f"policies.{name}: {error}") from None
-            engines = {role: self.engines[role] for role in self.engines if role in policy.engines}
-            engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
-            if options and set(policy.engines) <= set(engines):  # a part of the engines serves a part of the policies
-                _check_files(name, policy, engines)
+            with suppress(PluginError):  # named in the log, and left out
+                self.check_policy(name, {}, opens_files=bool(options))
+
+    def check_policy(self, name: str, options: Mapping[str, Any], *, opens_files: bool = True) -> None:
+        """Build a policy from its defaults and `options`, and open the files that these name.
+
+        Raises:
+            ConfigError: an option is not allowed, or a file cannot be used here; names it.
+        """
+        try:
+            policy = self._build(name, options)
+        except RequestError as error:
+            raise ConfigError(f"policies.{name}: {error}") from None
+        engines = {role: self.engines[role] for role in self.engines if role in policy.engines}
+        engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
+        if opens_files and set(policy.engines) <= set(engines):  # a part of the engines serves a part of the policies
+            _check_files(name, policy, engines)
+
+
+def _no_engine(role: str, known: Iterable[str]) -> ConfigError:
+    there = ", ".join(known) or "none"
+    return ConfigError(f"no engine has the role {role!r}; there are {there}: add it or choose another policy")
 
 
 def _check_files(name: str, policy: Policy, engines: Mapping[str, Engine]) -> None:
@@ -286,7 +333,7 @@ class _RequestEngines(Engines):
     """The metered engines of one request, its tools, and its sub-requests."""
 
     def __init__(self, runtime: Runtime, prepared: Prepared, scope: Scope) -> None:
-        self._runtime, self._request, self.scope = runtime, prepared.request, scope
+        self.runtime, self._request, self.scope = runtime, prepared.request, scope
         self.steps: list[Step] = []  # that the request has committed on them
         self._details: list[Callable[[], Mapping[str, Any]]] = []
         self._meters = {
@@ -322,9 +369,9 @@ class _RequestEngines(Engines):
         return Stop(reason, {key: value for details in self._details for key, value in details().items()})
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
-        prepared = self._runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))
+        prepared = self.runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))
         async with self.scope.nested(prepared.request.limits) as scope:
-            engines = _RequestEngines(self._runtime, prepared, scope)
+            engines = _RequestEngines(self.runtime, prepared, scope)
             try:
                 async with aclosing(_solve(prepared, engines)) as events:
                     async for event in events:
@@ -347,6 +394,7 @@ class _RequestEngines(Engines):
 
 async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator[Event, None]:
     """The policy's steps up to the first limit that is met, and the completion; what a limit cuts off is left out."""
+    engines.runtime.bind()
     started = time.perf_counter()
     request, steps = prepared.request, engines.steps
     left = request.limits.max_tokens - sum(len(step.token_ids) for step in request.committed)
@@ -369,4 +417,5 @@ async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator
         except LimitReached as limit:
             stop = engines.ended_by(limit.reason)
     seconds, is_open = time.perf_counter() - started, prepared.prompt_opens_thinking
-    yield Completion((*request.committed, *steps), stop.reason, engines.usage(), seconds, stop.details, is_open)
+    whole = *request.committed, *steps
+    yield Completion(whole, stop.reason, engines.usage(), seconds, stop.details, is_open, stop.warnings)

@@ -1,11 +1,17 @@
-"""Concurrent work that always comes to an end: cancelled and waited for, bounded in number, or up to a deadline."""
+"""Concurrent work that always comes to an end: cancelled and waited for, bounded in number, or up to a deadline.
+
+`LoopThread` lets code without an event loop, or inside of another one, wait for such work.
+"""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_END: Any = object()
 
 
 class Expired(Exception):  # noqa: N818 (a deadline is a result, not an error)
@@ -88,3 +94,57 @@ async def before(deadline: float | None, events: AsyncGenerator[T, None]) -> Asy
                     raise Expired from None
                 raise  # somebody else's
             yield event
+
+
+class LoopThread:
+    """An event loop in a thread of its own, for callers that have none, or that a running one has called.
+
+    The thread does not keep the interpreter from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        ready: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name=name, daemon=True)
+        self._thread.start()
+        self._loop = ready.result()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, awaited in the loop; Ctrl-C cancels it, and waits until it has left."""
+        task = asyncio.run_coroutine_threadsafe(_begin(work), self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(_result(task), self._loop).result()
+        except KeyboardInterrupt:
+            asyncio.run_coroutine_threadsafe(cancel(task), self._loop).result()
+            raise
+
+    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """The items, one by one; leaving the iterator closes `items`."""
+        try:
+            while (item := self.run(_next(items))) is not _END:
+                yield item
+        finally:
+            self.run(items.aclose())
+
+    def close(self) -> None:
+        """Cancel what still runs in the loop, and end the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    @staticmethod
+    def _run(ready: "Future[asyncio.AbstractEventLoop]") -> None:
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            loop.call_soon(ready.set_result, loop)
+            loop.run_forever()
+
+
+async def _begin(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    return asyncio.create_task(work)
+
+
+async def _result(task: "asyncio.Task[T]") -> T:
+    return await task
+
+
+async def _next(items: AsyncGenerator[T, None]) -> T:
+    return await anext(items, _END)

@@ -5,6 +5,7 @@ from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from reasonrt.answers import find_answer
 from reasonrt.errors import RequestError
 from reasonrt.thinking import split
 
@@ -215,10 +216,15 @@ class TokenDelta:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A policy's last event: why it ends, and what it found out about the request."""
+    """A policy's last event: why it ends, and what it found out about the request.
+
+    Attributes:
+        warnings: what was asked for and did not take place, such as `speculation`, and why.
+    """
 
     reason: FinishReason
     details: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +280,7 @@ class Completion:
     Attributes:
         details: what the policy found out about the request.
         prompt_opens_thinking: the chat template has written `<think>`, so that the text begins inside the thinking.
+        warnings: as in `Stop`.
     """
 
     steps: tuple[Step, ...]
@@ -282,6 +289,7 @@ class Completion:
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
     prompt_opens_thinking: bool = False
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -296,6 +304,11 @@ class Completion:
     def content(self) -> str:
         """The text after the thinking; empty where the text ends inside it."""
         return split(self.text, self.prompt_opens_thinking).content.rstrip()
+
+    @property
+    def answer(self) -> str | None:
+        r"""What stands in the last `\boxed{}` of the content, or after `####`, or its last number; None without any."""
+        return find_answer(self.content)
 
     @property
     def generated_tokens(self) -> int:

@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 import yaml
 
+from reasonrt.cli.reference import reference
 from reasonrt.config import load_config
 from reasonrt.diffusion.decoding import Decoding, Strategy
 from reasonrt.policies.program_search import ProgramSearch
@@ -71,3 +72,9 @@ def test_diffusion_page_has_every_option() -> None:
 
     assert not {"engine", *(option.name for option in fields(Decoding))} - described
     assert not set(get_args(Strategy)) - described
+
+
+def test_the_page_of_all_keys_is_what_the_command_prints() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+
+    assert page == reference(), "run `reasonrt config reference > docs/configuration.md`"

@@ -20,10 +20,12 @@ FLOORS = (  # from the top: an import never goes up
     ("metering", "scopes", "tools", "programs", "engines", "transcript"),
     ("ports",),
     ("diffusion",),
-    ("boundaries", "pace", "answers", "config", "options", "trees"),
-    ("algebra",),
+    ("boundaries", "pace", "config", "options", "trees"),
     ("types",),
-    ("thinking", "tasks", "plugins", "errors", "kernels"),
+    ("answers",),
+    ("algebra",),
+    ("thinking", "tasks", "plugins", "hub"),
+    ("errors", "kernels"),
 )
 NO_MIRROR = {
     "engines/hosted": "a package of somebody else's, with engines",

@@ -131,7 +131,12 @@ class SpeculationLoop:
                             reason = event
         finally:
             await self._beside.aclose()
-        yield Stop(reason or FinishReason.STOP, self.details())
+        yield Stop(reason or FinishReason.STOP, self.details(), self._warnings())
+
+    def _warnings(self) -> dict[str, str]:
+        if self._tally.fallback:
+            return {"speculation": self._tally.fallback}
+        return {"verification": self._tally.not_verified} if self._tally.not_verified else {}
 
     async def _write(self, router: Router) -> AsyncGenerator[Step | FinishReason, None]:
         """The draft's steps up to one that is the target's to write, and that one. Each is committed as it comes."""

@@ -264,4 +264,5 @@ def _template_fingerprint(tokenizer: Tokenizer) -> str:
 def _with_fallback(event: PolicyEvent, reason: str) -> PolicyEvent:
     if not isinstance(event, Stop):
         return event
-    return replace(event, details={**event.details, "stopping": {"action": "go_on", "fallback": reason}})
+    details = {**event.details, "stopping": {"action": "go_on", "fallback": reason}}
+    return replace(event, details=details, warnings={**event.warnings, "stopping": reason})

@@ -67,7 +67,7 @@ def bench_rows(
         measured = times[label]["seconds_per_problem"]
         predicted = _predicted(arm, timed, speeds, is_shared)
         steps = max(1.0, sums["steps"])
-        speedup, speedup_low, speedup_high = _seconds_ratio(timed, "target", label)
+        speedup, speedup_low, speedup_high = timed.seconds_ratio("target", label)
         rows.append(
             {
                 "policy": arm.name,
@@ -89,7 +89,7 @@ def bench_rows(
                 "speedup_vs_target": speedup,
                 "speedup_low": speedup_low,
                 "speedup_high": speedup_high,
-                **(dict(zip(_SLOWER, _seconds_ratio(timed, label, ours), strict=True)) if ours else {}),
+                **(dict(zip(_SLOWER, timed.seconds_ratio(label, ours), strict=True)) if ours else {}),
                 **per_token,
                 "predicted_speedup": predicted,
                 "draft_token_share": sums["draft_committed"] / max(1.0, sums["committed"]),
@@ -179,18 +179,6 @@ def _against_target(report: Report, label: str) -> dict[str, float | None]:
             }
     nothing = 0.0 if label == "target" else None  # the target itself, or no problem in common
     return dict.fromkeys(("accuracy_minus_target", "accuracy_minus_target_low", "accuracy_minus_target_high"), nothing)
-
-
-def _seconds_ratio(timed: Report, label: str, against: str) -> tuple[float, float, float]:
-    """How many times as long `label` takes as `against`, on the same problems; with its 95 % interval, over draws of
-    the problems with replacement."""
-    import numpy as np
-
-    known = {record.problem: record.share_s for record in timed.of(against)}
-    pairs = np.array([(record.share_s, known[record.problem]) for record in timed.of(label)])
-    drawn = pairs[np.random.default_rng(0).integers(0, len(pairs), (2000, len(pairs)))].sum(1)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
-    return float(pairs[:, 0].sum() / pairs[:, 1].sum()), float(low), float(high)
 
 
 def _hit_rates(records: Sequence[Record]) -> dict[str, float]:

@@ -18,17 +18,22 @@ from reasonrt.cli.common import (
     console,
     read_policy,
     run,
+    start,
     write_json,
 )
 from reasonrt.cli.documents import read_documents
+from reasonrt.config import model_folder
 from reasonrt.errors import ConfigError
 from reasonrt.programs.protocol import plain
 from reasonrt.types import Completion, Request
 
 POLICY = "program_search"
 ModelOption = Annotated[
-    Path | None,
-    typer.Option(help="Let this model write the programs: a Hugging Face folder; else the configuration's target."),
+    str | None,
+    typer.Option(
+        help="Let this model write the programs: a folder, or the id of a model on the Hugging Face hub; else the "
+        "configuration's target."
+    ),
 ]
 WindowOption = Annotated[int, typer.Option(min=1024, help="Give the model of --model a window of so many tokens.")]
 _SHOWN_ANSWERS = 3
@@ -90,8 +95,7 @@ def ask(
     runtime = Runtime.of(settings, policies=[(name, options)])
 
     async def work() -> Completion:
-        with console.status(f"starting {', '.join(runtime.engines)} ..."):
-            await runtime.__aenter__()
+        await start(runtime)
         try:
             with progress:
                 async with aclosing(runtime.solve(request)) as events:
@@ -114,17 +118,17 @@ def ask(
     write_json(json_file, dataclasses.asdict(completion) | {"details": details})
 
 
-def engines_of(model: Path | None, window: int) -> dict[str, Any]:
+def engines_of(model: str | None, window: int) -> dict[str, Any]:
     """The configuration's `engines` where a model is named, as the one that writes and answers everything."""
     if model is None:
         return {}
-    if not (model / "config.json").is_file():
+    if not (model_folder(model) / "config.json").is_file():
         raise ConfigError(f"there is no model in {model}; name a Hugging Face folder, with config.json and weights")
     return {
         "engines": {
             "target": {
                 "kind": "vllm",
-                "model": str(model),
+                "model": model,
                 "max_model_len": window,
                 "max_num_seqs": 64,
                 "kv_cache_mib": 2048,

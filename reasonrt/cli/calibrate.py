@@ -16,6 +16,7 @@ from reasonrt.cli.common import (
     console,
     progress,
     run,
+    start,
     write_json,
 )
 from reasonrt.errors import CalibrationError
@@ -55,8 +56,8 @@ def router(
     drawn = [replace(problem, question=problem.question + suffix) for problem in load_task(task, problems, split)]
 
     async def record() -> tuple[Any, dict[str, str]]:
-        with console.status("starting draft and target ..."):
-            runtime = await Runtime.from_config(config, roles=("draft", "target")).__aenter__()
+        runtime = Runtime.from_config(config, roles=("draft", "target"))
+        await start(runtime)
         try:
             with progress() as bar:
                 line = bar.add_task("recording steps", total=len(drawn))

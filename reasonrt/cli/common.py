@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reasonrt.errors import ConfigError
 from reasonrt.policies.options import format_policy, parse_options, parse_policy
+from reasonrt.runtime import Runtime
+from reasonrt.tasks import cancel
 from reasonrt.types import Limits
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
+def complete_policy(incomplete: str) -> list[str]:
+    """Names of policies for the shell."""
+    from reasonrt.policies.registry import policy_names
+
+    return [name for name in policy_names() if name.startswith(incomplete)]
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Names of tasks for the shell; files are completed by the shell itself."""
+    from reasonrt.evals.tasks import task_names
+
+    return [name for name in task_names() if name.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of the models that ship, for the shell."""
+    from reasonrt.zoo.catalog import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
 
 ConfigOption = Annotated[
     Path | None,
@@ -28,11 +53,31 @@ ConfigOption = Annotated[
         help="Read this YAML file; by default reasonrt.yaml where it exists, else the models that ship are used.",
     ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON.")]
+_STANDARD_OUTPUT = Path("-")
+
+
+def _leave_standard_output(file: Path | None) -> Path | None:
+    """What people read goes to standard error where the JSON goes to standard output."""
+    console.stderr = file == _STANDARD_OUTPUT
+    return file
+
+
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        help="Write the result to this file as JSON; - is standard output.",
+        callback=_leave_standard_output,
+    ),
+]
 SuffixOption = Annotated[str, typer.Option(help="Append these words to each question.")]
 TaskOption = Annotated[
     str,
-    typer.Option(help="Take problems of this task: zoo, a family of it, FAMILY:LEVEL, gsm8k, or a JSONL file."),
+    typer.Option(
+        help="Take problems of this task: zoo, a family of it, FAMILY:LEVEL, a task of an installed package, or a "
+        "JSONL file (docs/evaluation.md names its fields).",
+        autocompletion=complete_task,
+    ),
 ]
 SplitOption = Annotated[
     str,
@@ -48,12 +93,35 @@ ConcurrencyOption = Annotated[int | None, typer.Option(min=1, help="Work on this
 
 AUTHOR_STYLES = {"target": "cyan", "draft": "green"}
 
+_TELL_S = 5.0
 T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end; Ctrl-C cancels it, and what it holds is closed."""
     return asyncio.run(work)
+
+
+async def start(runtime: Runtime, what: str = "") -> None:
+    """Enter `runtime`; a spinner says that it takes a while, or without a terminal a line each few seconds.
+
+    Args:
+        what: starts; by default the names of its engines.
+    """
+    text = f"starting {what or ', '.join(runtime.engines) or 'nothing'}"
+
+    async def tell() -> None:
+        began = time.monotonic()
+        while not console.is_terminal:
+            await asyncio.sleep(_TELL_S)
+            sys.stderr.write(f"{text}: {time.monotonic() - began:.0f} s\n")
+
+    telling = asyncio.create_task(tell())
+    try:
+        with console.status(f"{text} ..."):
+            await runtime.__aenter__()
+    finally:
+        await cancel(telling)
 
 
 def progress() -> Progress:
@@ -65,6 +133,9 @@ def progress() -> Progress:
 def write_json(path: Path | None, value: object) -> None:
     """Write `value` to `path`, or do nothing without one."""
     if path is None:
+        return
+    if path == _STANDARD_OUTPUT:
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

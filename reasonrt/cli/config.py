@@ -12,6 +12,14 @@ from reasonrt.serve.config import load_serve_config
 app = typer.Typer(no_args_is_help=True, help="Show the configuration in effect.")
 
 
+@app.command("reference", epilog="Example: reasonrt config reference")
+def show_reference() -> None:
+    """Print every key of the configuration with its values, its default and its meaning, as Markdown."""
+    from reasonrt.cli.reference import reference
+
+    typer.echo(reference(), nl=False)
+
+
 @app.command(epilog="Example: reasonrt config show --config reasonrt.yaml")
 def show(config: ConfigOption = None, json_file: JsonOption = None) -> None:
     """Print the effective configuration as YAML, defaults included."""

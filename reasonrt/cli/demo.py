@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from reasonrt.cli.canvas import record_passes
-from reasonrt.cli.common import AUTHOR_STYLES, ConfigOption, JsonOption, console, run, write_json
+from reasonrt.cli.common import AUTHOR_STYLES, ConfigOption, JsonOption, console, run, start, write_json
 from reasonrt.cli.evaluation import print_report
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report, plot
@@ -41,9 +41,8 @@ def demo(
     policies = (*POLICIES, DIFFUSION) if "diffusion" in settings.engines else POLICIES
 
     async def work(out: Path) -> Report:
-        with console.status("starting language models, two of them in vLLM ..."):
-            asked = [(policy.name, policy.options) for policy in policies]
-            runtime = await Runtime.of(settings, policies=asked).__aenter__()
+        runtime = Runtime.of(settings, policies=[(policy.name, policy.options) for policy in policies])
+        await start(runtime, "language models, two of them in vLLM")
         try:
             aloud = next(problem for problem in problems if problem.group.startswith("gsm"))
             await _solve_aloud(runtime, aloud.question)
@@ -60,6 +59,7 @@ def demo(
     print_report(report)
     if plot_file:
         plot(report, plot_file)
+        console.print(f"[dim]the comparison is drawn in {plot_file}[/]")
     wanted = ("policy", "accuracy", "n", "seconds_per_problem", "tokens_per_problem", "engine_tokens")
     rows = [{key: row[key] for key in wanted} for row in report.rows()]
     write_json(json_file, {"rows": rows, "engine": "vllm", "vllm_version": _vllm_version()})

@@ -18,7 +18,7 @@ from reasonrt.cli.common import ConfigOption, JsonOption, console, write_json
 from reasonrt.config import Config, DiffusionConfig, PluginConfig, VllmConfig, load_config, model_folder
 from reasonrt.engines.build import ENGINES, build_engine
 from reasonrt.engines.vllm_settings import cpu_dtype
-from reasonrt.errors import CalibrationError, ConfigError
+from reasonrt.errors import CalibrationError, ConfigError, RequestError
 from reasonrt.evals.tasks import TASKS
 from reasonrt.plugins import Plugin, unreadable_packages
 from reasonrt.policies.registry import policy_plugins
@@ -28,6 +28,7 @@ from reasonrt.policies.stopping.evidence_file import EvidenceFile
 from reasonrt.policies.stopping.service import evidence_path
 from reasonrt.policies.stopping.signature import PublicKeys, check_signature
 from reasonrt.programs.sandbox.launch import what_is_missing
+from reasonrt.runtime import Runtime
 from reasonrt.serve.config import load_serve_config
 from reasonrt.tools import TOOLS, build_tool
 
@@ -54,7 +55,7 @@ def doctor(config: ConfigOption = None, json_file: JsonOption = None) -> None:
     """Look at versions, cores, GPUs, memory, plug-ins and models; the exit code is 1 where something will not work."""
     settings = load_config(config)
     findings = [*_machine(), *_packages(), *_plugins(), *_engines(settings), *_tools(settings)]
-    findings += certificate_findings(settings)
+    findings += [*_policies(settings), *certificate_findings(settings)]
     table = Table("what", "found", "", show_edge=False)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
     for finding in findings:
@@ -163,10 +164,13 @@ def _engines(config: Config) -> list[Finding]:
             findings.append(_built(f"engine {role}", value, partial(build_engine, role, engine)))
             continue
         if not isinstance(engine, VllmConfig):
-            findings.append(Finding(f"engine {role}", engine.kind))
+            value = f"{engine.model} on another server"
+            findings.append(_built(f"engine {role}", value, partial(build_engine, role, engine)))
             continue
         try:
-            folder = model_folder(engine.model)
+            folder = model_folder(engine.model, may_fetch=False)
+            if engine.speculative and "model" in engine.speculative:
+                model_folder(str(engine.speculative["model"]), may_fetch=False)
         except ConfigError as error:
             findings.append(Finding(f"engine {role}", engine.model, "problem", str(error)))
             continue
@@ -183,6 +187,22 @@ def _tools(config: Config) -> list[Finding]:
         _built(f"tool {name}", f"plugin {tool.name}", partial(build_tool, name, tool))
         for name, tool in config.tools.items()
     ]
+
+
+def _policies(config: Config) -> list[Finding]:
+    """Every policy that the configuration sets options of, with the files that these name, as a runtime opens them."""
+    named = [(name, dict[str, Any]()) for name, options in config.policies.items() if options]
+    try:
+        named += [(each.policy, each.options) for each in load_serve_config(config.serve, os.environ).efforts.values()]
+        runtime = Runtime.of(config)
+    except ConfigError:
+        return []  # of the engines or of the key `serve`, which are looked at by themselves
+    findings: dict[str, Finding] = {}
+    for name, options in named:
+        finding = _built(f"policy {name}", "its options and files", partial(runtime.check_policy, name, options))
+        if finding.status == "problem" or name in config.policies:
+            findings.setdefault(finding.way_out or name, finding)
+    return list(findings.values())
 
 
 def certificate_findings(config: Config) -> list[Finding]:
@@ -228,6 +248,6 @@ def _built(subject: str, value: str, build: Callable[[], object]) -> Finding:
     """What the configuration names is made as a runtime makes it, and not started."""
     try:
         build()
-    except ConfigError as error:
+    except (ConfigError, RequestError) as error:
         return Finding(subject, value, "problem", str(error))
     return Finding(subject, value)

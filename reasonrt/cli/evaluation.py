@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from reasonrt.cli.common import (
@@ -16,10 +17,12 @@ from reasonrt.cli.common import (
     TaskOption,
     TemperatureOption,
     change_limits,
+    complete_policy,
     console,
     progress,
     read_policy,
     run,
+    start,
     write_json,
 )
 from reasonrt.evals.report import Report, plot
@@ -31,7 +34,10 @@ def evaluate(
     task: TaskOption,
     policy: Annotated[
         list[str],
-        typer.Option(help="Evaluate this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE; may be repeated."),
+        typer.Option(
+            help="Evaluate this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE; may be repeated.",
+            autocompletion=complete_policy,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Write the journal, results.json and plot.png into this folder.")],
     limit: Annotated[int, typer.Option(help="Take this many problems, the first ones of the task.")] = 200,
@@ -59,8 +65,7 @@ def evaluate(
     run_settings = RunSettings(task, limits, concurrency or settings.concurrency, temperature, prompt_suffix=suffix)
 
     async def work() -> Report:
-        with console.status(f"starting {', '.join(runtime.engines)} ..."):
-            await runtime.__aenter__()
+        await start(runtime)
         try:
             with progress() as bar:
                 line = bar.add_task(task, total=len(problems) * len(specs))
@@ -87,13 +92,17 @@ def evaluate(
 def print_report(report: Report) -> None:
     """The tables of a report on the console."""
     rows = report.rows()
-    table = Table("policy", "n", "accuracy", "s/problem", "p50", "p95", "tokens", title=f"task {report.task}")
+    columns = ("policy", "n", "accuracy", "s/problem", "of the target's", "p50", "p95", "tokens")
+    table = Table(*columns, title=f"task {report.task}")
     for row in rows:
         table.add_row(
             row["policy"],
             str(row["n"]),
             f"{row['accuracy']:.1%} ({row['accuracy_low']:.0%}-{row['accuracy_high']:.0%})",
             f"{row['seconds_per_problem']:.3f}",
+            f"{row['ratio_to_target']:.2f} ({row['ratio_to_target_low']:.2f}-{row['ratio_to_target_high']:.2f})"
+            if "ratio_to_target" in row
+            else "",
             f"{row['seconds_p50']:.2f}",
             f"{row['seconds_p95']:.2f}",
             f"{row['tokens_per_problem']:.0f}",
@@ -105,6 +114,15 @@ def print_report(report: Report) -> None:
             f"({100 * pair['difference_low']:+.1f} to {100 * pair['difference_high']:+.1f}), p = {pair['p_value']:.2g}"
         )
     for row in rows:
+        for part, found in row["warnings"].items():
+            where = f"{found['n']} of {row['n']} problems"
+            console.print(
+                f"[yellow]{escape(row['policy'])}: no {part} in {where}[/]: {escape(found['reason'])}", soft_wrap=True
+            )
+        if "does_not_pay" in row:
+            console.print(
+                f"[yellow]{escape(row['policy'])} does not pay here[/]: {escape(row['does_not_pay'])}", soft_wrap=True
+            )
         if row["errors"]:
             first = next(record.error for record in report.of(row["policy"]) if record.error)
             console.print(f"[yellow]{row['policy']}: {row['errors']} failed and count as wrong; the first: {first}[/]")

@@ -1,6 +1,8 @@
 """`reasonrt`: the command line. Commands live in the modules of this folder, with heavy imports inside functions."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -15,6 +17,7 @@ from reasonrt.cli import (
     evaluation,
     kernels_bench,
     plan,
+    policies,
     programs,
     sandbox_bench,
     serve,
@@ -26,12 +29,29 @@ from reasonrt.cli import (
 )
 from reasonrt.errors import ReasonRTError
 
+
+def print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"reasonrt {version('reasonrt')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Orchestrate reasoning inference: which model writes the next step, and when to stop.",
 )
+
+
+@app.callback()
+def reasonrt(
+    shows_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Orchestrate reasoning inference: which model writes the next step, and when to stop."""
+
+
+app.command("policies", epilog="Example: reasonrt policies --json policies.json")(policies.policies)
 app.command("demo", epilog="Example: reasonrt demo --limit 20 --plot demo.png")(demo.demo)
 app.command("solve", epilog="Example: reasonrt solve 'What is 12 * 34?' --policy arbitrage@max_target_share=0.3")(
     solve.solve
@@ -43,7 +63,7 @@ app.command("replay", epilog="Example: reasonrt replay run.json")(ask.replay)
 app.command("eval", epilog="Example: reasonrt eval --task zoo --policy target --policy draft --out runs/x")(
     evaluation.evaluate
 )
-app.command("serve", epilog="Example: reasonrt serve --local --port 8000")(serve.serve)
+app.command("serve", epilog="Example: reasonrt serve Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B --local")(serve.serve)
 app.command("doctor", epilog="Example: reasonrt doctor --json doctor.json")(doctor.doctor)
 plan.app.command("speculation", epilog="Example: reasonrt plan speculation --problems 20 --concurrency 8")(
     speculation.plan

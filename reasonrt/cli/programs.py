@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from reasonrt.cli.ask import ModelOption, WindowOption, engines_of
-from reasonrt.cli.common import ConfigOption, JsonOption, console, progress, run, write_json
+from reasonrt.cli.common import ConfigOption, JsonOption, console, progress, run, start, write_json
 
 if TYPE_CHECKING:
     from reasonrt.evals.contexts import ContextProblem
@@ -164,7 +164,7 @@ def _problems(tasks: Sequence[str], sizes: Sequence[int], num: int, seed: int, s
 
 
 def _prepare(
-    options: str, model: Path | None, window: int, concurrency: int, seed: int, config: Path | None
+    options: str, model: str | None, window: int, concurrency: int, seed: int, config: Path | None
 ) -> "tuple[Runtime, ProgramSettings]":
     """What records, not started: whatever is wrong with it is told before questions are made up."""
     from reasonrt.config import load_config
@@ -185,8 +185,7 @@ def _record(
     from reasonrt.evals.program_recording import record_programs
 
     async def work() -> "tuple[list[RecordedQuestion], str]":
-        with console.status(f"starting {', '.join(runtime.engines)} ..."):
-            await runtime.__aenter__()
+        await start(runtime)
         try:
             with progress() as bar:
                 line = bar.add_task("asking questions", total=len(drawn))

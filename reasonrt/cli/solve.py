@@ -14,18 +14,26 @@ from reasonrt.cli.common import (
     MaxTokensOption,
     TemperatureOption,
     change_limits,
+    complete_policy,
     console,
     read_policy,
     run,
+    start,
     write_json,
 )
+from reasonrt.policies.options import format_policy
 from reasonrt.types import Completion, FinishReason, Request, Step
 
 
 def solve(
     question: Annotated[str, typer.Argument(help="Solve this question; - reads it from standard input.")],
     policy: Annotated[
-        str, typer.Option(help="Solve it by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.")
+        str,
+        typer.Option(
+            help="Solve it by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE; `reasonrt policies` "
+            "lists them.",
+            autocompletion=complete_policy,
+        ),
     ] = "target",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", hidden=True)] = None,
     max_tokens: MaxTokensOption = None,
@@ -34,49 +42,71 @@ def solve(
     ] = None,
     temperature: TemperatureOption = 0.0,
     seed: Annotated[int | None, typer.Option(help="Draw with this seed, so that the answer can be reproduced.")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="Ask this running server, such as http://127.0.0.1:8000, and start nothing here."),
+    ] = None,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Solve one question and print each step as it is committed."""
+    """Solve one question and print each step as it is committed.
+
+    With --server, the key that the server asks for is read from the environment: REASONRT_API_KEY.
+    """
     from reasonrt.config import load_config
     from reasonrt.runtime import Runtime
 
-    settings = load_config(config)
-    limits = change_limits(settings.limits.to_limits(), max_tokens, deadline_s)
     text = typer.get_text_stream("stdin").read() if question == "-" else question
     name, options = read_policy(policy, option or ())
+    if server:
+        from reasonrt.cli.asking import ask_server
+
+        body = {
+            "model": format_policy(name, options),
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "reasonrt": {"trace": True} | ({} if deadline_s is None else {"deadline_s": deadline_s}),
+        }
+        completion = ask_server(server, {key: value for key, value in body.items() if value is not None}, print_step)
+        print_end(completion)
+        write_json(json_file, dataclasses.asdict(completion))
+        return
+    settings = load_config(config)
+    limits = change_limits(settings.limits.to_limits(), max_tokens, deadline_s)
     request = Request.ask(text, name, options=options, limits=limits, temperature=temperature, seed=seed)
     runtime = Runtime.of(settings, policies=[(name, options)])  # only what this policy asks is started
 
-    async def work() -> Completion:
-        with console.status(f"starting {', '.join(runtime.engines)} ..."):
-            await runtime.__aenter__()
+    async def work() -> None:
+        await start(runtime)
         try:
             async with aclosing(runtime.solve(request)) as events:
                 async for event in events:
-                    if isinstance(event, Completion):
-                        return event
-                    _print_step(event)
+                    if isinstance(event, Completion):  # shown before engines are closed, which takes seconds
+                        print_end(event)
+                        write_json(json_file, dataclasses.asdict(event))
+                    else:
+                        print_step(event)
         finally:
             await runtime.__aexit__()
-        raise AssertionError("solve ends with a completion")
 
-    completion = run(work())
-    _print_end(completion)
-    write_json(json_file, dataclasses.asdict(completion))
+    run(work())
 
 
-def _print_step(step: Step) -> None:
+def print_step(step: Step) -> None:
     style = AUTHOR_STYLES.get(step.author, "magenta")
     console.print(f"[{style}]{step.author:>8}[/] {escape(step.text.strip())}")
 
 
-def _print_end(completion: Completion) -> None:
+def print_end(completion: Completion) -> None:
     spent = ", ".join(
         f"{usage.generated} by {name}" + (f" in {usage.passes} passes" if usage.canvas else "")
         for name, usage in completion.usage.items()
     )
     if completion.finish_reason is not FinishReason.STOP:
         console.print(f"[yellow]ended by {completion.finish_reason}[/]: this is what was committed by then")
+    for part, reason in completion.warnings.items():
+        console.print(f"[yellow]no {part}[/]: {escape(reason)}", soft_wrap=True)
     console.print(f"[bold]{escape(completion.content or '(no answer)')}[/]")
     console.print(f"[dim]{completion.seconds:.2f} s, tokens generated: {spent}[/]")

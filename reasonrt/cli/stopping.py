@@ -28,6 +28,7 @@ from reasonrt.cli.common import (
     progress,
     read_policy,
     run,
+    start,
     write_json,
 )
 from reasonrt.config import load_config
@@ -133,8 +134,7 @@ def traces(
     runtime = Runtime.of(settings, policies=[(recording.policy, recording.options)])
 
     async def record() -> TraceSet:
-        with console.status(f"starting {', '.join(runtime.engines)} ..."):
-            await runtime.__aenter__()
+        await start(runtime)
         try:
             with progress() as bar:
                 line = bar.add_task("recording traces", total=len(drawn))

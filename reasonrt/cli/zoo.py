@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from reasonrt.cli.common import JsonOption, console, run, write_json
+from reasonrt.cli.common import JsonOption, complete_model, console, run, write_json
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.errors import ConfigError
 
@@ -48,7 +48,12 @@ def list_models(json_file: JsonOption = None) -> None:
 
 @app.command(epilog="Example: reasonrt zoo train nano-draft --out runs/zoo/nano-draft")
 def train(
-    name: Annotated[str, typer.Argument(help="Train this model, such as nano-draft or nano-diffusion-rcd.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Train this model, such as nano-draft or nano-diffusion-rcd.", autocompletion=complete_model
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Write the model into this folder; by default runs/zoo/NAME.")
     ] = None,
@@ -105,7 +110,7 @@ def _weights_of(name: str) -> Path:
 
 @app.command(epilog="Example: reasonrt zoo measure nano-draft --limit 100")
 def measure(
-    name: Annotated[str, typer.Argument(help="Measure this model of the zoo.")],
+    name: Annotated[str, typer.Argument(help="Measure this model of the zoo.", autocompletion=complete_model)],
     limit: Annotated[int, typer.Option(min=1, help="Take this many problems of the test split.")] = 1000,
     out: Annotated[
         Path | None, typer.Option(help="Keep the journal in this folder; by default runs/measure/NAME.")

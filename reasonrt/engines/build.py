@@ -42,7 +42,7 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
             role,
             config.base_url,
             config.model,
-            tokenizer=config.tokenizer,
+            tokenizer=model_folder(str(config.tokenizer)),
             api_key=config.api_key,
             max_model_len=config.max_model_len,
             timeout_s=config.timeout_s,

@@ -5,18 +5,21 @@ GPUs. When the engine core dies, what runs on it fails with `EngineError` and th
 """
 
 import asyncio
+import atexit
 import itertools
 import logging
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
+from reasonrt.engines.main_guard import require_main_guard
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import (
     DRAFT_ARGUMENT,
@@ -170,6 +173,7 @@ class VllmEngine:
         return await asyncio.shield(self._startup)  # the engine's own: a caller that leaves does not end it
 
     async def _start_anew(self) -> Any:
+        require_main_guard()
         if self._llm is not None:
             _log.warning("engine %s died and is started again", self.name)
             self.restarts += 1
@@ -196,10 +200,12 @@ class VllmEngine:
             before = dict(os.environ)
             os.environ.update(start_environment(self.settings, on_cpu))
             try:
-                return AsyncLLM.from_engine_args(args)
+                llm = AsyncLLM.from_engine_args(args)
             finally:  # vLLM leaves LD_PRELOAD and more set, meant for its own processes
                 os.environ.clear()
                 os.environ.update(before)
+        atexit.register(_end, weakref.ref(llm))
+        return llm
 
     async def _warm_up(self) -> None:
         """Make each kind of call once: the first one compiles for seconds."""
@@ -373,5 +379,12 @@ async def _shut_down(llm: Any) -> None:
     if llm.output_handler is not None:
         llm.output_handler.cancel()
     await asyncio.to_thread(llm.shutdown)
-    # it would shut down again as the interpreter ends, with half of its modules gone
-    llm.shutdown = lambda timeout=None: None
+    llm.shutdown = lambda timeout=None: None  # it would shut down again when it is collected
+
+
+def _end(known: "weakref.ref[Any]") -> None:
+    """Shut down what nobody has closed; it would do so as the interpreter ends, with half of its modules gone."""
+    if (llm := known()) is not None:
+        with suppress(Exception):
+            llm.shutdown()
+        llm.shutdown = lambda timeout=None: None

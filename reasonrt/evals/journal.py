@@ -30,6 +30,7 @@ class Record:
         engine_tokens: generated, by engine.
         error: the message, where it failed; then it counts as wrong.
         details: what the policy found out, from its `Stop`.
+        warnings: what was asked of it and did not take place, and why.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Record:
     error: str = ""
     usage: dict[str, dict[str, int]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

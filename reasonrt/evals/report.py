@@ -6,9 +6,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from reasonrt.calibration.speedup import Speed, break_even_share
 from reasonrt.evals.journal import Record
 from reasonrt.evals.statistics import mcnemar_p_value, paired_difference_interval, wilson_interval
 
+TARGET, DRAFT = "target", "draft"
+"""The policy that others are compared with, and the one that writes alone what others speculate with."""
+
+_READ = ("generated", "prefilled")
+
+_RATIO = ("ratio_to_target", "ratio_to_target_low", "ratio_to_target_high")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # by Okabe and Ito
 
 
@@ -48,7 +55,68 @@ class Report:
             "tokens_per_problem": sum(record.tokens for record in records) / n,
             "engine_tokens": dict(engine_tokens),
             "errors": sum(bool(record.error) for record in records),
+            "warnings": self._warnings(records),
+            **self._against_target(label),
         }
+
+    @staticmethod
+    def _warnings(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+        """By what did not take place: in how many problems, and the reason in the first of them."""
+        found: dict[str, dict[str, Any]] = {}
+        for record in records:
+            for part, reason in record.warnings.items():
+                found.setdefault(part, {"n": 0, "reason": reason})["n"] += 1
+        return found
+
+    def _against_target(self, label: str) -> dict[str, Any]:
+        if label == TARGET or not self.seconds_pairs(label, TARGET):
+            return {}
+        ratio = dict(zip(_RATIO, self.seconds_ratio(label, TARGET), strict=True))
+        reason = self._why_slower(label) if ratio["ratio_to_target_low"] > 1 else ""
+        return ratio | ({"does_not_pay": reason} if reason else {})
+
+    def _why_slower(self, label: str) -> str:
+        """Why speculation takes longer than the target alone, as `reasonrt plan` reckons; empty of other policies."""
+        tallies = [record.details for record in self.of(label) if "escalations" in record.details]
+        steps = sum(tally["steps"] for tally in tallies)
+        if not steps:
+            return ""
+        if not self.of(DRAFT):
+            return "evaluate `draft` as well to learn why"
+        draft_s, target_s = self._s_per_token(DRAFT), self._s_per_token(TARGET)
+        alone = self.of(TARGET)
+        plan = {kind: sum(record.usage.get(TARGET, {}).get(kind, 0) for record in alone) / len(alone) for kind in _READ}
+        least = break_even_share(
+            Speed(draft_s), Speed(target_s), tokens=plan["generated"], prompt_tokens=plan["prefilled"]
+        )
+        costs = f"a token takes the draft {draft_s / target_s:.2f} of what it takes the target"
+        if least is None:
+            return f"{costs}: too much, whatever the target is spared"
+        spared = 1 - sum(tally["escalations"] for tally in tallies) / steps
+        if spared >= least:
+            enough = f"the target was not asked about {spared:.0%} of the text, {least:.0%} would be enough"
+            return f"{costs}, and {enough}: the rest goes into waiting and reading"
+        return f"{costs}: the target must not be asked about {least:.0%} of the text, and was not about {spared:.0%}"
+
+    def _s_per_token(self, role: str) -> float:
+        """Wall clock per token of an engine that writes alone, with as many problems running concurrently."""
+        records = self.of(role)
+        return sum(record.share_s for record in records) / max(1, sum(record.tokens for record in records))
+
+    def seconds_pairs(self, label: str, against: str) -> list[tuple[float, float]]:
+        """Seconds of the wall clock that either took for each problem that both have done."""
+        known = {record.problem: record.share_s for record in self.of(against)}
+        return [(record.share_s, known[record.problem]) for record in self.of(label) if record.problem in known]
+
+    def seconds_ratio(self, label: str, against: str) -> tuple[float, float, float]:
+        """How many times as long `label` takes as `against`, on the problems that both have done; with its 95 %
+        interval, over draws of the problems with replacement."""
+        import numpy as np
+
+        pairs = np.array(self.seconds_pairs(label, against))
+        drawn = pairs[np.random.default_rng(0).integers(0, len(pairs), (2000, len(pairs)))].sum(1)
+        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+        return float(pairs[:, 0].sum() / pairs[:, 1].sum()), float(low), float(high)
 
     def paired(self) -> list[dict[str, Any]]:
         """Each pair of policies on the problems that both have done: difference of accuracy with its interval."""

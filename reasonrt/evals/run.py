@@ -240,4 +240,5 @@ def _record(label: str, problem: TaskProblem, result: Completion | ReasonRTError
         finish_reason=str(result.finish_reason),
         usage={name: asdict(usage) for name, usage in result.usage.items()},
         details=dict(result.details),
+        warnings=dict(result.warnings),
     )

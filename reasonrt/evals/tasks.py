@@ -1,18 +1,21 @@
 """What is evaluated on: problems with a known answer.
 
 Tasks come from installed packages, by the entry point group `reasonrt.tasks` (the zoo's among them), or from a JSONL
-file of `{"question", "answer"}`. An entry point is a mapping-like object: `names()` and `load(name, split, limit)`.
+file, whose fields `reasonrt.evals.lines` names. An entry point is a mapping-like object: `names()` and
+`load(name, split, limit)`.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from reasonrt.answers import find_answer, holds_answer
 from reasonrt.errors import EvalError, ReasonRTError
+from reasonrt.evals.lines import ANSWER, GROUP, QUESTION, first_of, read_lines, short
 from reasonrt.plugins import FAILURES, PluginGroup, reason_of, require_members
 
 GSM8K = "gsm8k"
@@ -56,6 +59,11 @@ def _read_source(name: str, loaded: Any) -> TaskSource:
 TASKS = PluginGroup("task", "reasonrt.tasks", _read_source)
 
 
+def task_names() -> list[str]:
+    """What `load_task` knows by name, in alphabetical order."""
+    return sorted(name for plugin in TASKS.all() if plugin.value is not None for name in plugin.value.names())
+
+
 def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
     """The first `limit` problems of a task by its name, or of a JSONL file by its path.
 
@@ -84,19 +92,7 @@ def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
 
 def read_problems(file: Path, limit: int) -> list[TaskProblem]:
     r"""Problems of a JSONL file. An answer after `####` (GSM8K's way), or in a `\boxed{}`, is taken from there."""
-    problems: list[TaskProblem] = []
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip() and len(problems) < limit:
-                    problems.append(_read_problem(file, number, line))
-    except OSError as error:
-        raise EvalError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise EvalError(f"{file} is not UTF-8 text (byte {error.start}); convert it") from None
-    if not problems:
-        raise EvalError(f"{file} holds no problem; each line is a JSON object with question and answer")
-    return problems
+    return [_read_problem(file, number, line) for number, line in islice(read_lines(file), limit)]
 
 
 def _load_from(source: TaskSource, announced_as: str, name: str, split: str, limit: int) -> list[TaskProblem]:
@@ -111,18 +107,15 @@ def _load_from(source: TaskSource, announced_as: str, name: str, split: str, lim
     return problems
 
 
-def _read_problem(file: Path, number: int, line: str) -> TaskProblem:
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise EvalError(f"{file}, line {number} is not JSON ({reason}): {_short(line)}; correct or remove it") from None
-    known = value if isinstance(value, dict) else {}
-    if any(not str(known.get(key) if known.get(key) is not None else "").strip() for key in ("question", "answer")):
-        raise EvalError(f"{file}, line {number} needs a question and an answer, it is {_short(line)}")
-    answer = str(value["answer"]).strip()
+def _read_problem(file: Path, number: int, line: Mapping[str, Any]) -> TaskProblem:
+    question, answer = first_of(line, QUESTION), first_of(line, ANSWER).strip()
+    if not question or not answer:
+        raise EvalError(
+            f"{file}, line {number} needs a question ({', '.join(QUESTION)}) and an answer ({', '.join(ANSWER)}), it "
+            f"is {short(line)}"
+        )
     answer = (find_answer(answer) if holds_answer(answer) else None) or answer
-    return TaskProblem(f"{file.name}/{number}", str(value["question"]), answer, str(value.get("group", "")))
+    return TaskProblem(f"{file.name}/{number}", question, answer, first_of(line, GROUP))
 
 
 def content_hash(problems: Sequence[TaskProblem]) -> str:
@@ -131,8 +124,3 @@ def content_hash(problems: Sequence[TaskProblem]) -> str:
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())
     return digest.hexdigest()[:16]
-
-
-def _short(line: str) -> str:
-    line = line.strip()
-    return line if len(line) <= 60 else line[:57] + "..."

@@ -1,6 +1,7 @@
 """The routes, and what is put together to serve them. The same app stands before one process and before Ray."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -43,6 +44,7 @@ from reasonrt.serve.wire.responses import (
     Version,
 )
 
+_log = logging.getLogger(__name__)
 _BODY_S = 30.0
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error} for status in (400, 401, 403, 404, 405, 413, 415, 429, 500, 503)
@@ -61,6 +63,7 @@ def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAP
 
         async def hold() -> None:
             async with backend:  # it starts while the server already answers, and says that it is not ready
+                _log.info("the engines are warm: requests are taken")
                 await asyncio.to_thread(warn_of_open_ports)
                 await leaving.wait()
 
@@ -140,9 +143,9 @@ def _add_state(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/ready", responses={503: {"model": Readiness}})
     async def ready(response: Response) -> Readiness:
         """Every engine is warm, and the server is not shutting down."""
-        is_ready = app.state.gateway.is_ready()
-        response.status_code = 200 if is_ready else 503
-        return Readiness(ready=is_ready)
+        reason = app.state.gateway.unready()
+        response.status_code = 503 if reason else 200
+        return Readiness(ready=False, reason=reason) if reason else Readiness(ready=True)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> PlainTextResponse:

@@ -48,8 +48,11 @@ class Gateway:
         metrics.watch("reasonrt_replicas_ready", "Replicas whose engines are all warm.", lambda: backend.ready)
         metrics.watch_certificates(lambda: backend.certificates)
 
-    def is_ready(self) -> bool:
-        return not self.admission.is_draining and self.backend.ready > 0
+    def unready(self) -> str:
+        """Why no request is taken now; empty where requests are."""
+        if self.admission.is_draining:
+            return "the server is shutting down"
+        return "" if self.backend.ready else "the engines are starting, or are being started again"
 
     async def solve(self, job: Job, key: str) -> AsyncGenerator[Update | None, None]:
         """The events of all choices as they come; None when nothing has come for `keep_alive_s`.

@@ -26,6 +26,9 @@ class Metrics:
         self.resumes = Counter(
             "reasonrt_resumed_requests", "Times that a request continued after a death.", registry=registry
         )
+        self._warnings = Counter(
+            "reasonrt_not_done", "Choices for which a part did not take place.", ["policy", "part"], registry=registry
+        )
         self._steps = Counter("reasonrt_steps", "Committed steps.", ["policy", "author"], registry=registry)
         self._escalations = Counter(
             "reasonrt_escalations", "Steps that a target was asked for.", ["policy"], registry=registry
@@ -90,6 +93,8 @@ class Metrics:
     def end(self, policy: str, finish_reason: str, completion: Completion) -> None:
         self._choices.labels(policy, finish_reason).inc()
         self._escalations.labels(policy).inc(completion.details.get("escalations", 0))
+        for part in completion.warnings:
+            self._warnings.labels(policy, part).inc()
         for engine, usage in completion.usage.items():
             kinds = {
                 "prefilled": usage.prefilled,

@@ -247,7 +247,7 @@ def test_run_without_an_answer_says_so(folder: Path) -> None:
         (["ask", "absent.txt", QUESTION], "there is no file absent.txt"),
         (["ask", "log.txt", " "], "the prompt is empty"),
         (["ask", "log.txt", "What is \udcff?"], "the question is not UTF-8 text"),
-        (["ask", "log.txt", QUESTION, "--model", "no/model"], "there is no model in no/model"),
+        (["ask", "log.txt", QUESTION, "--model", "no-model"], "there is no model folder no-model"),
         (["ask", "log.txt", QUESTION, "--config", "no.yaml"], "cannot read no.yaml"),
         (["ask", "log.txt", QUESTION, "--policy", "program_search@k=0"], "k must be a whole number in [1, 32], got 0"),
         (["ask", "log.txt", QUESTION, "--policy", "program_search@strategy=best"], "strategy"),

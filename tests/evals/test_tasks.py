@@ -29,14 +29,31 @@ def test_jsonl_file_is_read_with_answers_after_hashes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"problem": "a", "answer": 4, "solution": "long"}', ("a", "4", "")),
+        ('{"Problem": "a", "Solution": "so \\\\boxed{5}", "subject": "Algebra"}', ("a", "5", "Algebra")),
+        ('{"prompt": "a", "answer": "", "expected_answer": "x", "group": "g", "type": "t"}', ("a", "x", "g")),
+        ('{"input": "a", "target": "6"}', ("a", "6", "")),
+    ],
+)
+def test_the_usual_names_of_fields_are_understood(tmp_path: Path, line: str, expected: tuple[str, str, str]) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(line)
+    (problem,) = load_task(str(file), 10)
+
+    assert (problem.question, problem.answer, problem.group) == expected
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         ('{"question": "a", "answer": "1"}\n{"quest', r"line 2 is not JSON .*: \{\"quest; correct or remove it"),
-        ('{"question": "a"}', "line 1 needs a question and an answer"),
-        ('{"question": "a", "answer": null}', "line 1 needs a question and an answer"),
-        ('{"question": " ", "answer": "1"}', "line 1 needs a question and an answer"),
+        ('{"question": "a"}', r"line 1 needs a question \(question, .*\) and an answer \(answer, .* it is"),
+        ('{"question": "a", "answer": null}', "line 1 needs a question"),
+        ('{"question": " ", "answer": "1"}', "line 1 needs a question"),
         ("[" * 5000, "line 1 is not JSON"),
-        ("[1]", "line 1 needs a question and an answer"),
+        ("[1]", r"line 1 must be a JSON object, it is \[1\]"),
         ("", "holds no problem"),
     ],
 )

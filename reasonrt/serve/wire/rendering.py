@@ -163,7 +163,8 @@ def own_fields(choice: Choice) -> OwnOfChoice:
     """What OpenAI has no words for, of this choice."""
     ended = choice.completion
     reason = STOP_TEXT if STOP_TEXT in ended.details else str(ended.finish_reason)
-    return OwnOfChoice(finish_reason=reason, seconds=round(ended.seconds, 6), details=dict(ended.details))
+    present: dict[str, Any] = {"warnings": dict(ended.warnings)} if ended.warnings else {}
+    return OwnOfChoice(finish_reason=reason, seconds=round(ended.seconds, 6), details=dict(ended.details), **present)
 
 
 def usage(choices: Sequence[Choice]) -> Usage:

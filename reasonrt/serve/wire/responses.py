@@ -35,6 +35,7 @@ class Health(Answer):
 
 class Readiness(Answer):
     ready: bool
+    reason: str = ""
 
 
 class Version(Answer):
@@ -84,11 +85,13 @@ class TracedStep(Answer):
 
 
 class OwnOfChoice(Answer):
-    """`finish_reason` is finer than OpenAI's; `details` is what the policy found out."""
+    """`finish_reason` is finer than OpenAI's; `details` is what the policy found out, and `warnings` what it could not
+    do of what was asked for, and why."""
 
     finish_reason: str
     seconds: float
     details: dict[str, Any]
+    warnings: dict[str, str] | None = None
     trace: list[TracedStep] | None = None
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ async def test_router_that_dies_leaves_the_request_to_the_target(caplog: pytest.
 
     assert completion.text == "".join(GOOD)
     assert "reward model died" in completion.details["fallback"]
+    assert "reward model died" in completion.warnings["speculation"]
 
 
 async def test_router_whose_context_is_full_leaves_the_request_to_the_target() -> None:
@@ -249,3 +251,25 @@ async def test_models_with_different_tokenizers_write_one_text(
         said = writer.tokenizer.decode(writer.prompts[-1]).rpartition(writer.chat_end)[2]
         assert said
         assert completion.text.startswith(said)
+
+
+class _Greedy(ScriptedEngine):
+    """It verifies at temperature 0 alone."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.capabilities -= {Capability.VERIFY_SAMPLED}
+
+
+async def test_verification_that_does_not_take_place_is_told() -> None:
+    script = continuing("".join(GOOD))
+    runtime = make_runtime()
+    runtime.engines["target"] = _Greedy("target", script)
+    request = Request.ask("?", "rsd", options={"verify": True})
+
+    greedy = await runtime.complete(request)
+    drawn = await runtime.complete(replace(request, temperature=0.7))
+    unverified = await runtime.complete(replace(request, temperature=0.7, options={}))
+
+    assert greedy.warnings == unverified.warnings == {}
+    assert drawn.warnings == {"verification": "engine 'target' cannot verify at temperature 0.7"}

@@ -165,7 +165,8 @@ async def test_a_template_that_differs_for_one_role_only_is_another_one(file: st
     runtime = make_runtime({"certificate": file, "shadow": 0})
     runtime.engines["target"].tokenizer = Other()  # type: ignore[misc]
 
-    assert told(await ask(runtime))["fallback"].startswith("the certificate is for template")
+    assert told(completion := await ask(runtime))["fallback"].startswith("the certificate is for template")
+    assert completion.warnings == {"stopping": told(completion)["fallback"]}
 
 
 @pytest.mark.parametrize(
@@ -390,7 +391,7 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, Any], message: s
 
 
 def test_roles_are_those_of_the_inner_policy() -> None:
-    assert Runtime({}).roles("rsd", {"stopping": {"record": True}}) == ["draft", "target", "reward"]
+    assert Runtime({}).asked_roles("rsd", {"stopping": {"record": True}}) == (("draft", "target"), ("reward",))
 
 
 async def test_a_request_that_goes_on_behind_committed_steps_thinks_to_the_end(file: str) -> None:

@@ -101,7 +101,8 @@ def test_state_of_a_server_that_drains_is_the_same_model(start: Any) -> None:
         server.server.gateway.admission.is_draining = True
         answer = server.http().get("/ready")
         assert answer.status_code == 503
-        assert assert_is_dump(answer.content, responses.Readiness).ready is False
+        assert not (said := assert_is_dump(answer.content, responses.Readiness)).ready
+        assert said.reason == "the server is shutting down"
         list(stream)
 
 

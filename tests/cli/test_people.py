@@ -1,0 +1,128 @@
+"""What a person expects of every command line: a version, completion, lists, and JSON on standard output."""
+
+import asyncio
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from typer.testing import CliRunner
+
+from reasonrt.cli import common
+from reasonrt.cli.common import complete_model, complete_policy, complete_task
+from reasonrt.cli.main import app
+from reasonrt.config import Config
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.errors import ConfigError
+from reasonrt.policies.registry import policy_names
+from reasonrt.runtime import Runtime
+
+
+def _run(*arguments: str) -> tuple[str, str]:
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1"}, catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout, done.stderr
+
+
+def test_the_version_is_printed() -> None:
+    assert _run("--version") == (f"reasonrt {version('reasonrt')}\n", "")
+
+
+def test_names_are_completed() -> None:
+    assert {"arbitrage", "target"} <= set(complete_policy(""))
+    assert complete_policy("arb") == ["arbitrage"]
+    assert "zoo" in complete_task("z")
+    assert "nano-draft" in complete_model("nano-")
+
+
+def test_policies_are_listed_with_what_is_missing_here(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("engines: {draft: {model: 'zoo:nano-draft'}}")
+
+    out, _ = _run("policies", "--config", str(file), "--json", "-")
+
+    rows = {row["policy"]: row for row in json.loads(out)["policies"]}
+    assert list(rows) == policy_names()
+    assert rows["draft"]["is_here"]
+    assert rows["arbitrage"]["missing"] == "no engine 'target'"
+    assert rows["self_consistency"]["options"]["k"] == 5
+
+
+def test_json_on_standard_output_is_alone_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    out, error = _run("zoo", "list", "--json", "-")
+
+    assert {"nano-draft"} <= {model["name"] for model in json.loads(out)["models"]}
+    assert "nano-draft" in error
+    assert not list(tmp_path.iterdir())
+    assert "nano-draft" in _run("zoo", "list")[0]
+
+
+def test_an_engine_that_no_one_has_configured_is_named_beside_those_that_are() -> None:
+    config = Config.model_validate({"engines": {"draft": {"kind": "vllm", "model": "zoo:nano-draft"}}})
+
+    with pytest.raises(ConfigError, match="no engine has the role 'target'; there are draft: add it"):
+        Runtime.of(config, policies=[("arbitrage", {})])
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("policies: {arbitrage: {router_file: no-such.json}}", "no-such.json"),
+        ("policies: {arbitrage: {stopping: {certificate: no-such.json}}}", "no-such.json"),
+        ("policies: {arbitrage: {no_such: 1}}", "unknown option 'no_such'"),
+        ("serve: {efforts: {high: {policy: arbitrage, options: {router_file: no-such.json}}}}", "no-such.json"),
+        ("engines: {target: {model: 'zoo:nano-target', speculative: {model: no-such}}}", "no model folder no-such"),
+        ("engines: {target: {kind: remote, base_url: 'http://x', model: m, tokenizer: no-such}}", "no-such"),
+    ],
+)
+def test_doctor_opens_every_file_that_the_configuration_names(tmp_path: Path, lines: str, expected: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(lines)
+
+    done = CliRunner().invoke(app, ["doctor", "--config", str(file), "--json", "-"])
+
+    problems = [found["way_out"] for found in json.loads(done.stdout)["findings"] if found["status"] == "problem"]
+    assert done.exit_code == 1
+    assert any(expected in problem for problem in problems), problems
+
+
+def test_a_start_without_a_terminal_is_told_every_few_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(ScriptedEngine):
+        async def start(self) -> Self:
+            await asyncio.sleep(0.1)
+            return self
+
+    monkeypatch.setattr(common, "_TELL_S", 0.02)
+    runtime = Runtime({"target": Slow("target", "")})
+    with asyncio.Runner() as runner:
+        runner.run(common.start(runtime))
+        told = capsys.readouterr().err.splitlines()
+        runner.run(asyncio.sleep(0.05))
+
+    assert 2 <= len(told) <= 5
+    assert set(told) == {"starting target: 0 s"}
+    assert capsys.readouterr().err == ""
+
+
+def test_the_answer_is_printed_before_the_engines_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Closing(ScriptedEngine):
+        async def aclose(self) -> None:
+            stdout: Any = sys.stdout
+            stdout.flush()
+            seen.append(stdout.buffer.getvalue().decode())
+
+    runtime = Runtime({"target": Closing("target", "One.\n\n\\boxed{7}")})
+    monkeypatch.setattr(Runtime, "of", lambda *_, **__: runtime)
+
+    _run("solve", "?")
+
+    assert "\\boxed{7}" in seen[0]
+    assert "tokens generated" in seen[0]
