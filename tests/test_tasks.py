@@ -35,13 +35,11 @@ async def test_what_is_ahead_does_not_wait_for_its_reader() -> None:
 
 
 async def test_error_comes_after_the_items_before_it() -> None:
-    read = []
+    items = ahead(counting([], fails_at=3))
 
+    assert [await anext(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="no more"):
-        async for number in ahead(counting([], fails_at=3)):
-            read.append(number)
-
-    assert read == [0, 1, 2]
+        await anext(items)
 
 
 async def test_leaving_closes_what_is_ahead() -> None:

@@ -6,10 +6,13 @@ from dataclasses import replace
 from typing import Any, Self
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from reasonrt import FinishReason, Limits, Request, Runtime
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.transcript import Transcript
-from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+from reasonrt.types import Message, Sampling, TokenDelta
 from reasonrt.writing import write_step
 
 
@@ -26,6 +29,12 @@ class SilentEngine(ScriptedEngine):
 class SilentStream:
     def __init__(self, stream: Any, ends: frozenset[int]) -> None:
         self._stream, self._ends, self.aclose = stream, ends, stream.aclose
+
+    @property
+    def generated_tokens(self) -> int:
+        return int(self._stream.generated_tokens)
+
+    passes = generated_tokens
 
     def __aiter__(self) -> Self:
         return self
@@ -46,3 +55,27 @@ async def test_end_after_a_blank_line_is_the_end(text: str, calls: int) -> None:
 
     assert (step.text if step else "", reason) == (text if text.strip() else "", FinishReason.STOP)
     assert engine.calls == calls
+
+
+TEXTS = st.lists(st.sampled_from(["\n\n", "\n", "$$", "```", r"\[", "so", r"\boxed{7}", " "]), max_size=8).map("".join)
+
+
+@given(draft=TEXTS, target=TEXTS, look_ahead=st.sampled_from([0, 4]), reward=st.sampled_from([0.0, 1.0]))
+@settings(deadline=None, max_examples=60)
+async def test_every_request_ends_wherever_its_models_do(
+    draft: str, target: str, look_ahead: int, reward: float
+) -> None:
+    """Each loop makes progress, or ends: a text of so few steps takes no more than a few calls for each."""
+    runtime = Runtime(
+        {
+            "draft": SilentEngine("draft", continuing(draft)),
+            "target": SilentEngine("target", continuing(target)),
+            "reward": ScriptedEngine("reward", "", scores=lambda text: reward),
+        }
+    )
+    request = Request.ask("?", "rsd", options={"look_ahead": look_ahead}, limits=Limits(max_engine_calls=60))
+
+    async with asyncio.timeout(10):
+        completion = await runtime.complete(request)
+
+    assert completion.finish_reason is FinishReason.STOP

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reasonrt.boundaries import boundaries_of
+from reasonrt.boundaries import BoundaryKind, boundaries_of
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability
@@ -374,12 +374,12 @@ async def test_closing_the_stream_hangs_up(tokenizer_folder: Path) -> None:
 
 def test_boundary_of_its_steps_is_a_setting(tokenizer_folder: Path) -> None:
     """Certificates know engines by where their steps end; learned routers do not."""
+    kinds: tuple[BoundaryKind, ...] = ("blank_line", "line")
     usual, lines = (
-        RemoteEngine("far", "http://host/v1", "m", tokenizer=tokenizer_folder, **settings)
-        for settings in ({}, {"boundary": "line"})
+        RemoteEngine("far", "http://host/v1", "m", tokenizer=tokenizer_folder, boundary=kind) for kind in kinds
     )
 
-    assert [boundaries_of(engine.tokenizer).kind for engine in (usual, lines)] == ["blank_line", "line"]
+    assert [boundaries_of(engine.tokenizer).kind for engine in (usual, lines)] == [*kinds]
     assert usual.model_fingerprint == lines.model_fingerprint
     assert usual.fingerprint != lines.fingerprint
 
