@@ -21,6 +21,7 @@ from reasonrt.serve.wire.errors import ApiError, to_api_error
 from reasonrt.serve.wire.fields import NO_EFFECT, REFUSED, as_markdown
 from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
 from reasonrt.serve.wire.responses import ChatCompletion, ChatCompletionChunk, TextCompletion
+from reasonrt.writing import seed_of
 
 DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 ASK = [{"role": "user", "content": "3 + 4?"}]
@@ -97,7 +98,7 @@ def test_fields_arrive() -> None:
     first, second = (choice.request for choice in job.choices)
     assert first.options == {"engine": "draft", "k": 3}
     assert first.limits == Limits(50, 9.0, 8)
-    assert (first.temperature, first.top_p, first.seed, second.seed) == (0.5, 0.9, 7, 8)
+    assert (first.temperature, first.top_p, first.seed, second.seed) == (0.5, 0.9, 7, seed_of(7, "choice", 1))
     assert (job.stop, job.is_stream, job.has_usage_chunk, job.has_trace) == (("a", "b"), True, True, True)
 
 
