@@ -273,3 +273,28 @@ async def test_verification_that_does_not_take_place_is_told() -> None:
 
     assert greedy.warnings == unverified.warnings == {}
     assert drawn.warnings == {"verification": "engine 'target' cannot verify at temperature 0.7"}
+
+
+async def test_kept_part_is_read_by_the_target_as_it_would_have_written_it(
+    tokenizer_folder: Path, nano_target: Path
+) -> None:
+    """The draft is sure of each byte but one within a word, which to the target is one token."""
+    words = HFTokenizer(nano_target)
+    words.eos_token_ids = frozenset({0})
+    drafted, wanted = "so the number is 7.\n\n", "so the number is 8.\n\n"
+    draft = Recorded("draft", [drafted], HFTokenizer(tokenizer_folder), "t: ")
+    target = Recorded("target", [wanted], words, "?")
+    unsure = draft.tokenizer.encode("u")[0]
+    draft.logprob = lambda token_id: -5.0 if token_id == unsure else -0.01  # type: ignore[method-assign]
+    runtime = Runtime(
+        {"draft": draft, "target": target, "reward": ScriptedEngine("reward", "", scores=lambda text: 0.0)}
+    )
+
+    completion = await solve(runtime, keep_prefix=0.5)
+
+    kept = completion.steps[0]
+    assert (kept.author, kept.is_complete) == ("draft", False)
+    assert kept.text == "so the"
+    read = words.encode_text(kept.text)
+    assert words.encode_text(drafted)[: len(read)] == read
+    assert completion.text == wanted
