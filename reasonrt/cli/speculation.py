@@ -205,10 +205,12 @@ def _reading(problems: Sequence[TaskProblem], settings: RunSettings, out: Path) 
 
 async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list[Report]:
     """The reports of several evaluations on the same engines."""
-    from reasonrt.evals.run import evaluate
+    from reasonrt.evals.run import check_run, evaluate
 
     policies = [(spec.name, spec.options) for _, specs, _, _ in evaluations for spec in specs]
     runtime = Runtime.of(settings, policies=policies)
+    for evaluation in evaluations:
+        check_run(runtime, *evaluation)
     reports = []
     with console.status(f"starting {', '.join(runtime.engines)} ...") as status:
         async with runtime:
