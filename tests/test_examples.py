@@ -19,6 +19,7 @@ _PRINTS = {
     "06_certify.py": "read again and unchanged: True",
     "07_limits_and_usage.py": "generated tokens: ended by budget",
     "08_configuration.py": "refused before anything ran: ",
+    "10_without_async.py": "tokens for the ninth alone: 23",
     "09_block_diffusion.py": "{'threshold': 0.6} answer: ",
 }
 """What a reader should learn from it."""

@@ -26,7 +26,7 @@ from reasonrt.cli.common import (
     write_json,
 )
 from reasonrt.evals.report import Report, plot
-from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings
+from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings, check_run
 from reasonrt.evals.run import evaluate as evaluate_policies
 
 
@@ -63,6 +63,7 @@ def evaluate(
     problems = load_task(task, limit, split)
     runtime = Runtime.of(settings, policies=[(spec.name, spec.options) for spec in specs])
     run_settings = RunSettings(task, limits, concurrency or settings.concurrency, temperature, prompt_suffix=suffix)
+    check_run(runtime, problems, specs, run_settings, out)  # engines take a while to start
 
     async def work() -> Report:
         await start(runtime)

@@ -1,6 +1,7 @@
 """`reasonrt solve`: one question; each step is printed as it is committed, in the colour of its author."""
 
 import dataclasses
+from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from reasonrt.cli.common import (
     start,
     write_json,
 )
+from reasonrt.config import ZOO_PREFIX, DiffusionConfig, EngineConfig, VllmConfig
 from reasonrt.policies.options import format_policy
 from reasonrt.types import Completion, FinishReason, Request, Step
 
@@ -78,6 +80,8 @@ def solve(
     request = Request.ask(text, name, options=options, limits=limits, temperature=temperature, seed=seed)
     runtime = Runtime.of(settings, policies=[(name, options)])  # only what this policy asks is started
 
+    warn_of_unlike_prompt(text, [settings.engines[role] for role in runtime.engines])
+
     async def work() -> None:
         await start(runtime)
         try:
@@ -92,6 +96,19 @@ def solve(
             await runtime.__aexit__()
 
     run(work())
+
+
+def warn_of_unlike_prompt(question: str, engines: Iterable[EngineConfig]) -> None:
+    """Say so where the models that ship are asked what they cannot know."""
+    from reasonrt.zoo.wording import UNLIKE, likeness
+
+    names = [engine.model for engine in engines if isinstance(engine, VllmConfig | DiffusionConfig)]
+    if any(name.startswith(ZOO_PREFIX) for name in names) and likeness(question) < UNLIKE:
+        console.print(
+            "[yellow]this is unlike what the small models that ship have learned: expect nonsense[/]; `reasonrt zoo` "
+            "shows what they can be asked",
+            soft_wrap=True,
+        )
 
 
 def print_step(step: Step) -> None:

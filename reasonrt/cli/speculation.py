@@ -1,11 +1,12 @@
 """`reasonrt bench speculation` and `plan speculation`: what calling the large model only where it pays is worth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from reasonrt.cli.common import (
@@ -15,6 +16,7 @@ from reasonrt.cli.common import (
     SuffixOption,
     TaskOption,
     console,
+    read_policy,
     run,
     write_json,
 )
@@ -205,10 +207,12 @@ def _reading(problems: Sequence[TaskProblem], settings: RunSettings, out: Path) 
 
 async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list[Report]:
     """The reports of several evaluations on the same engines."""
-    from reasonrt.evals.run import evaluate
+    from reasonrt.evals.run import check_run, evaluate
 
     policies = [(spec.name, spec.options) for _, specs, _, _ in evaluations for spec in specs]
     runtime = Runtime.of(settings, policies=policies)
+    for evaluation in evaluations:
+        check_run(runtime, *evaluation)
     reports = []
     with console.status(f"starting {', '.join(runtime.engines)} ...") as status:
         async with runtime:
@@ -258,10 +262,13 @@ def plan(
     problems: Annotated[int, typer.Option(min=2, help="Measure both models on this many problems.")] = 20,
     concurrency: Annotated[int, typer.Option(min=1, help="Plan for this many concurrent problems.")] = 1,
     inflate: Annotated[int, typer.Option(min=1, max=64, help="Plan for a target that is this many times as wide.")] = 1,
+    policy: Annotated[
+        str, typer.Option(help="Say whether this policy pays, by what it asks of the target on the same problems.")
+    ] = "arbitrage",
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure both models alone, and predict what speculation gains with them or that it does not pay."""
+    """Measure both models alone, predict what speculation gains with them, and say whether a policy of it pays."""
     import tempfile
 
     from reasonrt.benches.speculation import alone_speeds
@@ -276,12 +283,12 @@ def plan(
         specs = [PolicySpec("target"), PolicySpec("draft")]
         runs = [RunSettings(task, Limits(640), at_once, block=max(5, at_once)) for at_once in levels]
         timed = [(drawn, specs, each, folder / str(each.concurrency)) for each in runs]
-        return await _evaluate(
-            settings, [*timed, _reading(drawn, RunSettings(task, Limits(1), levels[0], block=_BLOCK), folder)]
-        )
+        reading = _reading(drawn, RunSettings(task, Limits(1), levels[0], block=_BLOCK), folder)
+        asked = (drawn, [PolicySpec(*read_policy(policy))], runs[levels.index(concurrency)], folder / "speculation")
+        return await _evaluate(settings, [*timed, reading, asked])
 
     with tempfile.TemporaryDirectory() as folder:
-        reports = run(measure(Path(folder)))
+        *reports, speculated = run(measure(Path(folder)))
     speeds, alone = alone_speeds(reports), reports[levels.index(concurrency)].rows()[0]
     written = reports[0].of("target")
     pair: dict[str, Any] = {
@@ -321,8 +328,39 @@ def plan(
             if least is None
             else f"{way}: it pays when the target is not asked about {least:.0%} of the tokens or more."
         )
+    verdict = _verdict(
+        speculated,
+        lambda share, is_verified: predicted_speedup(
+            planned(speeds["draft"], speeds["target"], share, is_verified=is_verified, **pair)
+        ),
+    )
+    colour = "green" if verdict["pays"] else "yellow"
+    console.print(f"[bold {colour}]{escape(verdict['says'])}[/]", soft_wrap=True)
     write_json(
         json_file,
         {"speeds": {role: asdict(speed) for role, speed in speeds.items()}, "break_even_share": enough,
-         "predicted_speedup": gains},
+         "predicted_speedup": gains, "verdict": verdict},
     )  # fmt: skip
+
+
+def _verdict(report: Report, gain: Callable[[float, bool], float]) -> dict[str, Any]:
+    """Whether a policy pays, by the share of the steps that it did not ask the target about.
+
+    Args:
+        gain: how many times as fast as the target alone, by that share and whether the target verifies.
+    """
+    (label,) = report.labels
+    records = [record for record in report.of(label) if record.details.get("steps")]
+    warnings = [record.warnings["speculation"] for record in report.of(label) if "speculation" in record.warnings]
+    if not records or len(warnings) == len(report.of(label)):
+        reason = warnings[0] if warnings else "it wrote no step"
+        return {"policy": label, "pays": False, "says": f"{label} does not speculate with this pair: {reason}"}
+    steps, escalations = (sum(record.details[key] for record in records) for key in ("steps", "escalations"))
+    share = 1 - escalations / steps
+    times = gain(share, any(record.details["verifications"] for record in records))
+    does = "pays" if times > 1 else "does not pay"
+    says = (
+        f"{label} {does} here: it does not ask the target about {share:.0%} of the steps, which is {times:.2f} times "
+        "as fast as the target alone"
+    )
+    return {"policy": label, "share": share, "predicted_speedup": times, "pays": times > 1, "says": says}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,13 +22,23 @@ if TYPE_CHECKING:
     from reasonrt.zoo.diffusion_recipe import DiffusionRecipe
     from reasonrt.zoo.recipe import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="List, train and measure the small models that ship with reasonrt.")
+app = typer.Typer(
+    invoke_without_command=True, help="Show what the small models that ship can do; list, train and measure them."
+)
+
+
+@app.callback()
+def show_where_nothing_is_named(ctx: typer.Context) -> None:
+    """Show what the small models that ship can do; list, train and measure them."""
+    if ctx.invoked_subcommand is None:
+        list_models()
 
 
 @app.command("list", epilog="Example: reasonrt zoo list")
 def list_models(json_file: JsonOption = None) -> None:
-    """List the models that ship, with their size, accuracy and training data."""
+    """List the models that ship, with their size, accuracy and training data, and what they can be asked."""
     from reasonrt.zoo.catalog import read_card, shipped
+    from reasonrt.zoo.wording import EXAMPLES
 
     cards = [read_card(name) for name in shipped()]
     table = Table("model", "parameters", "MB", "accuracy on zoo", "training tokens", "trained on")
@@ -43,7 +54,22 @@ def list_models(json_file: JsonOption = None) -> None:
             card["trained_on"],
         )
     console.print(table)
-    write_json(json_file, {"models": cards})
+    console.print("They solve problems of these families, in these words; what they answer to others is nonsense:")
+    for family, question in EXAMPLES.items():
+        console.print(f"  [bold]{family:<16}[/] {escape(question)}")
+    write_json(json_file, {"models": cards, "examples": dict(EXAMPLES)})
+
+
+@app.command(epilog="Example: reasonrt zoo wording --out wording.txt")
+def wording(
+    out: Annotated[Path | None, typer.Option(help="Write into this file; by default that of the package.")] = None,
+) -> None:
+    """Write which words follow each other in the training problems, by which unlike prompts are known."""
+    from reasonrt.evals.tasks import load_task
+    from reasonrt.zoo.wording import FILE, NUM_PROBLEMS, wording_of
+
+    problems = load_task("zoo", NUM_PROBLEMS, "train")
+    (out or FILE).write_text(wording_of(problem.question for problem in problems))
 
 
 @app.command(epilog="Example: reasonrt zoo train nano-draft --out runs/zoo/nano-draft")

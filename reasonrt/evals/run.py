@@ -83,12 +83,7 @@ async def evaluate(
         EvalError: the journal belongs to another run or cannot be written; an engine is gone for good.
     """
     labels = [policy.label for policy in policies]
-    if len(set(labels)) < len(labels) or not labels:
-        raise EvalError(f"name each policy once, got {', '.join(labels) or 'none'}")
-    _check_reports()
-    bound = asdict(settings) | {"problems": content_hash(problems)}
-    arms = {policy.label: effective_settings(runtime, policy) for policy in policies}
-    with Journal(out, bound, Record, arms) as journal:
+    with _open_journal(runtime, problems, policies, settings, out) as journal:
         done = {(record.label, record.problem) for record in journal.records}
         total = len(problems) * len(policies)
         for block in _blocks(problems, policies, settings.block):
@@ -101,6 +96,30 @@ async def evaluate(
                     on_progress(EvalProgress(len(done), total, record.label))
     records = [record for record in journal.records if record.label in labels]
     return Report(settings.task, labels, records)
+
+
+def check_run(
+    runtime: Runtime, problems: Sequence[TaskProblem], policies: Sequence[PolicySpec], settings: RunSettings, out: Path
+) -> None:
+    """Refuse what `evaluate` would refuse; `runtime` need not have been started.
+
+    Raises:
+        EvalError, RequestError, ConfigError: as `evaluate`.
+    """
+    with _open_journal(runtime, problems, policies, settings, out):
+        pass
+
+
+def _open_journal(
+    runtime: Runtime, problems: Sequence[TaskProblem], policies: Sequence[PolicySpec], settings: RunSettings, out: Path
+) -> Journal[Record]:
+    labels = [policy.label for policy in policies]
+    if len(set(labels)) < len(labels) or not labels:
+        raise EvalError(f"name each policy once, got {', '.join(labels) or 'none'}")
+    _check_reports()
+    bound = asdict(settings) | {"problems": content_hash(problems)}
+    arms = {policy.label: effective_settings(runtime, policy) for policy in policies}
+    return Journal(out, bound, Record, arms)
 
 
 def effective_settings(runtime: Runtime, policy: PolicySpec) -> dict[str, Any]:

@@ -22,6 +22,7 @@ GSM8K = "gsm8k"
 GSM8K_FILES = tuple(
     Path(folder) / f"{GSM8K}{part}.jsonl" for folder in (".", "data") for part in ("", "_test", "_train")
 )
+_FETCHED = f"fetch it with datasets.load_dataset('openai/{GSM8K}', 'main', split='test').to_json('{GSM8K}.jsonl')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
     if name == GSM8K:
         file = next((file for file in GSM8K_FILES if file.exists()), None)
         if file is None:
-            raise EvalError("gsm8k is not here; give the path of its JSONL file as the task")
+            raise EvalError(f"{GSM8K} is not here; {_FETCHED}, or give the path of its JSONL file as the task")
         return read_problems(file, limit)
     if name.endswith(".jsonl") or Path(name).is_file():
         return read_problems(Path(name), limit)

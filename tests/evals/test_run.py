@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from reasonrt.cli.main import app
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
 from reasonrt.errors import ConfigError, EvalError
 from reasonrt.evals.report import plot
-from reasonrt.evals.run import PolicySpec, RunSettings, evaluate
+from reasonrt.evals.run import PolicySpec, RunSettings, check_run, evaluate
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.runtime import Runtime
 from reasonrt.types import Limits, Sampling
@@ -275,3 +277,29 @@ async def test_thinking_that_was_cut_off_is_not_graded(
 
     assert [row["accuracy"] for row in report.rows()] == [accuracy]
     assert [record.answer for record in report.records] == ["7" if accuracy else ""]
+
+
+async def test_a_folder_of_other_engines_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    await evaluate(runtime(), PROBLEMS[:4], BOTH, SETTINGS, tmp_path)
+    other = Runtime({"target": adder("target", 40), "draft": ScriptedEngine("draft", "", fingerprint="another")})
+
+    check_run(other, PROBLEMS[:4], BOTH[:1], SETTINGS, tmp_path)  # it needs the same engines
+    check_run(other, PROBLEMS[:4], [PolicySpec("draft", {"engine": "target"})], SETTINGS, tmp_path)
+    with pytest.raises(EvalError, match=r"of a run of draft with engines\.draft .* give another --out"):
+        check_run(other, PROBLEMS[:4], BOTH, SETTINGS, tmp_path)
+
+
+def test_the_command_refuses_before_it_starts_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unstarted(ScriptedEngine):
+        async def start(self) -> Any:
+            raise AssertionError("it was started")
+
+    (tmp_path / "journal.jsonl").write_text("something else\n")
+    (tmp_path / "mine.jsonl").write_text('{"question": "1 + 1?", "answer": 2}')
+    monkeypatch.setattr(Runtime, "of", lambda *_, **__: Runtime({"target": Unstarted("target", "")}))
+
+    done = CliRunner().invoke(
+        app, ["eval", "--task", str(tmp_path / "mine.jsonl"), "--policy", "target", "--out", str(tmp_path)]
+    )
+
+    assert isinstance(done.exception, EvalError)

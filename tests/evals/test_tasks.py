@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from reasonrt.errors import EvalError
+from reasonrt.evals.lines import ANSWER, GROUP, ID, QUESTION
 from reasonrt.evals.tasks import content_hash, load_task
 
 
@@ -87,3 +88,11 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(EvalError, match="is not UTF-8"):
         load_task(str(file), 1)
+
+
+def test_the_page_names_the_fields() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+
+    for names in (QUESTION, ANSWER, GROUP):
+        assert f"| {', '.join(f'`{name}`' for name in names)} |" in page
+    assert all(f"`{name}`" in page for name in ID)
