@@ -171,6 +171,7 @@ class Runtime:
     async def __aenter__(self) -> Self:
         self.bind()
         async with AsyncExitStack() as stack:
+            stack.callback(setattr, self, "_loop", None)
             stack.callback(self.certificates.close)
             for part in (*self.engines.values(), *self.tools.values()):
                 stack.push_async_callback(part.aclose)
@@ -184,7 +185,6 @@ class Runtime:
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
-        self._loop = None
 
     def bind(self) -> None:
         """Belong to the running event loop: in another one, engines that run there would seem to have died.

@@ -126,3 +126,11 @@ def test_the_answer_is_printed_before_the_engines_are_closed(monkeypatch: pytest
 
     assert "\\boxed{7}" in seen[0]
     assert "tokens generated" in seen[0]
+
+
+def test_quiet_prints_what_is_asked_for_alone() -> None:
+    assert _run("--quiet", "zoo", "list") == ("", "")
+    out, error = _run("--quiet", "policies", "--json", "-")
+    assert json.loads(out)["policies"]
+    assert error == ""
+    assert _run("zoo", "list")[0]
