@@ -52,6 +52,7 @@ def test_policies_are_listed_with_what_is_missing_here(tmp_path: Path) -> None:
 
 def test_json_on_standard_output_is_alone_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    assert json.loads(_run("config", "show", "--json", "-")[0])["concurrency"]
 
     out, error = _run("zoo", "list", "--json", "-")
 
