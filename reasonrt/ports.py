@@ -306,8 +306,10 @@ class Engines(Mapping[str, RequestEngine], ABC):
     def tools(self) -> Mapping[str, Any]:
         """The tools that the policy named, by name."""
 
-    def at_limit(self, details: Callable[[], Mapping[str, Any]]) -> None:
-        """Where a limit ends the request, and so there is no `Stop`, what `details` then gives are its details.
+    def at_limit(
+        self, details: Callable[[], Mapping[str, Any]], warnings: Callable[[], Mapping[str, str]] = dict
+    ) -> None:
+        """Where a limit ends the request, and so there is no `Stop`, what these then give are its details and warnings.
 
         Of several, all that they give.
         """

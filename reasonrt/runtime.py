@@ -171,6 +171,7 @@ class Runtime:
     async def __aenter__(self) -> Self:
         self.bind()
         async with AsyncExitStack() as stack:
+            stack.callback(setattr, self, "_loop", None)
             stack.callback(self.certificates.close)
             for part in (*self.engines.values(), *self.tools.values()):
                 stack.push_async_callback(part.aclose)
@@ -184,7 +185,6 @@ class Runtime:
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
-        self._loop = None
 
     def bind(self) -> None:
         """Belong to the running event loop: in another one, engines that run there would seem to have died.
@@ -335,7 +335,7 @@ class _RequestEngines(Engines):
     def __init__(self, runtime: Runtime, prepared: Prepared, scope: Scope) -> None:
         self.runtime, self._request, self.scope = runtime, prepared.request, scope
         self.steps: list[Step] = []  # that the request has committed on them
-        self._details: list[Callable[[], Mapping[str, Any]]] = []
+        self._told: list[tuple[Callable[[], Mapping[str, Any]], Callable[[], Mapping[str, str]]]] = []
         self._meters = {
             engine.name: MeteredEngine(engine, scope, runtime.paces[engine.name], prepared.request.cache_salt)
             for engine in prepared.engines.values()
@@ -361,12 +361,19 @@ class _RequestEngines(Engines):
     def tools(self) -> Mapping[str, Any]:
         return self._tools
 
-    def at_limit(self, details: Callable[[], Mapping[str, Any]]) -> None:
-        self._details.append(details)
+    def at_limit(
+        self, details: Callable[[], Mapping[str, Any]], warnings: Callable[[], Mapping[str, str]] = dict
+    ) -> None:
+        self._told.append((details, warnings))
 
     def ended_by(self, reason: FinishReason) -> Stop:
         """In the place of the policy's own, where a limit has ended the request."""
-        return Stop(reason, {key: value for details in self._details for key, value in details().items()})
+        details: dict[str, Any] = {}
+        warnings: dict[str, str] = {}
+        for tell_details, tell_warnings in self._told:
+            details.update(tell_details())
+            warnings.update(tell_warnings())
+        return Stop(reason, details, warnings)
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
         prepared = self.runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))

@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from reasonrt.errors import EngineError
+
 T = TypeVar("T")
 _END: Any = object()
 
@@ -109,7 +111,14 @@ class LoopThread:
         self._loop = ready.result()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, awaited in the loop; Ctrl-C cancels it, and waits until it has left."""
+        """The result of `work`, awaited in the loop; Ctrl-C cancels it, and waits until it has left.
+
+        Raises:
+            EngineError: the loop was closed.
+        """
+        if self._loop.is_closed():
+            work.close()
+            raise EngineError("it was closed; ask before that")
         task = asyncio.run_coroutine_threadsafe(_begin(work), self._loop).result()
         try:
             return asyncio.run_coroutine_threadsafe(_result(task), self._loop).result()
@@ -123,7 +132,8 @@ class LoopThread:
             while (item := self.run(_next(items))) is not _END:
                 yield item
         finally:
-            self.run(items.aclose())
+            if not self._loop.is_closed():  # with it, they were
+                self.run(items.aclose())
 
     def close(self) -> None:
         """Cancel what still runs in the loop, and end the thread."""

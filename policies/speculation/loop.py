@@ -131,9 +131,10 @@ class SpeculationLoop:
                             reason = event
         finally:
             await self._beside.aclose()
-        yield Stop(reason or FinishReason.STOP, self.details(), self._warnings())
+        yield Stop(reason or FinishReason.STOP, self.details(), self.warnings())
 
-    def _warnings(self) -> dict[str, str]:
+    def warnings(self) -> dict[str, str]:
+        """What was asked for and did not take place."""
         if self._tally.fallback:
             return {"speculation": self._tally.fallback}
         return {"verification": self._tally.not_verified} if self._tally.not_verified else {}

@@ -173,9 +173,11 @@ class Stopping(Policy):
         try:
             terms = self._terms(request, engines)
         except CalibrationError as error:
+            reason = str(error)
+            engines.at_limit(lambda: {"stopping": _fallback(reason)}, lambda: {"stopping": reason})
             async with aclosing(self.inner.solve(request, engines)) as events:
                 async for event in events:
-                    yield _with_fallback(event, str(error))
+                    yield _with_fallback(event, reason)
             return
         async with aclosing(StoppingLoop(self.inner, request, engines, engine, terms).events()) as events:
             async for event in events:
@@ -264,5 +266,9 @@ def _template_fingerprint(tokenizer: Tokenizer) -> str:
 def _with_fallback(event: PolicyEvent, reason: str) -> PolicyEvent:
     if not isinstance(event, Stop):
         return event
-    details = {**event.details, "stopping": {"action": "go_on", "fallback": reason}}
+    details = {**event.details, "stopping": _fallback(reason)}
     return replace(event, details=details, warnings={**event.warnings, "stopping": reason})
+
+
+def _fallback(reason: str) -> dict[str, str]:
+    return {"action": "go_on", "fallback": reason}

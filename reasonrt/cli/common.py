@@ -14,11 +14,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from reasonrt.errors import ConfigError
 from reasonrt.policies.options import format_policy, parse_options, parse_policy
 from reasonrt.runtime import Runtime
+from reasonrt.sync import bar_columns
 from reasonrt.tasks import cancel
 from reasonrt.types import Limits
 
@@ -112,7 +113,7 @@ async def start(runtime: Runtime, what: str = "") -> None:
 
     async def tell() -> None:
         began = time.monotonic()
-        while not console.is_terminal:
+        while not (console.is_terminal or console.quiet):
             await asyncio.sleep(_TELL_S)
             sys.stderr.write(f"{text}: {time.monotonic() - began:.0f} s\n")
 
@@ -125,9 +126,7 @@ async def start(runtime: Runtime, what: str = "") -> None:
 
 
 def progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
+    return Progress(*bar_columns(), console=console)
 
 
 def write_json(path: Path | None, value: object) -> None:

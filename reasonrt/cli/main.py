@@ -27,6 +27,7 @@ from reasonrt.cli import (
     stopping_bench,
     zoo,
 )
+from reasonrt.cli.common import console
 from reasonrt.errors import ReasonRTError
 
 
@@ -47,8 +48,12 @@ def reasonrt(
     shows_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print errors only, and what --json - asks for; goes before the command.")
+    ] = False,
 ) -> None:
     """Orchestrate reasoning inference: which model writes the next step, and when to stop."""
+    console.quiet = quiet
 
 
 app.command("policies", epilog="Example: reasonrt policies --json policies.json")(policies.policies)

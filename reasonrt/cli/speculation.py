@@ -18,6 +18,7 @@ from reasonrt.cli.common import (
     console,
     read_policy,
     run,
+    start,
     write_json,
 )
 from reasonrt.config import Config, DiffusionConfig, VllmConfig, load_config
@@ -214,8 +215,9 @@ async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list
     for evaluation in evaluations:
         check_run(runtime, *evaluation)
     reports = []
-    with console.status(f"starting {', '.join(runtime.engines)} ...") as status:
-        async with runtime:
+    await start(runtime)
+    try:
+        with console.status("solving ...") as status:
             for problems, specs, run_settings, out in evaluations:
 
                 def advance(progress: EvalProgress, name: str = out.name) -> None:
@@ -223,6 +225,8 @@ async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list
 
                 reports.append(await evaluate(runtime, problems, specs, run_settings, out, advance))
             return reports
+    finally:
+        await runtime.__aexit__()
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:

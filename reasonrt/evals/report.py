@@ -6,7 +6,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from reasonrt.calibration.speedup import Speed, break_even_share
 from reasonrt.evals.journal import Record
 from reasonrt.evals.statistics import mcnemar_p_value, paired_difference_interval, wilson_interval
 
@@ -77,6 +76,8 @@ class Report:
 
     def _why_slower(self, label: str) -> str:
         """Why speculation takes longer than the target alone, as `reasonrt plan` reckons; empty of other policies."""
+        from reasonrt.calibration.speedup import Speed, break_even_share  # needs numpy
+
         tallies = [record.details for record in self.of(label) if "escalations" in record.details]
         steps = sum(tally["steps"] for tally in tallies)
         if not steps:
