@@ -55,7 +55,7 @@ class StoppingOptions:
     certificate: Annotated[Text | Annotated[list[Text], Field(min_length=1)] | None, OPERATOR_ONLY] = None
     rule: StoppingRule | None = None
     record: Annotated[bool, OPERATOR_ONLY] = False
-    suffix: Text = SUFFIX
+    suffix: Annotated[Text, OPERATOR_ONLY] = SUFFIX
     schedule: Annotated[Schedule, OPERATOR_ONLY] = field(default_factory=Schedule)
     shadow: Annotated[float, Field(ge=0, le=1), OPERATOR_ONLY] = 0.05
     shadow_traces: Annotated[Text | None, OPERATOR_ONLY] = None

@@ -44,6 +44,7 @@ class BoundsConfig(_Strict):
 
     body_bytes: int = Field(1 << 20, ge=1024, le=1 << 28, description="of a request, without its context; over it: 413")
     context_bytes: int = Field(1 << 24, ge=0, le=1 << 30, description="that its context adds to that; over it: 413")
+    bodies_bytes: int = Field(1 << 27, ge=1 << 20, description="of all requests that wait or run; more wait unread")
     context_documents: int = Field(4096, ge=1, le=65_536)
     context_part_characters: int = Field(
         16_384, ge=0, description="a longer part of a user's message is a document, to a policy that reads context"
@@ -52,11 +53,26 @@ class BoundsConfig(_Strict):
     n: int = Field(8, ge=1, le=64)
     deadline_s: float = Field(600.0, gt=0, description="of every request, waiting included; a request may ask for less")
     engine_calls: int = Field(16_384, ge=1)
-    running: int = Field(64, ge=1, description="choices that are worked on concurrently")
-    queued: int = Field(64, ge=0, description="choices that wait for that; over it: 503")
+    running: int = Field(64, ge=1, description="generations at a time; of several keys, one has at most three quarters")
+    queued: int = Field(
+        64, ge=0, description="generations that wait for that; over it: 503. Of several keys, one has at most half: 429"
+    )
     queue_s: float = Field(30.0, gt=0, description="the longest wait; over it: 503")
-    running_per_key: int | None = Field(None, ge=1, description="choices, waiting ones included; over it: 429")
+    running_per_key: int | None = Field(None, ge=1, description="generations, waiting ones included; over it: 429")
     requests_per_minute_per_key: float | None = Field(None, gt=0)
+
+
+class ConnectionsConfig(_Strict):
+    """How many connections are open concurrently, and how long one may take.
+
+    Over a bound, the oldest connection that has shown no key is closed, then the one that has been idle longest: those
+    with a key always get in, and so does `/health`.
+    """
+
+    total: int = Field(4096, ge=16, description="fewer where RLIMIT_NOFILE is low: descriptors never run out")
+    per_address: int = Field(256, ge=1, description="of those that have shown no key; of IPv6, per network of 64 bits")
+    head_s: float = Field(10.0, gt=0, description="for a request up to the end of its headers, from the first byte on")
+    write_s: float = Field(20.0, gt=0, description="for a caller to take what was sent; then it is closed")
 
 
 class ReplicaConfig(_Strict):
@@ -85,6 +101,7 @@ class ServeConfig(_Strict):
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
     api_keys: dict[Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")], SecretStr] = Field(default_factory=dict)
     bounds: BoundsConfig = BoundsConfig()
+    connections: ConnectionsConfig = ConnectionsConfig()
     efforts: dict[Effort, Preset] = Field(default_factory=_default_efforts)
     reasoning_fields: tuple[Literal["reasoning", "reasoning_content"], ...] = ("reasoning", "reasoning_content")
     keep_alive_s: float = Field(10.0, gt=0, description="a comment, when a stream has been silent for so long")

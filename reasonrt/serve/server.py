@@ -18,10 +18,10 @@ from reasonrt.serve.backends.base import Backend
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
+from reasonrt.serve.connections import Connections, protocol_of
 from reasonrt.serve.gateway import Gateway
 
 _log = logging.getLogger(__name__)
-_CONNECTIONS = 8192
 _KEEP_OPEN_S = 75  # longer than common clients keep an idle connection
 
 
@@ -29,17 +29,21 @@ class Server(uvicorn.Server):
     """On SIGTERM, new requests get 503 while running ones get `grace_s`; on SIGINT it ends immediately."""
 
     def __init__(self, app: FastAPI, config: ServeConfig) -> None:
+        connections = Connections(config.connections, len(config.api_keys))
+        app.state.gateway.metrics.watch_connections(lambda: connections.num, lambda: connections.num_closed)
         super().__init__(
             uvicorn.Config(
                 app,
                 host=config.host,
                 port=config.port,
+                http=protocol_of(connections),
+                backlog=connections.backlog,
+                proxy_headers=False,  # nobody asks for what they say
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_OPEN_S,
                 timeout_graceful_shutdown=1,  # after the grace
-                limit_concurrency=_CONNECTIONS,
                 ws="none",
             )
         )

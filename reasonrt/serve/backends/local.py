@@ -4,15 +4,15 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Self
 
-from reasonrt.errors import EngineError
+from reasonrt.errors import EngineError, RequestError
 from reasonrt.ports import Engine
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.wire.errors import ABSENT, ApiError
-from reasonrt.tasks import cancel
+from reasonrt.tasks import LONG_CHARACTERS, cancel, read_text
 from reasonrt.types import Event
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Worker:
         Raises:
             ApiError: with the code `ABSENT`, where such an engine is needed and not waited for.
         """
-        accepted = self._accept(prepared, is_patient)
+        accepted = await self._accept(prepared, is_patient)
         self.running += 1
         try:
             yield accepted
@@ -80,7 +80,7 @@ class Worker:
             self.running -= 1
             self.served += 1
 
-    def _accept(self, prepared: Prepared, is_patient: bool) -> Accepted:
+    async def _accept(self, prepared: Prepared, is_patient: bool) -> Accepted:
         if not self._is_started:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
         request, engines = prepared.request, [prepared.engines[role] for role in prepared.policy.engines]
@@ -95,7 +95,10 @@ class Worker:
         num_characters = sum(len(message.content) for message in request.messages)
         if num_characters > _MOST_CHARACTERS_PER_TOKEN * room:  # no need to find out exactly, which takes long
             raise _too_long(f"{num_characters} characters", room)
-        prompt = request.prompts.token_ids(engines[0].tokenizer, request.messages)
+        prompt = await read_text(num_characters, request.prompts.token_ids, engines[0].tokenizer, request.messages)
+        for engine in engines[1:] if num_characters > LONG_CHARACTERS else ():  # policies find it then
+            with suppress(RequestError):  # of a template that whoever asks for it will be told of
+                await read_text(num_characters, request.prompts.token_ids, engine.tokenizer, request.messages)
         if len(prompt) >= room:
             raise _too_long(f"{len(prompt)} tokens", room)
         return Accepted(len(prompt), prepared.prompt_opens_thinking, names)

@@ -126,9 +126,9 @@ def test_what_is_not_said_stays_within_the_bounds() -> None:
 def test_every_generation_takes_a_place() -> None:
     rule = {"kind": "upper_threshold", "signal": {"kind": "agreement"}, "threshold": 3}
 
-    assert to_job(n=2).places == 2
-    assert to_job(model="self_consistency@k=3", n=2).places == 6
-    assert to_job(reasonrt={"options": {"stopping": {"rule": rule}}}).places == 2  # a probe runs beside the text
+    assert to_job(n=2).streams == 1
+    assert to_job(model="self_consistency@k=3", n=2).streams == 3
+    assert to_job(reasonrt={"options": {"stopping": {"rule": rule}}}).streams == 2  # a probe runs beside the text
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,7 @@ def test_every_generation_takes_a_place() -> None:
         {"stopping": {"certificate": "/etc/passwd"}},
         {"stopping": {"rule": {}, "max_running": 1000}},
         {"stopping": {"rule": {}, "patience_s": 1000}},
+        {"stopping": {"rule": {}, "suffix": "x"}},
         {"stopping": {"rule": {}, "shadow": 1}},
         {"router_file": "/etc/passwd"},
     ],
