@@ -233,6 +233,23 @@ class ChecksDecoding(Protocol):
         """
 
 
+@runtime_checkable
+class ChecksHealth(Protocol):
+    """What an engine has that computes in another process, which may hang where it could have died."""
+
+    async def check_health(self, within_s: float) -> None:
+        """Return when the other process has answered, however much work it has; one that is starting counts as well.
+
+        One that has not answered in time is killed: what runs in it fails as after a death, and is resumed.
+
+        Args:
+            within_s: seconds; longer than any single pass takes.
+
+        Raises:
+            EngineError: it did not answer, and was killed.
+        """
+
+
 def refuse_decoding(engine_name: str, *samplings: Sampling) -> None:
     """For an engine that writes token by token and knows no other schedule.
 

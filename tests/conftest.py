@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -54,9 +53,6 @@ SHARED = {"engines": "engines", "policies": "engines", "serve": "serve"}
 """Folders of tests whose fixtures of a session are expensive: they are set up once."""
 ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
 
-# here a warning is an error; in the processes that vLLM forks for an engine it would be the engine's death
-os.register_at_fork(after_in_child=warnings.resetwarnings)
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,7 +85,7 @@ def _place(nodeid: str) -> int:
 
 @cache
 def has_gpu() -> bool:
-    """Counted without initialising CUDA, as `torch.cuda.is_available()` would: vLLM could fork no engine any more."""
+    """Counted without initialising CUDA, as `torch.cuda.is_available()` would, in a process that may not need it."""
     import torch
 
     return bool(torch.cuda.device_count())

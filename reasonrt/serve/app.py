@@ -47,6 +47,8 @@ from reasonrt.tasks import read_text
 
 _log = logging.getLogger(__name__)
 _BODY_S = 30.0
+_LEAVE_S = 20.0  # engines close their processes one after the other
+_LEAVE_START_S = 2.0
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error} for status in (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503)
 }
@@ -60,18 +62,20 @@ def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAP
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        leaving = asyncio.Event()
+        has_started = False
 
         async def hold() -> None:
+            nonlocal has_started
             async with backend:  # it starts while the server already answers, and says that it is not ready
+                has_started = True
                 _log.info("the engines are warm: requests are taken")
                 await asyncio.to_thread(warn_of_open_ports)
-                await leaving.wait()
+                await asyncio.Event().wait()
 
         app.state.holding = asyncio.create_task(hold())
         yield
-        leaving.set()
-        await asyncio.wait({app.state.holding})  # the server tells how it ended
+        app.state.holding.cancel()  # also while it starts
+        await asyncio.wait({app.state.holding}, timeout=_LEAVE_S if has_started else _LEAVE_START_S)
 
     app = FastAPI(
         title="reasonrt",

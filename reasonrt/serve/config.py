@@ -58,6 +58,7 @@ class BoundsConfig(_Strict):
         64, ge=0, description="generations that wait for that; over it: 503. Of several keys, one has at most half: 429"
     )
     queue_s: float = Field(30.0, gt=0, description="the longest wait; over it: 503")
+    engine_silence_s: float = Field(20.0, gt=0, description="an engine that does not answer for so long is replaced")
     running_per_key: int | None = Field(None, ge=1, description="generations, waiting ones included; over it: 429")
     requests_per_minute_per_key: float | None = Field(None, gt=0)
 
@@ -86,6 +87,9 @@ class ReplicaConfig(_Strict):
     num_gpus: float = Field(0, ge=0)
     split: bool = Field(False, description="each engine in a deployment of its own, reached over Ray")
     cluster: str = Field("auto", description="auto: the one that runs, else one of our own; local: our own; HOST:PORT")
+    application: str | None = Field(
+        None, min_length=1, description="its name in the cluster; None: one that no other server has"
+    )
 
     @model_validator(mode="after")
     def _are_ordered(self) -> Self:
@@ -106,6 +110,7 @@ class ServeConfig(_Strict):
     reasoning_fields: tuple[Literal["reasoning", "reasoning_content"], ...] = ("reasoning", "reasoning_content")
     keep_alive_s: float = Field(10.0, gt=0, description="a comment, when a stream has been silent for so long")
     grace_s: float = Field(30.0, ge=0, description="on shutdown, for what still runs")
+    cluster_timeout_s: float = Field(20.0, gt=0, description="for a cluster to answer that replicas are to join")
     max_resumes: int = Field(5, ge=0, description="deaths of engines or replicas that one request outlives")
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False

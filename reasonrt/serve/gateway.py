@@ -42,6 +42,8 @@ class Gateway:
         keys = PublicKeys.read(config.certificate_keys)
         backend.runtime.certificates.keep(config.evidence_folder, keys)  # one evidence each, for all replicas
         self.admission = Admission(config.bounds, len(config.api_keys))
+        self.replies: set[asyncio.Future[None]] = set()  # that are worked on
+        self.is_over = False
         self._spans = Spans(config.tracing)
         metrics.watch("reasonrt_running", "Choices that are worked on.", lambda: self.admission.running)
         metrics.watch("reasonrt_queued", "Choices that wait for a place.", lambda: self.admission.queued)
@@ -67,6 +69,14 @@ class Gateway:
         except ApiError as error:
             self.metrics.rejections.labels(error.code or "other").inc()
             raise
+
+    def cut_off(self) -> int:
+        """Cancel every reply, and say how many there were; each of them tells its caller."""
+        self.is_over = True
+        running = [reply for reply in self.replies if not reply.done()]
+        for reply in running:
+            reply.cancel()
+        return len(running)
 
     async def solve(self, job: Job, key: str) -> AsyncGenerator[Update | None, None]:
         """The events of all choices as they come; None when nothing has come for `keep_alive_s`.

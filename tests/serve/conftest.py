@@ -126,7 +126,8 @@ def start(clients: list[OpenAI | httpx.Client]) -> Iterator[Start]:
         config = ServeConfig.model_validate({"port": 0} | keys)
         scripted = {role: kind(role, script, **(engine or {})) for role in ("draft", "target")}
         runtime = Runtime(engines or scripted, policies)
-        server = Server(build_app(Worker(runtime), Catalog(runtime, config), config), config)
+        worker = Worker(runtime, config.bounds.engine_silence_s)
+        server = Server(build_app(worker, Catalog(runtime, config), config), config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         servers.append((server, thread))

@@ -8,7 +8,7 @@ from contextlib import aclosing, suppress
 from typing import Self
 
 from reasonrt.errors import EngineError, RequestError
-from reasonrt.ports import Engine
+from reasonrt.ports import ChecksHealth, Engine
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.wire.errors import ABSENT, ApiError
@@ -17,16 +17,22 @@ from reasonrt.types import Event
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
+_SILENCE_S = 20.0
 _MOST_CHARACTERS_PER_TOKEN = 32
 _PROMPT_S = 0.5  # a live engine says so faster, a dead one takes seconds to start
 _LOST_S = 600.0  # the largest models take minutes to start
 
 
 class Worker:
-    """A runtime behind the protocol. Engines that die are started again, whether or not a request waits for them."""
+    """A runtime behind the protocol. Engines that die are started again, whether or not a request waits for them.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
+    Args:
+        runtime: the engines.
+        engine_silence_s: an engine that does not answer for so long hangs, and is killed.
+    """
+
+    def __init__(self, runtime: Runtime, engine_silence_s: float = _SILENCE_S) -> None:
+        self.runtime, self._engine_silence_s = runtime, engine_silence_s
         self.restarts = self.running = self.served = 0  # the last two: requests
         self._absent = {engine.name: time.monotonic() for engine in runtime.engines.values()}  # and since when
         self._is_started = False
@@ -38,6 +44,8 @@ class Worker:
         self._is_started = True
         engines = {engine.name: engine for engine in self.runtime.engines.values()}
         self._watches = [asyncio.create_task(self._watch(engine)) for engine in engines.values()]
+        answering = [engine for engine in engines.values() if isinstance(engine, ChecksHealth)]
+        self._watches += [asyncio.create_task(self._listen(engine.name, engine)) for engine in answering]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -121,6 +129,17 @@ class Worker:
                 _log.error("engine %s does not start: %r", engine.name, error)
             finally:
                 starting.cancel()
+
+    async def _listen(self, name: str, engine: ChecksHealth) -> None:
+        """A dead engine is found by what fails in it; one that hangs must be asked."""
+        pause_s = self._engine_silence_s / 4
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await engine.check_health(self._engine_silence_s - pause_s)
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is asked again)
+                self._absent.setdefault(name, time.monotonic())
+                _log.error("%s", error)
 
 
 def _too_long(size: str, room: int) -> ApiError:
