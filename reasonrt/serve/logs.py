@@ -4,6 +4,8 @@ import json
 import logging
 from datetime import UTC, datetime
 
+from reasonrt.masking import masked_text
+
 
 class JsonFormatter(logging.Formatter):
     """`fields` given in `extra` stand beside time, level, logger and message."""
@@ -13,10 +15,10 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked_text(record.getMessage()),
         } | getattr(record, "fields", {})
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = masked_text(self.formatException(record.exc_info))
         return json.dumps(line, default=str)
 
 
