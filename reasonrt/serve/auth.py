@@ -73,9 +73,7 @@ class AuthMiddleware:
             state["key"] = self._authorize(scope["path"], headers)
             await self._app(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer and the log the cause)
-            told = to_api_error(error)
-            if told is not error:
-                _log.error("request %s failed", request_id, exc_info=error)
+            told = to_api_error(error, request_id)
             if not status:
                 await told.response()(scope, receive, send_with_id)
         finally:
