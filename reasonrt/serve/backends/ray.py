@@ -40,6 +40,7 @@ from reasonrt.ports import Engine, Tool
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.backends.local import Worker
+from reasonrt.serve.backends.ray_token import provide_token
 from reasonrt.serve.config import ReplicaConfig, ServeConfig
 from reasonrt.serve.server import serve
 from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
@@ -333,6 +334,7 @@ def _join(cluster: str) -> bool:
     Raises:
         ConfigError: no cluster answers at the address that was given.
     """
+    provide_token(os.environ)
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.WARNING}
     if cluster != "local":
         try:
