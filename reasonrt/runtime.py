@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
 from reasonrt.config import Config, load_config
-from reasonrt.errors import ConfigError, EngineError, PluginError, ReasonRTError, RequestError
+from reasonrt.errors import ConfigError, EngineError, PluginError, ReasonRTError, RequestError, shown
 from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
 from reasonrt.plugins import FAILURES, reason_of
@@ -109,7 +109,9 @@ class Runtime:
         by_name: dict[str, Engine] = {}
         for role, engine in self.engines.items():
             if by_name.setdefault(engine.name, engine) is not engine:
-                raise ConfigError(f"two engines are named {engine.name!r}; give the one in role {role!r} another name")
+                raise ConfigError(
+                    f"two engines are named {engine.name!r}; give the one in role {shown(role)} another name"
+                )
 
     @classmethod
     def from_config(cls, path: str | Path | None = None, *, roles: Sequence[str] | None = None, **changes: Any) -> Self:
@@ -214,7 +216,9 @@ class Runtime:
         engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
         if missing := [name for name in policy.tools if name not in self.tools]:
             known = ", ".join(self.tools) or "none"
-            raise ConfigError(f"policy {request.policy} uses a tool {missing[0]!r}; there are {known}: configure it")
+            raise ConfigError(
+                f"policy {request.policy} uses a tool {shown(missing[0])}; there are {known}: configure it"
+            )
         policy.accept(request, engines)
         return Prepared(request, policy, engines)
 
@@ -317,7 +321,7 @@ class Runtime:
 
 def _no_engine(role: str, known: Iterable[str]) -> ConfigError:
     there = ", ".join(known) or "none"
-    return ConfigError(f"no engine has the role {role!r}; there are {there}: add it or choose another policy")
+    return ConfigError(f"no engine has the role {shown(role)}; there are {there}: add it or choose another policy")
 
 
 def _check_files(name: str, policy: Policy, engines: Mapping[str, Engine]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -281,6 +282,22 @@ def make_trace() -> Callable[..., Trace]:
         return Trace(problem_id, checkpoints, 100 * (len(points) + 1), full_answer, gold, group)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def disk_with() -> Callable[[int], AbstractContextManager[None]]:
+    """No file grows beyond so many bytes; what fits of a write is written, as on a disk that is full."""
+
+    @contextmanager
+    def limited(most_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from reasonrt.errors import CalibrationError, ConfigError, RequestError
+from reasonrt.errors import CalibrationError, ConfigError, RequestError, shown
 from reasonrt.policies.stopping.files import canonical
 from reasonrt.policies.stopping.loop import StoppingLoop, Terms
 from reasonrt.policies.stopping.probes import SUFFIX
@@ -88,7 +88,7 @@ class CommonOptions:
         if self.risk is not None and (self.stopping is None or not self.stopping.certificates):
             raise RequestError("risk picks among certificates; give stopping some")
         if unknown := sorted(self.tolerated.keys() - RISKS.keys()):
-            raise RequestError(f"risk {unknown[0][:64]!r} is not known; there are {', '.join(RISKS)}")
+            raise RequestError(f"risk {shown(unknown[0])} is not known; there are {', '.join(RISKS)}")
 
     @property
     def tolerated(self) -> Mapping[str, float]:

@@ -1,6 +1,7 @@
 """`reasonrt`: the command line. Commands live in the modules of this folder, with heavy imports inside functions."""
 
 import sys
+import traceback
 from importlib.metadata import version
 from typing import Annotated
 
@@ -29,6 +30,7 @@ from reasonrt.cli import (
 )
 from reasonrt.cli.common import console
 from reasonrt.errors import ReasonRTError
+from reasonrt.masking import masked_text
 
 
 def print_version(is_asked: bool) -> None:
@@ -123,3 +125,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)
+    except Exception:  # noqa: BLE001 (nobody foresaw it, and its text may hold what must not be printed)
+        sys.stderr.write(masked_text(traceback.format_exc()))
+        sys.exit(1)

@@ -22,7 +22,7 @@ from reasonrt.cli.common import (
     write_json,
 )
 from reasonrt.config import Config, DiffusionConfig, VllmConfig, load_config
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings
 from reasonrt.evals.tasks import TaskProblem
@@ -74,7 +74,7 @@ def bench(
     settings = load_config(config)
     families = family or list(arms.SWEEPS)
     if unknown := sorted(set(families) - set(arms.SWEEPS)):
-        raise ConfigError(f"unknown family {unknown[0]!r}; there are {', '.join(arms.SWEEPS)}")
+        raise ConfigError(f"unknown family {shown(unknown[0])}; there are {', '.join(arms.SWEEPS)}")
     arms.check_skipped(families, list(TOKEN_LEVEL), skip or ())
     drawn = load_task(task, max(problems, timed), split)
     levels = concurrency or [1, 8, 32]

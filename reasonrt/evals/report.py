@@ -8,6 +8,7 @@ from typing import Any
 
 from reasonrt.evals.journal import Record
 from reasonrt.evals.statistics import mcnemar_p_value, paired_difference_interval, wilson_interval
+from reasonrt.files import write_figure
 
 TARGET, DRAFT = "target", "draft"
 """The policy that others are compared with, and the one that writes alone what others speculate with."""
@@ -180,5 +181,5 @@ def plot(report: Report, path: Path) -> None:
     rows = report.rows()
     axes.set_title(f"task {report.task}, n = {rows[0]['n'] if rows else 0} per policy, 95 % intervals", loc="left")
     figure.tight_layout()
-    figure.savefig(path)
+    write_figure(path, figure)
     plt.close(figure)

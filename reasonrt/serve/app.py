@@ -212,7 +212,7 @@ async def _tell(http: Request, error: Exception) -> Response:
         response = ApiError(error.status_code, error.detail).response()
         response.headers.update(error.headers or {})
         return response
-    told = to_api_error(error)
+    told = to_api_error(error, http.state.request_id)
     http.state.note["error"] = told.code or "invalid"
     return told.response()
 

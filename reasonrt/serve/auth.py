@@ -13,7 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reasonrt.options import short
+from reasonrt.errors import shown
 from reasonrt.serve.config import ServeConfig, is_loopback
 from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.wire.errors import ApiError, to_api_error
@@ -84,9 +84,7 @@ class AuthMiddleware:
                 state["held"] = held
                 await self._app(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer and the log the cause)
-            told = to_api_error(error)
-            if told is not error:
-                _log.error("request %s failed", request_id, exc_info=error)
+            told = to_api_error(error, request_id)
             if not status:
                 await told.response()(scope, receive, send_with_id)
         finally:
@@ -108,7 +106,7 @@ class AuthMiddleware:
         if not self._keys:
             # a page in a browser here could reach us by a name of its own that it leads to this machine
             if not is_loopback(host):
-                raise ApiError(403, f"this server answers to localhost only, not to {short(host)}", code="wrong_host")
+                raise ApiError(403, f"this server answers to localhost only, not to {shown(host)}", code="wrong_host")
             return ANONYMOUS
         scheme, _, key = headers.get("authorization", "").partition(" ")
         owner = self._keys.owner(key.strip()) if scheme.lower() == "bearer" else None
@@ -128,7 +126,7 @@ def _host_name(hosts: Sequence[str]) -> str:
     header = hosts[0] if hosts else ""
     found = _HOST.fullmatch(header)
     if found is None:
-        raise ApiError(400, f"{short(header)} is no HOST or HOST:PORT; correct the Host header", code="wrong_host")
+        raise ApiError(400, f"{shown(header)} is no HOST or HOST:PORT; correct the Host header", code="wrong_host")
     return found["host"].strip("[]").lower()
 
 

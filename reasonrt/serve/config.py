@@ -7,16 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, in_one_line
+from reasonrt.masking import MASK, MIN_KEY_CHARACTERS, can_be_sent
 
 KEYS_VARIABLE = "REASONRT_API_KEYS"
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
-_MIN_KEY_CHARACTERS = 16
-
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Preset(_Strict):
@@ -125,9 +124,15 @@ class ServeConfig(_Strict):
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
-        for name, key in self.api_keys.items():
-            if len(key.get_secret_value()) < _MIN_KEY_CHARACTERS:
-                raise ValueError(f"the API key {name!r} must have at least {_MIN_KEY_CHARACTERS} characters")
+        keys = {name: key.get_secret_value() for name, key in self.api_keys.items()}
+        for name, key in keys.items():
+            key_of = f"the API key '{_shown_name(name)}'"
+            if len(key) < MIN_KEY_CHARACTERS:
+                raise ValueError(f"{key_of} must have at least {MIN_KEY_CHARACTERS} characters")
+            if not can_be_sent(key):
+                raise ValueError(f"{key_of} can never match: a header holds ASCII, and no space at an end")
+        if len(set(keys.values())) < len(keys):
+            raise ValueError("two names have the same API key, and the second could never match")
         if not self.api_keys and not is_loopback(self.host):
             raise ValueError(f"anybody who reaches {self.host} could use the engines: give api_keys, or bind 127.0.0.1")
         return self
@@ -139,7 +144,10 @@ def load_serve_config(values: Mapping[str, Any], environment: Mapping[str, str])
     Raises:
         ConfigError: a key or value that is not known, or a setting that is not safe; the message says which and why.
     """
-    keys = dict(values.get("api_keys") or {})
+    configured = values.get("api_keys") or {}
+    if not isinstance(configured, Mapping):
+        raise ConfigError("serve.api_keys must hold keys by their names")
+    keys = dict(configured)
     for pair in filter(None, environment.get(KEYS_VARIABLE, "").split(",")):
         name, equals, key = pair.partition("=")
         if not equals:
@@ -149,8 +157,16 @@ def load_serve_config(values: Mapping[str, Any], environment: Mapping[str, str])
         return ServeConfig.model_validate({**values, "api_keys": keys})
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        where = ".".join(["serve", *map(str, first["loc"])])
-        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        known = [part if str(part).isidentifier() else _shown_name(str(part)) for part in first["loc"]]
+        if "api_keys" in first["loc"][:1]:
+            known[1:] = [_shown_name(str(part)) for part in first["loc"][1:2]]
+        message = in_one_line(first["msg"].removeprefix("Value error, "), 200)
+        raise ConfigError(f"{in_one_line('.'.join(['serve', *map(str, known)]))}: {message}") from None
+
+
+def _shown_name(name: str) -> str:
+    """The name of a key; one that is as long as a key may be one, which stands in the wrong place."""
+    return in_one_line(name) if len(name) < MIN_KEY_CHARACTERS else MASK
 
 
 def is_loopback(host: str) -> bool:

@@ -10,6 +10,8 @@ import threading
 import time
 from datetime import UTC, datetime
 
+from reasonrt.masking import masked_text
+
 _LINES = 10_000  # that wait to be written; more are dropped
 _FLUSH_S = 2.0  # for these, when the process ends
 
@@ -22,10 +24,10 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked_text(record.getMessage()),
         } | getattr(record, "fields", {})
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = masked_text(self.formatException(record.exc_info))
         return json.dumps(line, default=str)
 
 

@@ -1,7 +1,6 @@
 """One answer as it is sent: whole or as a stream, given up as soon as the caller leaves."""
 
 import asyncio
-import logging
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +16,6 @@ from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, ReplyFormat, own_fie
 from reasonrt.tasks import cancel
 from reasonrt.types import Completion
 
-_log = logging.getLogger(__name__)
 _SEND_S = 30.0  # beyond the deadline, for a caller that reads slowly: after it, its place goes to others
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 _STREAM_HEADERS |= {"x-accel-buffering": "no"}  # a proxy must not collect steps
@@ -42,7 +40,8 @@ class Reply(Response):
         self._note |= {"model": self._job.model, "policy": request.policy, "stream": self._job.is_stream}
         if self._gateway.config.log_prompts:
             self._note["messages"] = [[message.role, message.content] for message in request.messages]
-        work = asyncio.ensure_future(self._stream(send) if self._job.is_stream else self._whole(send))
+        request_id = scope["state"]["request_id"]
+        work = asyncio.ensure_future(self._stream(send, request_id) if self._job.is_stream else self._whole(send))
         self._gateway.replies.add(work)
         leaving = asyncio.ensure_future(_left(receive))
         deadline_s = request.limits.deadline_s
@@ -81,7 +80,7 @@ class Reply(Response):
         await _start(send, headers)
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, send: Send, request_id: str) -> None:
         ended: dict[int, Choice] = {}
         try:
             async with aclosing(self._gateway.solve(self._job, self._key)) as updates:
@@ -99,8 +98,7 @@ class Reply(Response):
         except Exception as error:
             if not self._is_started:
                 raise
-            _log.error("a stream broke off", exc_info=error)
-            told = to_api_error(error)
+            told = to_api_error(error, request_id)
             self._note["error"] = told.message
             end = to_event(told.body())
         self._is_over = True

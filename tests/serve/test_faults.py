@@ -105,9 +105,9 @@ def test_more_deaths_than_allowed_are_an_error_of_the_right_kind(start: Any) -> 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(openai.InternalServerError, match="engine 'target' died") as whole:
+    with pytest.raises(openai.InternalServerError, match=r"an engine failed; .* under this request's id") as whole:
         server.openai().chat.completions.create(**FEW)
-    with pytest.raises(openai.APIError, match="engine 'target' died"):
+    with pytest.raises(openai.APIError, match=r"an engine failed; .* under this request's id"):
         list(server.openai().chat.completions.create(**FEW, stream=True))
     killer.join()
 

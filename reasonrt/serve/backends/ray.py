@@ -46,6 +46,7 @@ from reasonrt.ports import Engine, Tool
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.backends.local import Worker
+from reasonrt.serve.backends.ray_token import provide_token
 from reasonrt.serve.config import ReplicaConfig, ServeConfig, is_loopback
 from reasonrt.serve.server import serve
 from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
@@ -403,6 +404,7 @@ def _join(cluster: str, timeout_s: float) -> bool:
     Raises:
         ConfigError: no cluster answers at the address that was given.
     """
+    provide_token(os.environ)
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.WARNING}
     if (address := _address(cluster, timeout_s)) is not None:
         ray.init(address, **quiet)

@@ -221,7 +221,7 @@ def test_any_json_is_a_job_or_one_clear_error(fields: dict[str, Any]) -> None:
     try:
         job = CATALOG.to_job(parse(ChatRequest, body))
     except ReasonRTError as error:
-        told = to_api_error(error).body().to_json().decode()
+        told = to_api_error(error, "id").body().to_json().decode()
     if told:
         assert "\\n" not in told
     else:
