@@ -55,7 +55,6 @@ _SCHEMA = "#/components/schemas/{model}"
 _OPTIONS = "Options-"
 """Begins the name of the schema of a policy's options."""
 
-_log = logging.getLogger(__name__)
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error} for status in (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503)
 }

@@ -167,7 +167,7 @@ async def status_of(catalog: Catalog, body: Mapping[str, Any]) -> tuple[int, str
 
 
 @pytest.mark.parametrize("spelling", ["in the body", "in the model's name"])
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 async def test_no_option_of_any_policy_gives_a_server_error(
     catalog: Catalog, spelling: str, data: st.DataObject
