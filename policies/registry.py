@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
-from reasonrt.options import option_names, read_options
+from reasonrt.options import option_names, options_schema, read_options
 from reasonrt.plugins import FAILURES, Plugin, PluginGroup, reason_of
 from reasonrt.policies.block_diffusion import BlockDiffusion
 from reasonrt.policies.options import refuse_operator_only
@@ -70,6 +70,8 @@ def build_policy(name: str, options: Mapping[str, Any], certificates: ServedCert
     own = {key: value for key, value in options.items() if key not in common}
     try:
         policy = find_policy(name).from_options(own)
+        if name not in _OWN:
+            _check_words(policy)  # which may be made of its options
     except ReasonRTError:
         raise
     except FAILURES as error:
@@ -88,6 +90,17 @@ def refuse_operator_options(name: str, options: Mapping[str, Any]) -> None:
         RequestError: names the first such option.
     """
     refuse_operator_only((*find_policy(name).option_types(), CommonOptions), options)
+
+
+def schema_of_options(name: str, ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON schema of what the policy `name` takes as options, and what it refers to by name.
+
+    What only the operator may set is `readOnly`.
+
+    Args:
+        ref_template: of references, with `{model}` for a name.
+    """
+    return options_schema((*find_policy(name).option_types(), CommonOptions), ref_template)
 
 
 def find_policy(name: str) -> PolicyKind:
@@ -164,10 +177,18 @@ def _tried(name: str, kind: PolicyKind) -> PolicyKind:
         policy = kind.from_options({})
     except RequestError:  # it has an option without a default
         return kind
-    for words in ("engines", "optional_engines", "tools"):
-        if not isinstance(named := getattr(policy, words), tuple):
-            raise TypeError(f"{words} is {named!r:.60}, and not a tuple of names")
+    _check_words(policy)
     return kind
+
+
+def _check_words(policy: Policy) -> None:
+    """Raises: TypeError: what a policy says of itself is not of the type that the runtime takes it for."""
+    for words in ("engines", "optional_engines", "tools"):
+        named = getattr(policy, words)
+        if not isinstance(named, tuple) or not all(isinstance(name, str) for name in named):
+            raise TypeError(f"{words} is {named!r:.60}, and not a tuple of names")
+    if not isinstance(policy.num_streams, int):
+        raise TypeError(f"num_streams is {policy.num_streams!r:.60}, and not a number")
 
 
 _GROUPS = (

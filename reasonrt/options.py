@@ -4,7 +4,7 @@ An option's annotation says its type and, by `Annotated[float, Field(ge=0, le=1)
 JSON: "no" is not false, 1.0 is not 1, and what is not named is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -49,6 +49,28 @@ def option_names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind) if field.init)
 
 
+def options_schema(kinds: Iterable[type], ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON schema of options that stand side by side, as `read_options` takes them, and what it refers to by name.
+
+    Args:
+        kinds: dataclasses; see this module.
+        ref_template: of references, with `{model}` for a name.
+    """
+    properties, required, definitions = dict[str, Any](), list[str](), dict[str, Any]()
+    for kind in kinds:
+        schema = _adapter(kind).json_schema(ref_template=ref_template)
+        definitions |= schema.pop("$defs", {})
+        properties |= schema["properties"]
+        required += schema.get("required", [])
+    whole = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return whole, definitions
+
+
+@cache  # it takes milliseconds, and callers who are refused need it
+def _schema(kind: Any) -> dict[str, Any]:
+    return _adapter(kind).json_schema()
+
+
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     if "__pydantic_config__" not in vars(kind):  # pydantic reads it there, and takes it from nowhere else
@@ -61,7 +83,7 @@ def _in_one_line(error: ValidationError, kind: type) -> str:
     path = [str(part) for part in first["loc"]]
     if not path:
         return str(first["msg"]).removeprefix("Value error, ")
-    allowed = allowed_in_words(_adapter(kind).json_schema()["properties"].get(path[0], {}))
+    allowed = allowed_in_words(_schema(kind)["properties"].get(path[0], {}))
     if len(path) == 1 and first["type"] == "missing":
         return f"option {path[0]!r} is missing"
     if allowed and first["type"] != "value_error":

@@ -273,6 +273,9 @@ class RequestEngine(Engine, GeneratesWhole, Protocol):
 class OperatorOnly:
     """Marks an option that only the configuration and code in this process may set, not a request over HTTP."""
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return handler(schema) | {"readOnly": True}  # in the words of OpenAPI
+
     def __repr__(self) -> str:
         return "OPERATOR_ONLY"
 

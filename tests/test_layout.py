@@ -28,6 +28,7 @@ FLOORS = (  # from the top: an import never goes up
     ("files", "masking", "errors", "kernels"),
 )
 NO_MIRROR = {
+    "hostile": "the attacks of benchmarks/, on every room that faces callers",
     "engines/hosted": "a package of somebody else's, with engines",
     "thirdparty": "a package of somebody else's with one of everything, and its tests",
     "thirdparty/abacus/reasonrt_abacus": "the package",

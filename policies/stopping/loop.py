@@ -245,7 +245,7 @@ class StoppingLoop:
         served = self._terms.served
         if served and self._terms.is_shadow:
             trace = self._trace(stop.reason)
-            served.ran_to_the_end(self._request.messages, trace, self._outcome)
+            served.ran_to_the_end(self._request, trace, self._outcome)
             if self._terms.shadows:
                 shadows, fingerprints = self._terms.shadows
                 shadows.add(trace, fingerprints)

@@ -229,7 +229,7 @@ class Stopping(Policy):
         schedule = Schedule.from_json(recorded.schedule) if recorded.schedule else options.schedule
         suffix = recorded.probes.get(PROBE, suffix)
         fingerprints = self.fingerprints(request, engines, schedule, suffix)
-        verdict = served.check(fingerprints)
+        verdict = served.check(fingerprints, request.cache_salt)
         # drawn anew and in secret: no caller can choose what the certificate is judged by
         is_shadow = secrets.randbelow(1 << 53) < verdict.shadow(options.shadow) * (1 << 53)
         file = options.shadow_traces if is_shadow else None

@@ -23,7 +23,7 @@ from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.risks import lost_correct
 from reasonrt.policies.stopping.signature import PublicKeys
 from reasonrt.policies.stopping.traces import Fingerprints, Trace
-from reasonrt.types import Message
+from reasonrt.types import Request
 
 _log = logging.getLogger(__name__)
 
@@ -45,17 +45,16 @@ class ServedCertificate:
         self.counts = Counter[str]()
         self._said = set[str]()
 
-    @property
-    def verdict(self) -> Verdict:
-        return self.evidence.verdict if self.flaw is None else Verdict(self.flaw)
+    def verdict(self, caller: str) -> Verdict:
+        return self.evidence.verdict(caller) if self.flaw is None else Verdict(self.flaw)
 
-    def check(self, served: Fingerprints) -> Verdict:
-        """What the evidence says, where the certificate may be served.
+    def check(self, served: Fingerprints, caller: str = "") -> Verdict:
+        """What the evidence says to `caller`, where the certificate may be served.
 
         Raises:
             CalibrationError: the certificate is not for this, or no longer holds.
         """
-        verdict = self.verdict
+        verdict = self.verdict(caller)
         try:
             if verdict.refusal is not None:
                 raise CalibrationError(verdict.refusal)
@@ -69,9 +68,10 @@ class ServedCertificate:
             raise
         return verdict
 
-    def ran_to_the_end(self, asked: Sequence[Message], trace: Trace, outcome: Outcome) -> None:
-        """One shadowed request: what it asked, what it thought, and what the rule would have done."""
-        self.evidence.add(Vote(self.sha256, digest(asked), lost_correct(trace, outcome)))
+    def ran_to_the_end(self, request: Request, trace: Trace, outcome: Outcome) -> None:
+        """One shadowed request: what it thought, and what the rule would have done."""
+        departed = lost_correct(trace, outcome)
+        self.evidence.add(Vote(self.sha256, digest(request.messages), departed, request.cache_salt))
 
 
 class ServedCertificates:
@@ -105,12 +105,12 @@ class ServedCertificates:
         self.close()
         self._evidence = lambda certificate, file: ReportedEvidence(certificate.sha256, link)
 
-    def verdicts(self) -> Mapping[str, Verdict]:
+    def verdicts(self, caller: str = "") -> Mapping[str, Verdict]:
         """Of each certificate, by its SHA-256, as its file is now; what a gateway tells its replicas."""
         for file in list(self._by_file):
             with suppress(CalibrationError):  # which has been logged
                 self.read(file)
-        return {served.sha256: served.verdict for served in self}
+        return {served.sha256: served.verdict(caller) for served in self}
 
     def count(self, vote: Vote) -> None:
         """A vote from a replica; one on a certificate that is no longer served is left out."""

@@ -238,8 +238,9 @@ def _seen(certificate: Certificate, file: Path) -> str:
         return "no evidence yet"
     evidence = KeptEvidence(certificate)
     evidence.restore(EvidenceFile(file, certificate.sha256).read(), str(file))
-    if refusal := evidence.verdict.refusal:
-        raise CalibrationError(refusal)
+    if alarmed := evidence.alarmed:
+        heard_by = "" if len(alarmed) == len(evidence.callers) else f"for {', '.join(alarmed)}: "
+        raise CalibrationError(f"{heard_by}{evidence.verdict(alarmed[0]).refusal}")
     monitor = evidence.monitor
     return f"evidence {monitor.evidence:.2g} of {1 / monitor.delta:g} by {monitor.n} shadowed requests"
 

@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from reasonrt.errors import ReasonRTError
+from reasonrt.plugins import FAILURES, reason_of
+from reasonrt.policies.registry import schema_of_options
 from reasonrt.serve.auth import ANONYMOUS, AuthMiddleware
 from reasonrt.serve.backends.base import Backend
 from reasonrt.serve.catalog import Catalog
@@ -29,7 +31,7 @@ from reasonrt.serve.reply import Reply
 from reasonrt.serve.trace_page import trace_page
 from reasonrt.serve.wire.errors import ApiError, to_api_error
 from reasonrt.serve.wire.rendering import ReplyFormat
-from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
+from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, OwnFields, parse
 from reasonrt.serve.wire.responses import (
     Answer,
     ChatCompletion,
@@ -49,6 +51,10 @@ _log = logging.getLogger(__name__)
 _BODY_S = 30.0
 _LEAVE_S = 20.0  # engines close their processes one after the other
 _LEAVE_START_S = 2.0
+_SCHEMA = "#/components/schemas/{model}"
+_OPTIONS = "Options-"
+"""Begins the name of the schema of a policy's options."""
+
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Error} for status in (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503)
 }
@@ -70,6 +76,7 @@ def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAP
                 has_started = True
                 _log.info("the engines are warm: requests are taken")
                 await asyncio.to_thread(warn_of_open_ports)
+                await asyncio.to_thread(app.openapi)  # made once, and not while a request waits
                 await asyncio.Event().wait()
 
         app.state.holding = asyncio.create_task(hold())
@@ -100,7 +107,7 @@ def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAP
     _add_solving(app, catalog, config)
     _add_models(app, catalog)
     _add_state(app, metrics)
-    app.openapi = lambda: _openapi(app, catalog.model_ids)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, catalog)  # type: ignore[method-assign]
     return app
 
 
@@ -232,18 +239,36 @@ def _described(
 
 
 def _reference(model: type[BaseModel]) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"$ref": _SCHEMA.format(model=model.__name__)}
 
 
-def _openapi(app: FastAPI, model_ids: Sequence[str]) -> dict[str, Any]:
+def _openapi(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
     if app.openapi_schema is None:
+        model_ids = catalog.model_ids
         with_options = "^(" + "|".join(map(re.escape, model_ids)) + ")@"
         model = {"anyOf": [{"enum": list(model_ids)}, {"type": "string", "pattern": with_options, "maxLength": 256}]}
         kinds: list[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
         kinds += [(ChatCompletionChunk, "serialization"), (TextCompletionChunk, "serialization")]
-        _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
-        app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        _, schemas = models_json_schema(kinds, ref_template=_SCHEMA)
+        whole = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for kind in (ChatRequest, CompletionRequest):
             schemas["$defs"][kind.__name__]["properties"]["model"] = model
-        app.openapi_schema["components"]["schemas"] |= schemas["$defs"]
+        options = _options_of(catalog.policies)
+        of_any = [{"$ref": _SCHEMA.format(model=name)} for name in options if name.startswith(_OPTIONS)]
+        schemas["$defs"][OwnFields.__name__]["properties"]["options"]["anyOf"] = of_any
+        whole["components"]["schemas"] |= options | schemas["$defs"]
+        app.openapi_schema = whole
     return app.openapi_schema
+
+
+def _options_of(policies: Sequence[str]) -> dict[str, Any]:
+    """The schema of each policy's options by its name, and of what they refer to."""
+    schemas: dict[str, Any] = {}
+    for policy in policies:
+        try:
+            schema, definitions = schema_of_options(policy, _SCHEMA)
+        except FAILURES as error:  # it may be code of others: the rest is described
+            _log.warning("the options of policy %r cannot be described: %s", policy, reason_of(error))
+            continue
+        schemas |= definitions | {f"{_OPTIONS}{policy}": schema}
+    return schemas

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from reasonrt.errors import ConfigError, RequestError
+from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.options import parse_policy
 from reasonrt.policies.registry import CONTROLS, policy_names, refuse_operator_options
@@ -108,9 +108,13 @@ class Catalog:
             cache_salt=cache_salt,
             context=context,
         )
-        choices = tuple(
-            self._runtime.prepare(replace(first, seed=_choice_seed(body.seed, index))) for index in range(num_choices)
-        )
+        requests = [replace(first, seed=_choice_seed(body.seed, index)) for index in range(num_choices)]
+        try:
+            choices = tuple(map(self._runtime.prepare, requests))
+        except ReasonRTError:
+            raise
+        except FAILURES as error:  # it may be code of others
+            raise RequestError(f"policy {policy!r} does not take the request: {reason_of(error)}") from error
         return Job(
             choices,
             choices[0].policy.num_streams,

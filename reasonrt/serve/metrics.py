@@ -86,9 +86,9 @@ class Metrics:
 
         labels, text = ("certificate", "kind"), "Requests under a certificate, and probes, by what became of them."
         self._registry.register(_Watched("reasonrt_stopping_requests", text, labels, counts, True))
-        text = "Against the certificate; at 1 / delta the alarm is raised."
+        text = "Against the certificate, by all votes; an alarm is raised at 2 / delta."
         self._registry.register(_Watched("reasonrt_stopping_evidence", text, labels[:1], evidence, False))
-        text = "Whether the certificate no longer holds."
+        text = "Whether the certificate no longer holds, for any API key."
         self._registry.register(_Watched("reasonrt_stopping_alarm", text, labels[:1], alarm, False))
 
     def step(self, policy: str, step: Step, seconds: float, *, is_first: bool) -> None:

@@ -415,7 +415,7 @@ def test_doctor_looks_at_certificates_and_at_their_evidence(folder: Path, tmp_pa
     path = evidence_path(certificate, tmp_path / "c.json", None)
     evidence = KeptEvidence(certificate, EvidenceFile(path, certificate.sha256))
     evidence.add(Vote(certificate.sha256, "q", True))
-    assert told("c.json")[1].endswith("of 10 by 1 shadowed requests")  # while another process keeps it
+    assert told("c.json")[1].endswith("of 20 by 1 shadowed requests")  # while another process keeps it
     evidence.close()
     with path.open("ab") as file:
         file.write(b"rotten\n")

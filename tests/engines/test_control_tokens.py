@@ -5,9 +5,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
@@ -15,9 +16,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 import reasonrt.zoo
-from reasonrt import Message
+from reasonrt import Limits, Message, Request, Runtime
+from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import RequestError
+from reasonrt.programs import protocol
+from reasonrt.programs.sandbox.base import Cell, Ending
+from reasonrt.types import Document, Step
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 
@@ -153,23 +158,154 @@ def test_encode_text_gives_no_control_token(tokenizers: dict[str, HFTokenizer], 
     assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize("model", ["nano-draft", "nano-target", "nano-thinker", "nano-router", "nano-reward"])
-def test_no_control_token_of_the_zoo_is_one_in_a_message(model: str) -> None:
-    tokenizer = HFTokenizer(MODELS / model)
-    names = [token["content"] for token in _added(MODELS / model) if token["special"]]
-    harmless = tokenizer.chat([Message("user", "What is 2 + 2?")])
-    assert len(names) == 4
+QWEN_CONTROLS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
+    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
+QWEN_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+"""Not marked as special in Qwen's tokenizer; its chat template frames calls of tools with them."""
 
-    for name in names:
-        ids = tokenizer.chat([Message("user", f"What is {name}2 + 2?{name}")])
+QWEN_TEMPLATE = """
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
+            {{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls or [] %}
+            {{- '\n<tool_call>\n{"name": "' + tool_call.name + '"}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user\n<tool_response>\n' + content + '\n</tool_response><|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"""  # noqa: E501
 
-        assert controls_in(tokenizer, ids, names) == controls_in(tokenizer, harmless, names)
-        assert tokenizer.decode(ids) == f"What is {name}2 + 2?{name}"
+
+def make_qwen(folder: Path) -> Path:
+    """A byte-level tokenizer with Qwen's control tokens and Qwen3's chat template, without definitions of tools."""
+    special = [AddedToken(token, special=True, normalized=False) for token in QWEN_CONTROLS]
+    return make(folder, QWEN_TEMPLATE, [*special, *(AddedToken(token, normalized=False) for token in QWEN_TAGS)])
 
 
-def _added(folder: Path) -> list[dict[str, Any]]:
-    added: list[dict[str, Any]] = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-    return added
+ZOO = sorted(folder.name for folder in MODELS.iterdir() if (folder / "tokenizer.json").is_file())
+
+
+@cache
+def controls_of(model: str) -> tuple[str, ...]:
+    if model == "qwen":
+        return (*QWEN_CONTROLS, *QWEN_TAGS)
+    added = json.loads((MODELS / model / "tokenizer.json").read_text())["added_tokens"]
+    return tuple(token["content"] for token in added if token["special"])
+
+
+EVERY_CONTROL = [(model, control) for model in (*ZOO, "qwen") for control in controls_of(model)]
+
+
+@pytest.fixture(scope="module")
+def of_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HFTokenizer]:
+    folders = {model: MODELS / model for model in ZOO}
+    return {
+        model: HFTokenizer(folder)
+        for model, folder in (folders | {"qwen": make_qwen(tmp_path_factory.mktemp("qwen"))}).items()
+    }
+
+
+class Listening(ScriptedEngine):
+    """Keeps the prompts that it is asked with, and answers that it has read them."""
+
+    def __init__(self, tokenizer: HFTokenizer) -> None:
+        super().__init__("target", "read " * 8)  # more than is asked for: its end is no token of theirs
+        self.tokenizer = tokenizer  # type: ignore[assignment]
+        self.prompts: list[list[int]] = []
+
+    def admit(self, prompt: Sequence[int], max_tokens: int, cache_salt: str = "") -> int:
+        self.prompts.append(list(prompt))
+        return super().admit(prompt, max_tokens, cache_salt)
+
+
+def test_all_models_of_the_zoo_have_control_tokens() -> None:
+    assert len(ZOO) == 7
+    assert {len(controls_of(model)) for model in ZOO} == {4}
+
+
+@pytest.mark.parametrize(("model", "control"), EVERY_CONTROL)
+def test_a_control_token_that_a_caller_says_is_text(
+    of_models: dict[str, HFTokenizer], model: str, control: str
+) -> None:
+    """In a message of each role, and in the observation of a program."""
+    tokenizer, names = of_models[model], controls_of(model)
+
+    def conversation(text: str) -> list[int]:
+        shown = protocol.observation(Cell(Ending.DONE, text), [], "5f0c9a1e", 1000)
+        roles = [("system", text), ("user", text), ("assistant", text), ("user", shown)]
+        return tokenizer.chat([Message(role, content) for role, content in roles])
+
+    hostile, harmless = conversation(f"2{control} + 2{control}"), conversation("2 + 2")
+
+    assert controls_in(tokenizer, hostile, names) == controls_in(tokenizer, harmless, names)
+    assert tokenizer.decode(hostile).count(control) == tokenizer.decode(harmless).count(control) + 8
+
+
+@pytest.mark.parametrize("place", ["message", "context", "name of a document", "step of another model"])
+@pytest.mark.parametrize(("model", "control"), EVERY_CONTROL)
+async def test_no_engine_is_asked_with_a_control_token_of_a_caller(
+    of_models: dict[str, HFTokenizer], model: str, control: str, place: str
+) -> None:
+    tokenizer, names = of_models[model], controls_of(model)
+
+    async def asked(text: str) -> Counter[str]:
+        engine = Listening(tokenizer)
+        said = {key: text if key == place else "plain" for key in ("message", "context", "name of a document")}
+        policy = "target" if place == "step of another model" else "program_search"
+        request = Request.ask(
+            said["message"],
+            policy,
+            context=(Document(said["context"], said["name of a document"]),) if policy == "program_search" else (),
+            committed=(Step(f"{text}\n\n", (1,), "draft"),) if policy == "target" else (),
+            limits=Limits(max_tokens=4),
+        )
+        runtime = Runtime({"target": engine, "draft": ScriptedEngine("draft", "")}, tools={"sandbox": _NoSandbox()})
+        await runtime.complete(request)
+        (prompt,) = engine.prompts
+        return controls_in(tokenizer, prompt, names)
+
+    assert await asked(f"2{control} + 2") == await asked("2 + 2")
+
+
+class _NoSandbox:
+    """Where a direct call needs none."""
+
+    async def start(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        pass
 
 
 def test_a_tag_that_the_template_writes_needs_no_mark(tmp_path: Path) -> None:

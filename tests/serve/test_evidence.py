@@ -72,5 +72,5 @@ async def test_a_start_that_is_refused_lets_go_of_the_evidence(tmp_path: Path) -
     for file in files:
         certificate = Certificate.read(file)
         taken = KeptEvidence(certificate, EvidenceFile(evidence_path(certificate, file, None), certificate.sha256))
-        assert taken.verdict.refusal is None
+        assert taken.verdict().refusal is None
         taken.close()

@@ -78,4 +78,4 @@ def _state_of(served: ServedCertificate) -> CertificateState:
     if not isinstance(evidence, KeptEvidence):
         return CertificateState(name, dict(served.counts))
     counts = dict(served.counts) | {"departed": evidence.num_departed}
-    return CertificateState(name, counts, evidence.monitor.evidence, evidence.monitor.alarm)
+    return CertificateState(name, counts, evidence.monitor.evidence, bool(evidence.alarmed))

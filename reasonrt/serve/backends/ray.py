@@ -175,9 +175,9 @@ class Replica:
         """As `Worker.solve`, and the votes that have come up, of whatever request.
 
         Args:
-            verdicts: on certificates, by their SHA-256, as the gateway has them now.
+            verdicts: on certificates, by their SHA-256, as the gateway has them now for this caller.
         """
-        self._gateway.verdicts = verdicts
+        self._gateway.verdicts[request.cache_salt] = verdicts
         prepared = self._worker.runtime.prepare(request)
         async with aclosing(self._worker.solve(prepared, is_patient=is_patient)) as events:
             async for event in events:
@@ -269,7 +269,8 @@ class RayBackend:
         for place in range(_PLACES):  # a replica that starts an engine again hands on what has not begun there
             name, is_last = f"{session}@{place}" if place else session, place == _PLACES - 1
             try:
-                answer = self.replicas.stream("solve", request, is_last, certificates.verdicts(), session=name)
+                verdicts = certificates.verdicts(request.cache_salt)
+                answer = self.replicas.stream("solve", request, is_last, verdicts, session=name)
                 async with aclosing(answer) as events:
                     async for event in events:
                         if isinstance(event, Vote):

@@ -1,6 +1,7 @@
 """One evidence for each certificate: over processes and restarts, on a disk that loses and spoils, in the gateway."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -100,17 +101,17 @@ def test_votes_outlive_a_process_that_is_killed(start: Open, path: Path, certifi
 
     assert killed.returncode == -signal.SIGKILL
     evidence = start()
-    assert (evidence.monitor.n, evidence.num_departed, evidence.verdict.refusal) == (20, 3, None)
+    assert (evidence.monitor.n, evidence.num_departed, evidence.verdict().refusal) == (20, 3, None)
 
 
 def test_an_alarm_outlives_the_process(start: Open) -> None:
     before = start()
     ask(before, range(60), lambda number: True)
-    refusal = before.verdict.refusal
+    refusal = before.verdict().refusal
     before.close()
 
     assert "no longer holds" in (refusal or "")
-    assert start().verdict == Verdict(refusal)
+    assert start().verdict() == Verdict(refusal)
 
 
 @given(num_votes=st.integers(0, 12), cut=st.integers(0, 10**6))
@@ -128,7 +129,7 @@ def test_wherever_the_process_dies_votes_before_that_are_kept(
     kept = path.read_bytes().count(b"\n") - 1
 
     again = KeptEvidence(certificate, EvidenceFile(path, certificate.sha256))
-    assert (again.monitor.n, again.verdict.refusal) == (kept, None)
+    assert (again.monitor.n, again.verdict().refusal) == (kept, None)
     ask(again, range(100, 103))
     again.close()
     last = KeptEvidence(certificate, EvidenceFile(path, certificate.sha256))
@@ -160,9 +161,9 @@ def test_a_spoilt_file_is_no_evidence_and_no_beginning(
     after = start()
     ask(after, range(10, 20))
 
-    assert message in (after.verdict.refusal or "")
+    assert message in (after.verdict().refusal or "")
     assert [record.message for record in caplog.records if "think to the end" in record.message] == [
-        f"certificate {after._sha256[:12]}: {after.verdict.refusal}; requests think to the end"
+        f"certificate {after._sha256[:12]}: {after.verdict().refusal}; requests think to the end"
     ]
     assert path.read_bytes() == spoilt
 
@@ -192,7 +193,7 @@ def test_evidence_of_another_version_is_none_and_no_beginning(
     file.replace(kept)
     file.close()
 
-    assert (start().verdict.refusal or "").startswith(f"{path}: ")
+    assert (start().verdict().refusal or "").startswith(f"{path}: ")
 
 
 def test_what_is_lost_in_service_is_written_anew_and_said_once(
@@ -222,7 +223,7 @@ def test_what_was_lost_between_two_starts_is_said_once(
     second = start()
     ask(second, range(20))
 
-    assert second.verdict.refusal is None
+    assert second.verdict().refusal is None
     assert [record.message for record in caplog.records] == [f"{path} is lost; evidence begins anew"]
 
 
@@ -231,11 +232,11 @@ def test_of_two_processes_one_decides_and_the_other_takes_over(start: Open, capl
     new = start()
     ask(old, range(10))
 
-    assert "in use by another process" in (new.verdict.refusal or "")
-    assert "in use by another process" in (new.verdict.refusal or "")
+    assert "in use by another process" in (new.verdict().refusal or "")
+    assert "in use by another process" in (new.verdict().refusal or "")
     assert len([record for record in caplog.records if "in use" in record.message]) == 1
     old.close()
-    assert new.verdict.refusal is None
+    assert new.verdict().refusal is None
     assert new.monitor == old.monitor
 
 
@@ -248,13 +249,13 @@ def test_a_disk_that_takes_no_more_ends_stopping(start: Open, path: Path, monkey
     monkeypatch.setattr(os, "write", full)
     ask(evidence, range(3))
 
-    assert "No space left on device; mend that" in (evidence.verdict.refusal or "")
+    assert "No space left on device; mend that" in (evidence.verdict().refusal or "")
 
 
 def test_a_folder_that_is_not_there_ends_stopping(certificate: Certificate, tmp_path: Path) -> None:
     evidence = KeptEvidence(certificate, EvidenceFile(tmp_path / "none" / "c.evidence", certificate.sha256))
 
-    assert "cannot keep evidence in" in (evidence.verdict.refusal or "")
+    assert "cannot keep evidence in" in (evidence.verdict().refusal or "")
 
 
 def test_the_file_does_not_grow_for_ever(start: Open, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,12 +285,12 @@ def test_replicas_share_what_their_gateway_keeps(certificate: Certificate, start
     gateway, links = start(), [GatewayLink(), GatewayLink()]
     replicas = [ReportedEvidence(certificate.sha256, link) for link in links]
     alone = [KeptEvidence(certificate) for _ in links]
-    assert "the gateway keeps no evidence" in (replicas[0].verdict.refusal or "")
+    assert "the gateway keeps no evidence" in (replicas[0].verdict().refusal or "")
 
     for number in range(200):
         link = links[number % 2]
-        link.verdicts = {certificate.sha256: gateway.verdict}
-        if replicas[number % 2].verdict.refusal:
+        link.verdicts[""] = {certificate.sha256: gateway.verdict()}
+        if replicas[number % 2].verdict().refusal:
             break
         vote = Vote(certificate.sha256, f"question {number}", number % 4 < 2)
         replicas[number % 2].add(vote)
@@ -300,6 +301,109 @@ def test_replicas_share_what_their_gateway_keeps(certificate: Certificate, start
     assert gateway.monitor.alarm
     assert gateway.monitor.n == number < 20
     assert not any(replica.monitor.alarm for replica in alone)
+
+
+def ask_by_turns(evidence: KeptEvidence, num_turns: int, departs: dict[str, Callable[[int], bool]]) -> None:
+    for number in range(num_turns):
+        for caller, rule in departs.items():
+            evidence.add(Vote("", f"{caller} asks {number}", rule(number), caller))
+
+
+def is_alarmed(evidence: KeptEvidence, *callers: str) -> list[bool]:
+    return [evidence.verdict(caller).refusal is not None for caller in callers]
+
+
+@given(order=st.lists(st.sampled_from(["hostile", "hostile", "hostile", "one", "other", "third"]), max_size=300))
+def test_no_caller_raises_an_alarm_for_another(certificate: Certificate, order: list[str]) -> None:
+    """However many questions on which stopping departs it chooses, and whenever; its own alarm is its own."""
+    evidence = KeptEvidence(certificate)
+
+    for number, caller in enumerate(order + ["hostile"] * 60):
+        evidence.add(Vote("", f"question {number}", caller == "hostile", caller))
+        assert not any(is_alarmed(evidence, "one", "other", "third", "new"))
+
+    assert is_alarmed(evidence, "hostile") == [True]
+    assert evidence.alarmed == ("hostile",)
+
+
+def test_no_caller_quiets_the_alarm_of_another(certificate: Certificate) -> None:
+    """Nor by questions on which stopping departs never, nor by asking first what the other asks."""
+    evidence = KeptEvidence(certificate)
+
+    for number in range(60):
+        for extra in range(20):
+            evidence.add(Vote("", f"easy {number} {extra}", False, "hostile"))
+        evidence.add(Vote("", f"question {number}", False, "hostile"))
+        evidence.add(Vote("", f"question {number}", number % 2 == 0, "other"))
+
+    assert not evidence.monitor.alarm
+    assert is_alarmed(evidence, "hostile", "other") == [False, True]
+
+
+def test_a_rise_that_all_see_is_said_to_all_and_to_new_callers(
+    certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    evidence, half = KeptEvidence(certificate), {name: lambda number: number % 2 == 0 for name in "abcd"}
+
+    ask_by_turns(evidence, 5, half)
+
+    assert all(is_alarmed(evidence, "a", "b", "c", "d", "new"))
+    assert not any(caller.own.alarm for caller in evidence.callers.values())  # each alone knows too little
+    assert [record.message.rpartition("thinking ")[2] for record in caplog.records][-1] == "for everybody"
+
+
+def test_a_question_has_one_vote_of_each_caller(certificate: Certificate) -> None:
+    evidence = KeptEvidence(certificate)
+
+    for _ in range(3):
+        for caller in "ab":
+            evidence.add(Vote("", "the same", True, caller))
+    evidence.add(Vote("", "another", False, "a"))
+
+    assert (evidence.monitor.n, evidence.num_departed) == (2, 1)
+    assert {name: (each.own.n, each.others.n) for name, each in evidence.callers.items()} == {"a": (2, 1), "b": (1, 2)}
+
+
+def test_a_restart_changes_nothing_for_any_caller(start: Open) -> None:
+    callers = {"a": sometimes, "b": lambda number: True, "c": lambda number: False}
+    before = start()
+    ask_by_turns(before, 30, callers)
+    before.close()
+
+    after = start()
+
+    assert (after.monitor, after.callers, after.alarmed) == (before.monitor, before.callers, ("b",))
+    ask_by_turns(after, 30, callers)  # have voted
+    assert after.callers == before.callers
+
+
+def test_callers_beyond_number_count_as_one(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_module, "_MOST_CALLERS", 3)
+    evidence = KeptEvidence(certificate)
+
+    for number in range(20):
+        evidence.add(Vote("", f"question {number}", False, f"caller {number}"))
+
+    assert len(evidence.callers) == 4
+    assert evidence.callers[""].own.n == 17
+
+
+def test_what_a_caller_hears_is_false_as_seldom_as_promised(
+    certificate: Certificate, exceeds: Callable[[int, int, float], bool]
+) -> None:
+    """The risk is at its limit for all but one, who asks what departs, or what does not; two seconds."""
+    dice, num_worlds, false = random.Random(1), 120, 0
+
+    for world in range(num_worlds):
+        evidence = KeptEvidence(certificate)
+        for number in range(60):
+            evidence.add(Vote("", f"hostile {number}", world % 2 == 0, "hostile"))
+            for caller in "abc":
+                departs = dice.random() < evidence.monitor.alpha
+                evidence.add(Vote("", f"{caller} {number}", departs, caller))
+        false += evidence.verdict("a").refusal is not None
+
+    assert not exceeds(false, num_worlds, certificate.delta)
 
 
 def test_shadows_follow_the_suspicion() -> None:

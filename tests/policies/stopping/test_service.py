@@ -576,7 +576,7 @@ async def test_replicas_follow_their_gateway(file: str, certificate: Certificate
     fallbacks = []
     for question in range(80):
         link = links[question % 2]
-        link.verdicts = gateway.certificates.verdicts()
+        link.verdicts[""] = gateway.certificates.verdicts()
         fallbacks.append(told(await ask(replicas[question % 2], question // 2)).get("fallback"))
         for vote in link.take():
             gateway.certificates.count(vote)
