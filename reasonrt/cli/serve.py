@@ -101,7 +101,8 @@ def _positions_of(folder: Path) -> int | None:
     """Of a model, where it says how many it has."""
     try:
         known = json.loads((folder / "config.json").read_text())
-        return known.get("max_position_embeddings") or known.get("text_config", {}).get("max_position_embeddings")
+        positions: int | None = known.get("max_position_embeddings")
+        return positions or known.get("text_config", {}).get("max_position_embeddings")
     except (OSError, ValueError, AttributeError):
         raise ConfigError(f"{folder} holds no model (no config.json that can be read); give a folder of one") from None
 
