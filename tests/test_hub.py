@@ -72,3 +72,12 @@ def test_models_are_served_by_name() -> None:
     assert engines_of(None, None) == {}
     with pytest.raises(ConfigError, match="write `reasonrt serve TARGET --draft d`"):
         engines_of(None, "d")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_folder_without_a_model_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+
+    with pytest.raises(ConfigError, match=f"{tmp_path} holds no model"):
+        engines_of(str(tmp_path), None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -81,7 +82,7 @@ def engines_of(target: str | None, draft: str | None) -> dict[str, Any]:
     shares = {"target": 0.85} if draft is None else {"target": 0.65, "draft": 0.2}
     for role, model in (("target", target), ("draft", draft)):
         if model is not None:
-            own_tokens = json.loads((model_folder(model) / "config.json").read_text()).get("max_position_embeddings")
+            own_tokens = _positions_of(model_folder(model))
             engines[role] = {
                 "kind": "vllm",
                 "model": model,
@@ -94,6 +95,16 @@ def engines_of(target: str | None, draft: str | None) -> dict[str, Any]:
 
 def _leave(*_: object) -> None:
     raise SystemExit(0)
+
+
+def _positions_of(folder: Path) -> int | None:
+    """Of a model, where it says how many it has."""
+    try:
+        known = json.loads((folder / "config.json").read_text())
+        positions: int | None = known.get("max_position_embeddings")
+        return positions or known.get("text_config", {}).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        raise ConfigError(f"{folder} holds no model (no config.json that can be read); give a folder of one") from None
 
 
 def _announce(url: str) -> None:

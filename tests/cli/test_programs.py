@@ -173,7 +173,7 @@ def test_bench_takes_the_recording_and_has_a_row_for_each_arm(folder: Path) -> N
         (["calibrate", "programs", "--out", "x", "-o", "x.json", "--task", "magic"], "unknown task 'magic'"),
         (["calibrate", "programs", "--out", "x", "-o", "x.json", "--characters", "7"], "characters must be in"),
         (["calibrate", "programs", "--out", "x", "-o", "x.json", "--options", "k=0"], "k must be a whole number"),
-        (["calibrate", "programs", "--out", "x", "-o", "x.json", "--model", "no"], "there is no model in no"),
+        (["calibrate", "programs", "--out", "x", "-o", "x.json", "--model", "no"], "there is no model folder no;"),
         (["calibrate", "programs", "--out", "recorded", "-o", "x.json", *DRAWN, "--options", "k=4"], "options.k 3"),
         (["calibrate", "programs", "--out", "recorded", "-o", "x.json", "--alpha", "0", *DRAWN], "alpha"),
         (["calibrate", "programs", "--out", "recorded", "-o", "x.json", "--alpha", "0.01", *DRAWN], "record more"),
