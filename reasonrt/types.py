@@ -157,6 +157,7 @@ class Request:
         limits: what it may use; by default what the runtime allows.
         committed: steps of the answer that are there already; the policy continues after them.
         cache_salt: requests with different ones share nothing of the engines' prefix caches.
+        thinking_tokens: of the thinking, at most; it is then closed, and the answer asked for. At 0 there is none.
         context: documents beside the messages, for a policy that reads them; another one refuses the request.
         prompts: the conversation as token ids, shared with every request that was made from this one.
         report: called by a policy that works long before it commits anything, with what it knows so far, by name. It
@@ -172,6 +173,7 @@ class Request:
     seed: int | None = None
     committed: tuple[Step, ...] = ()
     cache_salt: str = ""
+    thinking_tokens: int | None = None
     context: tuple[Document, ...] = ()
     prompts: Prompts = field(default_factory=Prompts, repr=False, compare=False)
     report: Callable[[Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
@@ -180,6 +182,7 @@ class Request:
         if not self.messages or not self.messages[-1].content.strip():
             raise RequestError("the prompt is empty; give a question")
         Sampling(self.limits.max_tokens, self.temperature, self.top_p, self.seed)  # the same bounds hold here
+        _require((self.thinking_tokens or 0) >= 0, "thinking_tokens must be at least 0", self.thinking_tokens)
 
     @classmethod
     def ask(

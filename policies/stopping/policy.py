@@ -15,6 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from reasonrt.errors import CalibrationError, ConfigError, RequestError
+from reasonrt.policies.answering import answered
 from reasonrt.policies.stopping.files import canonical
 from reasonrt.policies.stopping.loop import StoppingLoop, Terms
 from reasonrt.policies.stopping.probes import SUFFIX
@@ -173,7 +174,7 @@ class Stopping(Policy):
         try:
             terms = self._terms(request, engines)
         except CalibrationError as error:
-            async with aclosing(self.inner.solve(request, engines)) as events:
+            async with aclosing(answered(self.inner, request, engines)) as events:
                 async for event in events:
                     yield _with_fallback(event, str(error))
             return
@@ -220,6 +221,8 @@ class Stopping(Policy):
         patience_s = None if options.record else options.patience_s
         if not options.certificates:
             return Terms(options.rule, options.schedule, suffix, options.max_running, patience_s)
+        if request.thinking_tokens is not None:
+            raise CalibrationError("the request limits its thinking, and what was certified did not")
         if request.committed:  # a rule that remembers would decide otherwise than in replay
             raise CalibrationError("the request continues after committed steps, whose signals are not known")
         served = self.certificates.pick(options.certificates, self.tolerated)
