@@ -360,6 +360,11 @@ class Policy(Protocol):
         return True
 
     @property
+    def has_one_author(self) -> bool:
+        """Whether one engine draws each token, by the request's sampling alone, `top_k` and `min_p` included."""
+        return False
+
+    @property
     def reads_context(self) -> bool:
         """Whether it reads `Request.context`; one that does not refuses a request that has some."""
         return False

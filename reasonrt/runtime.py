@@ -219,6 +219,8 @@ class Runtime:
             known = ", ".join(self.tools) or "none"
             raise ConfigError(f"policy {request.policy} uses a tool {missing[0]!r}; there are {known}: configure it")
         policy.accept(request, engines)
+        if (request.top_k or request.min_p) and not policy.has_one_author:
+            raise RequestError(f"policy {request.policy} does not draw by top_k and min_p alone; leave them out")
         if request.thinking_tokens is not None and policy.reads_context:
             raise RequestError(f"policy {request.policy} commits no thinking; leave its limit out")
         return Prepared(request, policy, engines)

@@ -39,6 +39,8 @@ class Sampling:
         max_tokens: at most so many new tokens, >= 1.
         temperature: 0 is greedy.
         top_p: mass of the tokens drawn from, in (0, 1].
+        top_k: so many of the most probable tokens are drawn from; 0 is all.
+        min_p: tokens with less than this share of the highest probability are left out, in [0, 1].
         seed: makes a drawn generation reproducible on the same engine.
         stop_token_ids: generation ends with, and includes, the first of these.
         logprobs: whether each token comes with its log-probability.
@@ -51,6 +53,8 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: bool = False
     top_logprobs: int = 0
@@ -60,6 +64,8 @@ class Sampling:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
         _require(0.0 <= self.temperature <= 2.0, "temperature must be in [0, 2]", self.temperature)
         _require(0.0 < self.top_p <= 1.0, "top_p must be in (0, 1]", self.top_p)
+        _require(0 <= self.top_k <= 1_000_000, "top_k must be in [0, 1000000]", self.top_k)
+        _require(0.0 <= self.min_p <= 1.0, "min_p must be in [0, 1]", self.min_p)
         _require(self.seed is None or abs(self.seed) < 2**63, "seed must fit into 64 bits", self.seed)
         _require(0 <= self.top_logprobs <= 20, "top_logprobs must be in [0, 20]", self.top_logprobs)
 
@@ -171,6 +177,8 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
     committed: tuple[Step, ...] = ()
     cache_salt: str = ""
     thinking_tokens: int | None = None
@@ -181,7 +189,9 @@ class Request:
     def __post_init__(self) -> None:
         if not self.messages or not self.messages[-1].content.strip():
             raise RequestError("the prompt is empty; give a question")
-        Sampling(self.limits.max_tokens, self.temperature, self.top_p, self.seed)  # the same bounds hold here
+        Sampling(
+            self.limits.max_tokens, self.temperature, self.top_p, self.seed, self.top_k, self.min_p
+        )  # the same bounds hold here
         _require((self.thinking_tokens or 0) >= 0, "thinking_tokens must be at least 0", self.thinking_tokens)
 
     @classmethod

@@ -140,6 +140,10 @@ class Stopping(Policy):
         return self.inner.num_streams + 1
 
     @property
+    def has_one_author(self) -> bool:
+        return self.inner.has_one_author
+
+    @property
     def reads_context(self) -> bool:
         return self.inner.reads_context
 
@@ -195,12 +199,14 @@ class Stopping(Policy):
             schedule, suffix: in place of those in the options.
         """
         tokenizer = engines[self._role].tokenizer
+        # absent where they do nothing: certificates are older than they are
+        cuts = {name: cut for name, cut in (("top_k", request.top_k), ("min_p", float(request.min_p))) if cut}
         return Fingerprints(
             model=engines[self._role].model_fingerprint,
             tokenizer=tokenizer.fingerprint,
             template=_template_fingerprint(tokenizer),
             engine=canonical({role: engine.fingerprint for role, engine in engines.items()}),
-            sampling=canonical({"temperature": float(request.temperature), "top_p": float(request.top_p)}),
+            sampling=canonical({"temperature": float(request.temperature), "top_p": float(request.top_p), **cuts}),
             schedule=(schedule or self.options.schedule).to_json(),
             probes={PROBE: tuple(suffix or tokenizer.encode(self.options.suffix))},
             policy=canonical({"name": self.name, "options": dict(self.inner.settings)}),

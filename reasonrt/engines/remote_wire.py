@@ -109,8 +109,8 @@ def completion_body(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         # what a server would else take from the model's generation_config.json
-        "top_k": -1,
-        "min_p": 0.0,
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
         "repetition_penalty": 1.0,
         "stop_token_ids": sorted(stop_token_ids),
         "return_token_ids": True,

@@ -289,6 +289,8 @@ class _Stream:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             seed=sampling.seed,
             stop_token_ids=sorted(sampling.stop_token_ids | self._engine.tokenizer.eos_token_ids),
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,

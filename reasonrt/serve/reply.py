@@ -13,7 +13,7 @@ from reasonrt.serve.catalog import Job
 from reasonrt.serve.choice import Choice
 from reasonrt.serve.gateway import Gateway, Update
 from reasonrt.serve.wire.errors import to_api_error
-from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, ReplyFormat, own_fields, to_event, usage
+from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, ReplyFormat, own_fields, to_event, usage, warning
 from reasonrt.tasks import cancel
 from reasonrt.types import Completion
 
@@ -39,6 +39,8 @@ class Reply(Response):
         """Raises what `Gateway.solve` raises, as long as nothing was sent."""
         request = self._job.request
         self._note |= {"model": self._job.model, "policy": request.policy, "stream": self._job.is_stream}
+        if self._job.ignored:
+            self._note["ignored"] = self._job.ignored
         if self._gateway.config.log_prompts:
             self._note["messages"] = [[message.role, message.content] for message in request.messages]
         work = asyncio.ensure_future(self._stream(send) if self._job.is_stream else self._whole(send))
@@ -63,7 +65,7 @@ class Reply(Response):
         self._note_end(ended)
         body = self._layout.whole(ended)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        await _start(send, headers)
+        await _start(send, headers | warning(self._job))
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send) -> None:
@@ -73,7 +75,7 @@ class Reply(Response):
             async with aclosing(self._gateway.solve(self._job, self._key)) as updates:
                 async for update in updates:
                     if not is_started and update is not None:
-                        await _start(send, _STREAM_HEADERS)
+                        await _start(send, _STREAM_HEADERS | warning(self._job))
                         is_started = True
                     if is_started and (chunk := self._chunk(update)):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -101,7 +103,7 @@ class Reply(Response):
         return self._layout.delta(update.choice, update.new)
 
     def _note_end(self, choices: list[Choice]) -> None:
-        counted = usage(choices)
+        counted = usage(choices, self._job.num_prompts)
         self._note["finish_reason"] = [own_fields(choice).finish_reason for choice in choices]
         self._note |= counted.model_dump(include={"prompt_tokens", "completion_tokens"})
 

@@ -96,9 +96,12 @@ class OwnOfChoice(Answer):
 
 
 class OwnOfAnswer(Answer):
+    """`ignored`: paths of the fields of the request that are not known."""
+
     policy: str
     options: dict[str, Any]
     usage: dict[str, EngineUsage]
+    ignored: list[str] | None = None
 
 
 class AssistantMessage(Answer):
