@@ -5,10 +5,48 @@ with `<think>`; the thinking lasts up to the first `</think>`. What opens it aga
 thinking. All other text is the answer, tags in it included.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 THINK, END_THINK = "<think>", "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What models of one family open and close their thinking with. A tokenizer reads and writes them as `<think>`.
+
+    Attributes:
+        others: what frames an answer, and is no text.
+    """
+
+    opening: str
+    closing: str
+    others: tuple[str, ...] = ()
+
+
+KNOWN_MARKS = (
+    Marks(THINK, END_THINK),
+    Marks("[THINK]", "[/THINK]"),  # Magistral
+    Marks("<seed:think>", "</seed:think>"),  # Seed-OSS
+    Marks("◁think▷", "◁/think▷"),  # Kimi
+    Marks("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),  # Command A
+    Marks(  # gpt-oss
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+        ("<|channel|>final<|message|>",),
+    ),
+)
+
+
+def find_marks(vocabulary: Container[str], template: str) -> Marks:
+    """The first of `KNOWN_MARKS` that are tokens of their own, or that a chat template writes; else `<think>`.
+
+    Args:
+        vocabulary: texts of the tokens that a tokenizer finds in any text.
+    """
+    found = (marks for marks in KNOWN_MARKS if marks.opening in vocabulary or marks.opening in template)
+    return next(found, KNOWN_MARKS[0])
+
 
 CLOSING = "closing"
 """The author of what closes a thinking that has not ended by itself: no engine has generated it."""

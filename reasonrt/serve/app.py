@@ -187,6 +187,8 @@ async def _tell(http: Request, error: Exception) -> Response:
         return response
     told = to_api_error(error)
     http.state.note["error"] = told.code or "invalid"
+    if told.param:
+        http.state.note["param"] = told.param[:128]
     return told.response()
 
 

@@ -5,6 +5,7 @@ one answer cannot give (`docs/serving.md` names each).
 """
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -195,3 +196,14 @@ def test_limit_of_the_thinking_is_kept_at_its_token(running: Any) -> None:
     assert sum(step["tokens"] for step in steps[:closing]) == 12
     assert choice["message"]["content"]
     assert choice["finish_reason"] == "stop"
+
+
+def test_log_says_which_field_was_refused(running: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        running.http().post("/v1/chat/completions", json={"model": "target", "messages": ASK, "store": True})
+
+        deadline = time.monotonic() + 5
+        while not (found := [record for record in caplog.records if getattr(record, "fields", {}).get("param")]):
+            assert time.monotonic() < deadline, "no line names the field"
+            time.sleep(0.01)
+    assert found[0].__dict__["fields"]["param"] == "store"
