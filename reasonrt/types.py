@@ -39,26 +39,26 @@ class Sampling:
         max_tokens: at most so many new tokens, >= 1.
         temperature: 0 is greedy.
         top_p: mass of the tokens drawn from, in (0, 1].
-        top_k: so many of the most probable tokens are drawn from; 0 is all.
-        min_p: tokens with less than this share of the highest probability are left out, in [0, 1].
         seed: makes a drawn generation reproducible on the same engine.
         stop_token_ids: generation ends with, and includes, the first of these.
         logprobs: whether each token comes with its log-probability.
         top_logprobs: how many of the highest log-probabilities come with each token, in [0, 20].
         decoding: the engine's own schedule, such as how a block of masked tokens becomes text; the engine checks it
             and refuses what it does not know.
+        top_k: so many of the most probable tokens are drawn from; 0 is all.
+        min_p: tokens with less than this share of the highest probability are left out, in [0, 1].
     """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    top_k: int = 0
-    min_p: float = 0.0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: bool = False
     top_logprobs: int = 0
     decoding: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    top_k: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
@@ -163,11 +163,12 @@ class Request:
         limits: what it may use; by default what the runtime allows.
         committed: steps of the answer that are there already; the policy continues after them.
         cache_salt: requests with different ones share nothing of the engines' prefix caches.
-        thinking_tokens: of the thinking, at most; it is then closed, and the answer asked for. At 0 there is none.
         context: documents beside the messages, for a policy that reads them; another one refuses the request.
         prompts: the conversation as token ids, shared with every request that was made from this one.
         report: called by a policy that works long before it commits anything, with what it knows so far, by name. It
             stays in this process, and is not handed to sub-requests; None where nobody listens.
+        thinking_tokens: of the thinking, at most; it is then closed, and the answer asked for. At 0 there is none.
+        top_k, min_p: as in `Sampling`; a policy that does not draw by them alone refuses them.
     """
 
     messages: tuple[Message, ...]
@@ -177,20 +178,20 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    top_k: int = 0
-    min_p: float = 0.0
     committed: tuple[Step, ...] = ()
     cache_salt: str = ""
-    thinking_tokens: int | None = None
     context: tuple[Document, ...] = ()
     prompts: Prompts = field(default_factory=Prompts, repr=False, compare=False)
     report: Callable[[Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
+    thinking_tokens: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.messages or not self.messages[-1].content.strip():
             raise RequestError("the prompt is empty; give a question")
         Sampling(
-            self.limits.max_tokens, self.temperature, self.top_p, self.seed, self.top_k, self.min_p
+            self.limits.max_tokens, self.temperature, self.top_p, self.seed, top_k=self.top_k, min_p=self.min_p
         )  # the same bounds hold here
         _require((self.thinking_tokens or 0) >= 0, "thinking_tokens must be at least 0", self.thinking_tokens)
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from reasonrt.config import (
     Config,
@@ -77,10 +78,11 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
     return _marked(VllmEngine(role, folder, VllmSettings(**settings)), folder, config)
 
 
-def _marked(engine: Engine, tokenizer: Path, config: VllmConfig | DiffusionConfig | RemoteConfig) -> Engine:
+def _marked(engine: Any, tokenizer: Path, config: VllmConfig | DiffusionConfig | RemoteConfig) -> Engine:
     """`engine`, not started, with the marks of thinking that its configuration names."""
     if config.thinking_marks is not None:
         from reasonrt.engines.tokenizer import HFTokenizer
 
         engine.tokenizer = HFTokenizer(tokenizer, config.boundary, config.thinking_marks)
-    return engine
+    marked: Engine = engine
+    return marked

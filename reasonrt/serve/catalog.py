@@ -115,8 +115,8 @@ class Catalog:
             body.temperature or 0.0,
             body.top_p,
             body.seed,
-            max(0, body.top_k),  # -1 is 0 in vLLM's words
-            body.min_p,
+            top_k=max(0, body.top_k),  # -1 is 0 in vLLM's words
+            min_p=body.min_p,
             cache_salt=cache_salt,
             context=context,
             thinking_tokens=self._thinking_tokens(body, policy, options),
