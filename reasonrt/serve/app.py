@@ -119,7 +119,8 @@ def _add_solving(app: FastAPI, catalog: Catalog, config: ServeConfig) -> None:
 
 def _add_models(app: FastAPI, catalog: Catalog) -> None:
     def describe(model_id: str) -> Model:
-        return Model(id=model_id, object="model", created=0, owned_by="reasonrt")
+        facts = catalog.facts(model_id)
+        return Model(id=model_id, object="model", created=0, owned_by="reasonrt", **facts)
 
     @app.get("/v1/models")
     async def models() -> ModelList:

@@ -26,6 +26,8 @@ AUTO = "auto"
 _DEFAULT_EFFORT: Effort = "medium"
 _MOST_NAMED, _NAME_CHARACTERS = 32, 64  # of the fields that are not known
 
+_PARAMETERS = ("max_completion_tokens", "max_tokens", "n", "seed", "stop", "temperature", "top_p")
+
 Number = TypeVar("Number", int, float)
 
 
@@ -77,6 +79,26 @@ class Catalog:
 
     def has(self, model: str) -> bool:
         return model.partition("@")[0] in self.model_ids
+
+    def facts(self, model: str) -> dict[str, Any]:
+        """What a client may want to know of a model before it asks; nothing where its options are wrong.
+
+        Of `auto` it holds for every policy that an effort may choose.
+        """
+        presets = [(preset.policy, preset.options) for preset in self._config.efforts.values()]
+        try:
+            named = presets if model == AUTO else [parse_policy(model)]
+            asked = [Request.ask("?", policy, options=options) for policy, options in named if policy in self.policies]
+            prepared = [self._runtime.prepare(request) for request in asked]
+        except (RequestError, ConfigError):
+            return {}
+        parameters = [*_PARAMETERS, *["reasoning_effort"] * (model == AUTO)]
+        if all(one.policy.has_one_author for one in prepared):
+            parameters += ["top_k", "min_p"]
+        if not any(one.policy.reads_context for one in prepared):
+            parameters += ["include_reasoning", "reasoning"]
+        lengths = [one.engines[role].max_model_len for one in prepared for role in one.policy.engines]
+        return {"supported_parameters": sorted(parameters)} | ({"context_length": min(lengths)} if lengths else {})
 
     def to_job(self, body: ChatRequest | CompletionRequest, cache_salt: str = "", num_bytes: int = 0) -> Job:
         """`body` in our words.

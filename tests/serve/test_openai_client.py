@@ -194,6 +194,11 @@ def test_models_are_the_policies(running: Any) -> None:
     ids = {model.id for model in client.models.list()}
 
     assert {"auto", *POLICIES} <= ids
+    target, arbitrage, auto = (client.models.retrieve(name) for name in ("target", "arbitrage@verify=no", "auto"))
+    assert target.context_length == 100_000
+    assert {"reasoning", "temperature", "top_k"} <= set(target.supported_parameters)
+    assert set(target.supported_parameters) - set(arbitrage.supported_parameters) == {"top_k", "min_p"}
+    assert set(auto.supported_parameters) - set(arbitrage.supported_parameters) == {"reasoning_effort"}
     assert client.models.retrieve("target@k=3").id == "target@k=3"
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'; there are auto, "):
         client.models.retrieve("gpt")

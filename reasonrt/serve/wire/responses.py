@@ -43,10 +43,14 @@ class Version(Answer):
 
 
 class Model(Answer):
+    """`context_length` (tokens) and `supported_parameters` are OpenRouter's words; absent where they are not known."""
+
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    context_length: int | None = None
+    supported_parameters: list[str] | None = None
 
 
 class ModelList(Answer):
