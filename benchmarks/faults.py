@@ -1,4 +1,4 @@
-"""What happens when parts die: requests under SIGKILL, callers that leave, memory over many requests.
+"""What happens when parts die or hang: requests under SIGKILL and SIGSTOP, callers that leave, memory of processes.
 
     python benchmarks/faults.py --json faults.json              # two replicas on Ray; --local for one process
 
@@ -31,7 +31,7 @@ def main() -> None:
         engines = {role: {"model": f"zoo:nano-{role}"} for role in roles}
         replicas = {"min_replicas": options.replicas, "max_replicas": options.replicas}
         replicas |= {"num_cpus": 0.5, "cluster": "local"}
-        bounds = {"running": 64, "queued": 512, "queue_s": 300}
+        bounds = {"running": 64, "queued": 512, "queue_s": 300, "engine_silence_s": options.silence_s}
         config = config_file(Path(folder), engines, bounds=bounds, replicas=replicas)
         with our_server(config, free_port(), Path(folder) / "server.log", is_local=options.local) as server:
             result: dict[str, Any] = {"local": options.local, "replicas": 1 if options.local else options.replicas}
@@ -52,6 +52,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--hangs", type=int, default=3, help="engine cores that are stopped")
+    parser.add_argument("--silence-s", type=float, default=20.0, help="after which an engine counts as one that hangs")
     parser.add_argument("--after-s", type=float, default=0.7, help="when a part dies, in its share of the requests")
     parser.add_argument("--leavers", type=int, default=100)
     parser.add_argument("--many", type=int, default=1000, help="requests, in the memory part")
@@ -59,18 +61,19 @@ def _options() -> argparse.Namespace:
 
 
 async def deaths(server: Server, options: argparse.Namespace) -> dict[str, Any]:
-    """All requests three times: twice in peace, once while parts are killed."""
+    """All requests three times: twice in peace, once while parts are killed and stopped."""
     plain = bodies(options.requests, options.policy, stream=False)
     asked = [body | {"stream": index % 2 == 0} for index, body in enumerate(plain)]
     peace = [await ask_all(server.port, asked, options.concurrency) for _ in range(2)]
     began = time.perf_counter()
     war: list[Answer] = []
-    kills = []
-    for index in range(options.kills):  # each death in the middle of its share of the requests
-        share = asked[len(war) : round(len(asked) * (index + 1) / options.kills)]
+    faults = []
+    signs = [signal.SIGKILL] * options.kills + [signal.SIGSTOP] * options.hangs
+    for index, sign in enumerate(signs):  # each fault in the middle of its share of the requests
+        share = asked[len(war) : round(len(asked) * (index + 1) / len(signs))]
         running = asyncio.create_task(ask_all(server.port, share, options.concurrency))
         await asyncio.sleep(options.after_s)
-        kills.append(await kill(server, running, index, options))
+        faults.append(await strike(server, running, index, sign, options))
         war += await running
     unsteady = [i for i, (a, b) in enumerate(zip(*peace, strict=True)) if text(a) != text(b)]
     wrong = [i for i, (a, b) in enumerate(zip(peace[0], war, strict=True)) if text(a) != text(b) and i not in unsteady]
@@ -79,7 +82,7 @@ async def deaths(server: Server, options: argparse.Namespace) -> dict[str, Any]:
         "requests": len(asked),
         "streaming": sum(body["stream"] for body in asked),
         "seconds": time.perf_counter() - began,
-        "kills": kills,
+        "faults": faults,
         "lost": sum(bool(answer.error) or answer.status != 200 for answer in war),
         "errors": sorted({answer.error for answer in war if answer.error}),
         "steady_share_without_faults": 1 - len(unsteady) / len(asked),
@@ -90,22 +93,25 @@ async def deaths(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def kill(server: Server, running: "asyncio.Task[Any]", index: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Kill one part while requests run, and wait until as many parts live as before."""
-    wanted = CORE if options.local or index % 2 == 0 else REPLICA
+async def strike(
+    server: Server, running: "asyncio.Task[Any]", index: int, sign: signal.Signals, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Kill or stop one part while requests run, and wait until it is gone and as many parts live as before."""
+    wanted = CORE if options.local or index % 2 == 0 or sign is signal.SIGSTOP else REPLICA
     before = whole(server)
     victim = random.Random(index).choice(parts(server, wanted))
     is_under_load = not running.done()
-    os.kill(victim.pid, signal.SIGKILL)
+    os.kill(victim.pid, sign)
     began = time.perf_counter()
     answer = await ask(server.port, bodies(1, options.policy, stream=False)[0])
     answered_s = time.perf_counter() - began
-    while whole(server) != before:
+    while victim in parts(server, wanted) or whole(server) != before:
         await asyncio.sleep(LOOK_S)
         if time.perf_counter() - began > 180:
             break
     return {
-        "killed": wanted,
+        "sent": sign.name,
+        "to": wanted,
         "under_load": is_under_load,
         "next_answer_s": answered_s if not answer.error else None,
         "whole_again_s": time.perf_counter() - began,

@@ -56,13 +56,20 @@ def config_file(folder: Path, engines: dict[str, Any], **serve: Any) -> Path:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, ready: str, log: Path, **environment: str) -> Iterator[Server]:
-    """The server that `command` starts, from when it is ready until the block is left."""
+def running(
+    command: Sequence[str], port: int, ready: str, log: Path, folder: Path | None = None, **environment: str
+) -> Iterator[Server]:
+    """The server that `command` starts (in `folder`), from when it is ready until the block is left."""
     with log.open("wb") as output:
         # in the session of the benchmark: Linux shares the cores out among sessions first (sched_autogroup), and what
         # is measured side by side must have one share
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | environment, process_group=0
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            cwd=folder,
+            process_group=0,
         )
     server = Server(f"http://127.0.0.1:{port}", process)
     try:
@@ -86,9 +93,13 @@ def tail(log: Path) -> str:
     return log.read_text(errors="replace")[-4000:]
 
 
-def our_server(config: Path, port: int, log: Path, *, is_local: bool) -> Any:
+def our_server(config: Path, port: int, log: Path, *, is_local: bool, checkout: Path | None = None) -> Any:
+    """The endpoint of `checkout`, a folder with reasonrt; None is the one that is installed."""
     command = [sys.executable, "-c", "from reasonrt.cli.main import main; main()", "serve", "--config", str(config)]
-    return running([*command, "--port", str(port), *(["--local"] if is_local else [])], port, "/ready", log)
+    command += ["--port", str(port), *(["--local"] if is_local else [])]
+    if checkout is None:
+        return running(command, port, "/ready", log)
+    return running(command, port, "/ready", log, checkout, PYTHONPATH=str(checkout))
 
 
 async def ask(port: int, body: dict[str, Any], leave_after_s: float | None = None) -> Answer:

@@ -1,6 +1,7 @@
 """What the endpoint costs: against the SDK in process, against vLLM's own server, and under overload.
 
     python benchmarks/serving.py --json serving.json            # on Ray; --local without
+    python benchmarks/serving.py --local --parts checkout --checkout FOLDER   # against another state of reasonrt
 
 Arms take turns within each round, since machines drift. Zoo models; all arms may use the same cores.
 """
@@ -64,6 +65,17 @@ def main() -> None:
                 for concurrency in options.concurrency:
                     tell(against_vllm(ours, theirs, concurrency, options))
             stack.close()
+        if "checkout" in options.parts:
+            checkouts = {"ours": Path(__file__).parents[1], "theirs": options.checkout}
+            ours, theirs = (
+                stack.enter_context(
+                    our_server(config, free_port(), here / name, is_local=options.local, checkout=checkout.resolve())
+                )
+                for name, checkout in checkouts.items()
+            )
+            for concurrency in options.concurrency:
+                tell(against_checkout(ours, theirs, concurrency, options))
+            stack.close()
         if "overload" in options.parts:
             bounds = {"running": options.running, "queued": options.queued}
             config = config_file(here, engines, bounds=bounds, replicas={"cluster": "local"})
@@ -76,6 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--local", action="store_true", help="without Ray")
     parser.add_argument("--parts", nargs="+", default=["sdk", "vllm", "overload"])
+    parser.add_argument("--checkout", type=Path, help="of the part checkout: a folder with another state of reasonrt")
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--cores", default=",".join(map(str, cores())), help="that compute in the engine, of every arm")
     parser.add_argument("--requests", type=int, default=64, help="per arm and round")
@@ -145,6 +158,31 @@ def against_vllm(server: Server, theirs: Server, concurrency: int, options: argp
         "throughput_ratio": statistics.median(ratios),
         "ours_tokens_per_s": statistics.median(rates["ours"]),
         "vllm_tokens_per_s": statistics.median(rates["vllm"]),
+    }
+
+
+def against_checkout(ours: Server, theirs: Server, concurrency: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The same streams, from this state of reasonrt and from another."""
+    num = _num(concurrency, options)
+    walls: dict[str, list[float]] = {"ours": [], "theirs": []}
+    seen: dict[str, list[Answer]] = {"ours": [], "theirs": []}
+    for index in range(options.rounds + 1):
+        asked = bodies(num, POLICY, stream=True, seed=index)
+        for arm, server in sorted({"ours": ours, "theirs": theirs}.items(), reverse=index % 2 == 0):
+            began = time.perf_counter()
+            answers = asyncio.run(ask_all(server.port, asked, concurrency))
+            require_no_error(answers)
+            if index:
+                walls[arm].append(time.perf_counter() - began)
+                seen[arm] += answers
+    ratios = [a / b for a, b in zip(walls["ours"], walls["theirs"], strict=True)]
+    return {
+        "part": "checkout",
+        "concurrency": concurrency,
+        "requests": num * options.rounds,
+        "wall_time_ratio": statistics.median(ratios),
+        "wall_time_ratios": ratios,
+        **{f"{arm}_{name}": value for arm, answers in seen.items() for name, value in _latencies(answers).items()},
     }
 
 
@@ -219,7 +257,7 @@ def vllm_server(folder: Path, engine_cores: str) -> Iterator[Server]:
     command += ["--worker-extension-cls", "reasonrt.engines.vllm_worker.WorkerExtension"]  # for AMX, as ours has it
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--dtype", cpu_dtype()]
     environment = {"VLLM_CPU_OMP_THREADS_BIND": engine_cores, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    with running(command, port, "/health", folder / "vllm.log", **environment) as server:
+    with running(command, port, "/health", folder / "vllm.log", None, **environment) as server:
         yield server
 
 

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic_core import to_json
 
-from reasonrt.errors import RequestError
-from reasonrt.options import option_names, read_options, short
+from reasonrt.errors import RequestError, shown
+from reasonrt.files import parse_yaml
+from reasonrt.options import option_names, read_options
 from reasonrt.ports import OPERATOR_ONLY, Policy
 
 
@@ -45,7 +45,7 @@ def read_together(name: str, options: Mapping[str, Any], *kinds: type) -> tuple[
     names = {kind: option_names(kind) for kind in kinds}
     known = sorted({option for own in names.values() for option in own})
     if unknown := sorted(set(map(str, options)) - {*known}):
-        raise RequestError(f"unknown option {unknown[0][:64]!r}; {name} knows {', '.join(known)}")
+        raise RequestError(f"unknown option {shown(unknown[0])}; {name} knows {', '.join(known)}")
     return tuple(
         read_options(kind, {option: options[option] for option in own if option in options}, name)
         for kind, own in names.items()
@@ -96,11 +96,13 @@ def parse_options(text: str) -> dict[str, Any]:
     for pair in _pairs(text):
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise RequestError(f"options are NAME=VALUE,NAME=VALUE, got {short(pair)}")
+            raise RequestError(f"options are NAME=VALUE,NAME=VALUE, got {shown(pair)}")
         try:
-            options[key.strip()] = _read_yaml(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise RequestError(f"option {key.strip()[:64]!r}: {short(value)} is not a YAML value") from None
+            options[key.strip()] = parse_yaml(value)
+        except ValueError as error:
+            raise RequestError(
+                f"option {shown(key.strip())}: {shown(value)} is not a YAML value: {error}; correct it"
+            ) from None
     return options
 
 
@@ -112,23 +114,9 @@ def format_policy(name: str, options: Mapping[str, Any]) -> str:
 
 def _as_yaml(value: object) -> str:
     """Words stand by themselves; what YAML would take for something else is written as JSON."""
-    if isinstance(value, str) and re.fullmatch(r"[\w.:/-]+", value) and _read_yaml(value) == value:
+    if isinstance(value, str) and re.fullmatch(r"[\w.:/-]+", value) and parse_yaml(value) == value:
         return value
     return to_json(value).decode()
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML without dates, which no option is."""
-
-
-_YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a safe loader
 
 
 def _pairs(text: str) -> Iterator[str]:

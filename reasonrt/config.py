@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Secret, SecretStr, ValidationError
 
 from reasonrt.boundaries import BoundaryKind
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, in_one_line, shown
+from reasonrt.files import FileKind
 from reasonrt.hub import hub_folder, is_hub_id
+from reasonrt.masking import MASK, is_secret, masked, masked_url
 from reasonrt.types import Limits
 
 DEFAULT_FILE = Path("reasonrt.yaml")
 ZOO_FOLDER = Path(__file__).parent / "zoo" / "models"
 ZOO_PREFIX = "zoo:"
+_FILE = FileKind(ConfigError, "name a file with --config", most_bytes=1 << 18)
 _KINDS = ("vllm", "diffusion", "remote", "plugin")
 _LIMITS = Limits()
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 ThinkingMarks = Annotated[
@@ -82,15 +85,22 @@ class DiffusionConfig(_Strict):
     boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
 
 
+class SecretUrl(Secret[str]):
+    """An address that may hold a login, which is never printed."""
+
+    def _display(self) -> str:
+        return masked_url(self.get_secret_value())
+
+
 class RemoteConfig(_Strict):
     """A model on an OpenAI-compatible server."""
 
     kind: Literal["remote"]
-    base_url: str
+    base_url: SecretUrl
     model: str = Field(description="its name on that server")
     tokenizer: Path = Field(description="a folder with the model's tokenizer, or named as `model` of kind `vllm`")
     thinking_marks: ThinkingMarks = None
-    api_key: str | None = None
+    api_key: SecretStr | None = None
     max_model_len: int = Field(4096, ge=16)
     timeout_s: float = Field(60.0, gt=0)
     boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
@@ -102,7 +112,7 @@ class PluginConfig(_Strict):
     kind: Literal["plugin"]
     name: str
     own_process: bool = Field(False, description="in a process of its own: whatever it does, this one keeps serving")
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 EngineConfig = Annotated[VllmConfig | DiffusionConfig | RemoteConfig | PluginConfig, Field(discriminator="kind")]
@@ -124,7 +134,7 @@ class ToolConfig(_Strict):
     """A tool: `sandbox`, which is ours, or one of another package, by its entry point in `reasonrt.tools`."""
 
     name: str
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 def _zoo() -> dict[str, EngineConfig]:
@@ -142,7 +152,9 @@ class Config(_Strict):
     """The whole of `reasonrt.yaml`."""
 
     engines: dict[str, EngineConfig] = Field(default_factory=_zoo)
-    policies: dict[str, dict[str, Any]] = Field(default_factory=dict, description="policy to its default options")
+    policies: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, repr=False, description="policy to its default options"
+    )
     tools: dict[str, ToolConfig] = Field(default_factory=dict, description="tool to the package's tool that it is")
     limits: LimitsConfig = LimitsConfig()
     concurrency: int = Field(16, ge=1, le=4096, description="concurrent requests, in evaluations")
@@ -158,40 +170,36 @@ def load_config(path: str | Path | None = None, changes: Mapping[str, Any] | Non
         ConfigError: no such file, no YAML, or a key or value that is not known; the message names it.
     """
     file = Path(path) if path is not None else DEFAULT_FILE
-    values: dict[str, Any] = {}
+    values: Any = {}
     if path is not None or file.exists():
-        values = _read(file)
-    for name, engine in (values.get("engines") or {}).items():
-        if isinstance(engine, dict):
-            values["engines"][name] = {"kind": "vllm"} | engine
+        values = _FILE.read_yaml(file) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold keys and values, it holds {shown(masked(values))}; {_FILE.way_out}")
+    engines = values.get("engines")
+    if isinstance(engines, dict):
+        values["engines"] = {
+            name: {"kind": "vllm"} | engine if isinstance(engine, dict) else engine for name, engine in engines.items()
+        }
     try:
         return Config.model_validate(values | dict(changes or {}))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in _KINDS)
-        raise ConfigError(f"{file}: {where}: {first['msg'].lower()}, got {_short(first['input'])}") from None
+        first = error.errors(include_url=False)[0]
+        where = [str(part) for part in first["loc"] if part not in _KINDS]
+        told = f"{file}: {in_one_line('.'.join(where))}: {in_one_line(first['msg'].lower(), 200)}"
+        raise ConfigError(f"{told}, got {_shown_at(where, first['type'], first['input'])}") from None
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; name a file with --config") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise ConfigError(f"{file} must hold keys and values, it holds {_short(values)}")
-    return values or {}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _shown_at(where: list[str], error: str, value: Any) -> str:
+    """A value that is refused, unless there may be a key in it: of a section, of a secret, of what nobody knows."""
+    if isinstance(value, dict | list) or error in ("dict_type", "model_type", "model_attributes_type"):
+        return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a single value"
+    is_open = error != "extra_forbidden" and where[:1] != ["serve"] and not any(map(is_secret, where))
+    return shown(masked(value)) if is_open else MASK
 
 
 def dump_config(config: Config) -> str:
-    """`config`, but for its key `serve`, as YAML that `load_config` reads back to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    """`config`, but for its key `serve`, as YAML that `load_config` reads back to the same, secrets masked."""
+    return yaml.safe_dump(masked(config.model_dump(mode="json", exclude_none=True)), sort_keys=False)
 
 
 def model_folder(model: str, *, may_fetch: bool = True) -> Path:
@@ -207,14 +215,18 @@ def model_folder(model: str, *, may_fetch: bool = True) -> Path:
         folder = ZOO_FOLDER / model.removeprefix(ZOO_PREFIX)
         if not folder.is_dir():
             known = ", ".join(sorted(child.name for child in ZOO_FOLDER.glob("*") if child.is_dir())) or "none"
-            raise ConfigError(f"the zoo has no model {model!r}; it has {known}")
+            raise ConfigError(f"the zoo has no model {shown(model)}; it has {known}")
         return folder
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+        is_there = folder.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long for a name, a zero byte, nobody's home
+        is_there = False
+    if is_there:
         return folder
     if is_hub_id(model):
         return hub_folder(model, may_fetch=may_fetch)
     raise ConfigError(
-        f"there is no model folder {folder}; give a Hugging Face folder, the id of a model on its hub, such as "
-        f"Qwen/Qwen3-0.6B, or {ZOO_PREFIX}NAME"
+        f"there is no model folder {in_one_line(model, 200)}; give a Hugging Face folder, the id of a model on its "
+        f"hub, such as Qwen/Qwen3-0.6B, or {ZOO_PREFIX}NAME"
     )

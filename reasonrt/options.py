@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from reasonrt.errors import CalibrationError, RequestError
+from reasonrt.errors import CalibrationError, RequestError, in_one_line, shown
 
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -31,7 +31,7 @@ def read_options(kind: type[T], options: Mapping[str, Any], name: str = "") -> T
     name, loose = name or kind.__name__, cast(Any, kind)
     known = option_names(loose)
     if unknown := sorted(set(map(str, options)) - set(known)):
-        raise RequestError(f"unknown option {unknown[0][:64]!r}; {name} knows {', '.join(sorted(known)) or 'none'}")
+        raise RequestError(f"unknown option {shown(unknown[0])}; {name} knows {', '.join(sorted(known)) or 'none'}")
     try:
         value: T = _adapter(loose).validate_json(to_json(dict(options), inf_nan_mode="constants"))
     except ValidationError as error:
@@ -39,7 +39,7 @@ def read_options(kind: type[T], options: Mapping[str, Any], name: str = "") -> T
     except CalibrationError as error:  # of a value inside, such as a rule
         raise RequestError(f"{name}: {error}") from None
     except PydanticSerializationError as error:
-        raise RequestError(f"{name}: an option is a JSON value; {error}") from None
+        raise RequestError(f"{name}: an option is a JSON value; {in_one_line(str(error))}") from None
     return value
 
 
@@ -67,10 +67,11 @@ def _in_one_line(error: ValidationError, kind: type) -> str:
     if allowed and first["type"] != "value_error":
         where = path[0] if len(path) == 1 or first["type"] != "extra_forbidden" else ""
         if where:
-            return f"{where} must be {allowed}, got {short(first['input'])}"
-    where = ".".join(part for part in path if part.isidentifier() or part.isdecimal())  # not pydantic's own words
-    message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{where}: {message[:1].lower()}{message[1:]}, got {short(first['input'])}"
+            return f"{where} must be {allowed}, got {shown(first['input'])}"
+    # not pydantic's own words
+    where = in_one_line(".".join(part for part in path if part.isidentifier() or part.isdecimal()))
+    message = in_one_line(str(first["msg"]), 200).removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{where}: {message[:1].lower()}{message[1:]}, got {shown(first['input'])}"
 
 
 _KINDS = {"boolean": "true or false", "string": "text", "null": "null", "array": "a list", "object": "a mapping"}
@@ -101,9 +102,3 @@ def allowed_in_words(schema: Mapping[str, Any]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
-
-
-def short(value: object) -> str:
-    """A value as a message shows it, in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import Distribution, EntryPoint, EntryPoints, distributions
 from typing import Any, Final, Generic, TypeVar
 
-from reasonrt.errors import PluginError, ReasonRTError
+from reasonrt.errors import PluginError, ReasonRTError, in_one_line
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def unreadable_packages() -> list[str]:
 
 def reason_of(error: BaseException) -> str:
     """What a failure of other code is called: the error's type and words, cut short, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    return f"{type(error).__name__}: {in_one_line(str(error), 200)}"
 
 
 def require_members(value: object, kind: type) -> None:

@@ -233,6 +233,23 @@ class ChecksDecoding(Protocol):
         """
 
 
+@runtime_checkable
+class ChecksHealth(Protocol):
+    """What an engine has that computes in another process, which may hang where it could have died."""
+
+    async def check_health(self, within_s: float) -> None:
+        """Return when the other process has answered, however much work it has; one that is starting counts as well.
+
+        One that has not answered in time is killed: what runs in it fails as after a death, and is resumed.
+
+        Args:
+            within_s: seconds; longer than any single pass takes.
+
+        Raises:
+            EngineError: it did not answer, and was killed.
+        """
+
+
 def refuse_decoding(engine_name: str, *samplings: Sampling) -> None:
     """For an engine that writes token by token and knows no other schedule.
 
@@ -306,8 +323,10 @@ class Engines(Mapping[str, RequestEngine], ABC):
     def tools(self) -> Mapping[str, Any]:
         """The tools that the policy named, by name."""
 
-    def at_limit(self, details: Callable[[], Mapping[str, Any]]) -> None:
-        """Where a limit ends the request, and so there is no `Stop`, what `details` then gives are its details.
+    def at_limit(
+        self, details: Callable[[], Mapping[str, Any]], warnings: Callable[[], Mapping[str, str]] = dict
+    ) -> None:
+        """Where a limit ends the request, and so there is no `Stop`, what these then give are its details and warnings.
 
         Of several, all that they give.
         """

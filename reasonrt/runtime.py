@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from reasonrt.boundaries import boundaries_of
 from reasonrt.config import Config, load_config
-from reasonrt.errors import ConfigError, EngineError, PluginError, ReasonRTError, RequestError
+from reasonrt.errors import ConfigError, EngineError, PluginError, ReasonRTError, RequestError, shown
 from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
 from reasonrt.plugins import FAILURES, reason_of
@@ -112,7 +112,9 @@ class Runtime:
         by_name: dict[str, Engine] = {}
         for role, engine in self.engines.items():
             if by_name.setdefault(engine.name, engine) is not engine:
-                raise ConfigError(f"two engines are named {engine.name!r}; give the one in role {role!r} another name")
+                raise ConfigError(
+                    f"two engines are named {engine.name!r}; give the one in role {shown(role)} another name"
+                )
 
     @classmethod
     def from_config(cls, path: str | Path | None = None, *, roles: Sequence[str] | None = None, **changes: Any) -> Self:
@@ -174,6 +176,7 @@ class Runtime:
     async def __aenter__(self) -> Self:
         self.bind()
         async with AsyncExitStack() as stack:
+            stack.callback(setattr, self, "_loop", None)
             stack.callback(self.certificates.close)
             for part in (*self.engines.values(), *self.tools.values()):
                 stack.push_async_callback(part.aclose)
@@ -187,7 +190,6 @@ class Runtime:
 
     async def __aexit__(self, *_: object) -> None:
         await self._closing.aclose()
-        self._loop = None
 
     def bind(self) -> None:
         """Belong to the running event loop: in another one, engines that run there would seem to have died.
@@ -217,7 +219,9 @@ class Runtime:
         engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
         if missing := [name for name in policy.tools if name not in self.tools]:
             known = ", ".join(self.tools) or "none"
-            raise ConfigError(f"policy {request.policy} uses a tool {missing[0]!r}; there are {known}: configure it")
+            raise ConfigError(
+                f"policy {request.policy} uses a tool {shown(missing[0])}; there are {known}: configure it"
+            )
         policy.accept(request, engines)
         if (request.top_k or request.min_p) and not policy.has_one_author:
             raise RequestError(f"policy {request.policy} does not draw by top_k and min_p alone; leave them out")
@@ -324,7 +328,7 @@ class Runtime:
 
 def _no_engine(role: str, known: Iterable[str]) -> ConfigError:
     there = ", ".join(known) or "none"
-    return ConfigError(f"no engine has the role {role!r}; there are {there}: add it or choose another policy")
+    return ConfigError(f"no engine has the role {shown(role)}; there are {there}: add it or choose another policy")
 
 
 def _check_files(name: str, policy: Policy, engines: Mapping[str, Engine]) -> None:
@@ -342,7 +346,7 @@ class _RequestEngines(Engines):
     def __init__(self, runtime: Runtime, prepared: Prepared, scope: Scope) -> None:
         self.runtime, self._request, self.scope = runtime, prepared.request, scope
         self.steps: list[Step] = []  # that the request has committed on them
-        self._details: list[Callable[[], Mapping[str, Any]]] = []
+        self._told: list[tuple[Callable[[], Mapping[str, Any]], Callable[[], Mapping[str, str]]]] = []
         self._meters = {
             engine.name: MeteredEngine(engine, scope, runtime.paces[engine.name], prepared.request.cache_salt)
             for engine in prepared.engines.values()
@@ -368,12 +372,19 @@ class _RequestEngines(Engines):
     def tools(self) -> Mapping[str, Any]:
         return self._tools
 
-    def at_limit(self, details: Callable[[], Mapping[str, Any]]) -> None:
-        self._details.append(details)
+    def at_limit(
+        self, details: Callable[[], Mapping[str, Any]], warnings: Callable[[], Mapping[str, str]] = dict
+    ) -> None:
+        self._told.append((details, warnings))
 
     def ended_by(self, reason: FinishReason) -> Stop:
         """In the place of the policy's own, where a limit has ended the request."""
-        return Stop(reason, {key: value for details in self._details for key, value in details().items()})
+        details: dict[str, Any] = {}
+        warnings: dict[str, str] = {}
+        for tell_details, tell_warnings in self._told:
+            details.update(tell_details())
+            warnings.update(tell_warnings())
+        return Stop(reason, details, warnings)
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
         prepared = self.runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))

@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from reasonrt.errors import EngineError, ReasonRTError
 from reasonrt.tasks import LoopThread
 from reasonrt.types import Completion, Event, Request
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 
 class AsyncRuntime(Protocol):
@@ -128,11 +131,23 @@ def progress_bar(name: str, total: int, has_bar: bool | None = None) -> Iterator
         has_bar: None shows one in a terminal and in a notebook.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
     console = Console(stderr=True)
     is_shown = console.is_terminal or console.is_jupyter if has_bar is None else has_bar
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not is_shown) as bar:
+    with Progress(*bar_columns(), console=console, disable=not is_shown) as bar:
         line = bar.add_task(name, total=total)
         yield lambda done: bar.advance(line, done)
+
+
+def bar_columns() -> "tuple[ProgressColumn, ...]":
+    """What a bar shows: a name, how much is done, how fast, and the time that is left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.3g}/s" if speed else "")
+
+    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()

@@ -1,17 +1,27 @@
 """Concurrent work that always comes to an end: cancelled and waited for, bounded in number, or up to a deadline.
 
-`LoopThread` lets code without an event loop, or inside of another one, wait for such work.
+`LoopThread` lets code without an event loop, or inside of another one, wait for such work; `read_text` keeps long texts
+from an event loop that has other work.
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
+
+from reasonrt.errors import EngineError
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
+LONG_CHARACTERS = 32 << 10
+"""A text of more takes longer to read or tokenize than an event loop should keep its other work waiting."""
+
 _END: Any = object()
+_reading = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "reading")  # some cores are left to the event loop
 
 
 class Expired(Exception):  # noqa: N818 (a deadline is a result, not an error)
@@ -24,6 +34,13 @@ async def cancel(*tasks: "asyncio.Future[Any] | None") -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def read_text(num_characters: int, read: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+    """`read(*arguments)`, in a thread where the text that it reads or tokenizes is long."""
+    if num_characters <= LONG_CHARACTERS:
+        return read(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(_reading, read, *arguments)
 
 
 async def run_bounded(calls: Iterable[Callable[[], Awaitable[T]]], concurrency: int) -> AsyncGenerator[T, None]:
@@ -109,7 +126,14 @@ class LoopThread:
         self._loop = ready.result()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, awaited in the loop; Ctrl-C cancels it, and waits until it has left."""
+        """The result of `work`, awaited in the loop; Ctrl-C cancels it, and waits until it has left.
+
+        Raises:
+            EngineError: the loop was closed.
+        """
+        if self._loop.is_closed():
+            work.close()
+            raise EngineError("it was closed; ask before that")
         task = asyncio.run_coroutine_threadsafe(_begin(work), self._loop).result()
         try:
             return asyncio.run_coroutine_threadsafe(_result(task), self._loop).result()
@@ -123,7 +147,8 @@ class LoopThread:
             while (item := self.run(_next(items))) is not _END:
                 yield item
         finally:
-            self.run(items.aclose())
+            if not self._loop.is_closed():  # with it, they were
+                self.run(items.aclose())
 
     def close(self) -> None:
         """Cancel what still runs in the loop, and end the thread."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 _MAX_TREES = 1000
 _MAX_NODES = 127
@@ -78,9 +78,3 @@ class Trees:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Raises KeyError, TypeError or ValueError for what is no ensemble."""
-        trees = (Tree(**{key: tuple(numbers) for key, numbers in tree.items()}) for tree in value["trees"])
-        return cls(float(value["base"]), tuple(trees))

@@ -6,13 +6,13 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from reasonrt.answers import find_answer
-from reasonrt.errors import RequestError
+from reasonrt.errors import RequestError, shown
 from reasonrt.thinking import split
 
 
 def _require(holds: bool, rule: str, value: object) -> None:
     if not holds:
-        raise RequestError(f"{rule}, got {value}")
+        raise RequestError(f"{rule}, got {shown(value)}")
 
 
 class FinishReason(StrEnum):

@@ -5,16 +5,20 @@ fingerprints, so that a router is never used on models that it knows nothing abo
 """
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+
+from pydantic import TypeAdapter
 
 from reasonrt.config import ZOO_FOLDER, ZOO_PREFIX
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
+from reasonrt.files import FileKind
 from reasonrt.ports import OPERATOR_ONLY, Engine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import FEATURES, features
@@ -24,7 +28,6 @@ from reasonrt.trees import Trees
 from reasonrt.types import Request, Step
 
 FORMAT = "reasonrt-router/2"
-KINDS = ("features", "engine")
 DECIMALS = 2
 """Of a predicted advantage: rollouts tell no finer differences apart, and what is equal should rank as equal."""
 
@@ -39,13 +42,27 @@ class RouterFile:
         trees: kind `features`: from `FEATURES` to the expected advantage.
         curve: kind `engine`: (scores, advantages), both ascending: from the model's score to the expected advantage.
         report: what was measured on steps held out.
+
+    Raises:
+        ValueError: trees of other features, a curve that is none, or neither trees nor an engine to ask.
     """
 
-    kind: str
+    kind: Literal["features", "engine"]
     models: Mapping[str, str]
     trees: Trees | None = None
     curve: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (0.0,))
     report: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        scores, advantages = self.curve
+        if self.trees is None and (self.kind == "features" or "router" not in self.models):
+            raise ValueError("it asks neither trees nor an engine")
+        if self.trees is not None and self.trees.num_features > len(FEATURES):
+            raise ValueError(f"its trees read {self.trees.num_features} features, there are {len(FEATURES)}")
+        if not scores or len(scores) != len(advantages) or list(scores) != sorted(set(scores)):
+            raise ValueError("its curve must be scores that ascend, and as many advantages")
+        if not all(map(math.isfinite, (*scores, *advantages))):
+            raise ValueError("its curve holds a number that is not finite")
 
     def save(self, file: Path) -> None:
         value = {
@@ -57,8 +74,7 @@ class RouterFile:
             "curve": self.curve,
             "report": self.report,
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(value) + "\n")
+        _FILE.write(file, json.dumps(value) + "\n")
 
     def bind(self, engines: Mapping[str, Engine]) -> Router:
         """The router for one request on `engines`.
@@ -69,7 +85,9 @@ class RouterFile:
         for role, fingerprint in self.models.items():
             engine = engines.get(role)
             if engine is None:
-                raise ConfigError(f"the router asks an engine {role!r} and there is none; add it to the configuration")
+                raise ConfigError(
+                    f"the router asks an engine {shown(role)} and there is none; add it to the configuration"
+                )
             if engine.model_fingerprint != fingerprint:
                 raise ConfigError(
                     f"the router was learned for another {role} ({fingerprint[:12]}, this one is "
@@ -151,31 +169,18 @@ def load_router(name: str) -> RouterFile:
     file = Path(name).expanduser()
     if name.startswith(ZOO_PREFIX):
         file = ZOO_FOLDER.parent / "routers" / f"{name.removeprefix(ZOO_PREFIX)}.json"
-    try:
-        value = json.loads(file.read_text())
-        if (found := value["format"]) != FORMAT:
-            raise ConfigError(
-                f"{file} has format {str(found)[:60]!r}, this version reads {FORMAT!r}; make it again with "
-                "`reasonrt calibrate router`"
-            )
-        return _parse(value)
-    except OSError as error:
+    value = _FILE.read_json(file)
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != FORMAT:
         raise ConfigError(
-            f"cannot read the router {file}: {error.strerror}; make it with `reasonrt calibrate router`"
-        ) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{file} is no router file ({error}); make it with `reasonrt calibrate router`") from None
+            f"{file} has format {shown(found)}, this version reads {FORMAT!r}; make it again with "
+            "`reasonrt calibrate router`"
+        )
+    router = _FILE.validate(_ROUTER, value, str(file))
+    if router.kind == "features" and value.get("features") != list(FEATURES):
+        raise ConfigError(f"{file} was learned from other features than there are; {_FILE.way_out}")
+    return router
 
 
-def _parse(value: Any) -> RouterFile:
-    if value["kind"] not in KINDS:
-        raise ValueError(f"kind {value['kind']}")
-    if value["kind"] == "features" and value["features"] != list(FEATURES):
-        raise ValueError("other features")
-    trees = Trees.from_json(value["trees"]) if value["trees"] else None
-    if trees is None and (value["kind"] == "features" or "router" not in value["models"]):
-        raise ValueError("it asks neither trees nor an engine")
-    scores, advantages = (tuple(map(float, column)) for column in value["curve"])
-    if not scores or len(scores) != len(advantages) or list(scores) != sorted(set(scores)):
-        raise ValueError("its curve is none")
-    return RouterFile(value["kind"], dict(value["models"]), trees, (scores, advantages), value["report"])
+_FILE = FileKind(ConfigError, "make it with `reasonrt calibrate router`", most_bytes=1 << 23)
+_ROUTER: TypeAdapter[RouterFile] = TypeAdapter(RouterFile)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from reasonrt.ports import Engine
 from reasonrt.routers.history import whole_steps
+from reasonrt.tasks import read_text
 from reasonrt.transcript import Transcript
 from reasonrt.types import Message, Prompts, Step, Tokenizer
 
@@ -76,17 +77,21 @@ class StepPrompt:
             EngineError: the engine died.
             RequestError: the prompt does not fit into its context.
         """
+        if self._num_steps < 0:
+            await read_text(sum(len(message.content) for message in transcript.messages), self._open, transcript)
         return (await self._engine.score(self.token_ids(transcript, step))).value
 
     def token_ids(self, transcript: Transcript, step: Step) -> list[int]:
-        tokenizer = self._engine.tokenizer
         if self._num_steps < 0:
-            self._ids = list(self._layout.opening(tokenizer, transcript.prompts, transcript.messages))
-            self._num_steps = 0
+            self._open(transcript)
         for committed in whole_steps(transcript.steps[self._num_steps :], step.author):
             self._ids += self._encoded(committed, by_target=committed.author != step.author)
         self._num_steps = len(transcript.steps)
         return [*self._ids, *self._encoded(step, by_target=False)]
+
+    def _open(self, transcript: Transcript) -> None:
+        self._ids = list(self._layout.opening(self._engine.tokenizer, transcript.prompts, transcript.messages))
+        self._num_steps = 0
 
     def _encoded(self, step: Step, *, by_target: bool) -> list[int]:
         if self._last != (step.text, by_target):

@@ -2,13 +2,13 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import warnings
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -54,9 +54,6 @@ SHARED = {"engines": "engines", "policies": "engines", "serve": "serve"}
 """Folders of tests whose fixtures of a session are expensive: they are set up once."""
 ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
 
-# here a warning is an error; in the processes that vLLM forks for an engine it would be the engine's death
-os.register_at_fork(after_in_child=warnings.resetwarnings)
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,7 +86,7 @@ def _place(nodeid: str) -> int:
 
 @cache
 def has_gpu() -> bool:
-    """Counted without initialising CUDA, as `torch.cuda.is_available()` would: vLLM could fork no engine any more."""
+    """Counted without initialising CUDA, as `torch.cuda.is_available()` would, in a process that may not need it."""
     import torch
 
     return bool(torch.cuda.device_count())
@@ -285,6 +282,22 @@ def make_trace() -> Callable[..., Trace]:
         return Trace(problem_id, checkpoints, 100 * (len(points) + 1), full_answer, gold, group)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def disk_with() -> Callable[[int], AbstractContextManager[None]]:
+    """No file grows beyond so many bytes; what fits of a write is written, as on a disk that is full."""
+
+    @contextmanager
+    def limited(most_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

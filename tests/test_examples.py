@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from reasonrt.config import load_config
 from reasonrt.testing import check_policy
 
 ROOT = Path(__file__).parent.parent
@@ -71,3 +72,8 @@ async def test_the_examples_policy_keeps_the_contract() -> None:
     namespace = runpy.run_path(str(ROOT / "examples" / "02_custom_policy.py"), run_name="example")
 
     await check_policy(namespace["Fallback"])
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.yaml")))
+def test_each_example_of_a_configuration_can_be_read(name: str) -> None:
+    assert load_config(ROOT / "examples" / name).engines

@@ -25,7 +25,7 @@ FLOORS = (  # from the top: an import never goes up
     ("answers",),
     ("algebra",),
     ("thinking", "tasks", "plugins", "hub"),
-    ("errors", "kernels"),
+    ("files", "masking", "errors", "kernels"),
 )
 NO_MIRROR = {
     "engines/hosted": "a package of somebody else's, with engines",

@@ -314,7 +314,7 @@ async def test_limits_of_the_configuration_hold_for_whoever_brings_none(tmp_path
 @pytest.mark.parametrize(
     ("policies", "message"),
     [
-        ({"arbitrage": {"router_file": "/nowhere.json"}}, "cannot read the router /nowhere.json"),
+        ({"arbitrage": {"router_file": "/nowhere.json"}}, "cannot read /nowhere.json: .*calibrate router"),
         ({"arbitrage": {"threshold": 0.02}}, "the router was learned for another draft"),
         ({"rsd": {"layout": "magic"}}, "policies.rsd: rsd: layout must be one of"),
         ({"target": {"stopping": {"certificate": "/nowhere.json"}}}, "policy target: cannot read /nowhere.json"),

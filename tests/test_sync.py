@@ -129,6 +129,33 @@ def test_engines_belong_to_the_event_loop_that_they_were_started_in() -> None:
         _in_a_loop(runtime.__aenter__())
 
 
+def test_a_start_that_failed_can_be_tried_again() -> None:
+    class Late(ScriptedEngine):
+        is_there = False
+
+        async def start(self) -> Any:
+            if not self.is_there:
+                self.is_there = True
+                raise EngineError("not yet")
+            return self
+
+    runtime = Runtime({"target": Late("target", TEXT)})
+    with pytest.raises(EngineError, match="not yet"):
+        _in_a_loop(runtime.__aenter__())
+
+    with SyncRuntime(runtime) as again:
+        assert again.complete(_ask(1)).answer == "7"
+
+
+def test_steps_that_nobody_takes_are_lost_with_the_runtime() -> None:
+    with SyncRuntime(_runtime()) as runtime:
+        steps = runtime.solve(_ask(1))
+        next(steps)
+
+    with pytest.raises(EngineError, match="it was closed"):
+        next(steps)
+
+
 def test_a_runtime_that_was_left_can_be_entered_in_another_loop() -> None:
     runtime = _runtime()
 

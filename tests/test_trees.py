@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from reasonrt.trees import Tree, Trees
 
@@ -30,7 +31,7 @@ def test_they_are_what_scikit_learn_has_grown(is_classifier: bool) -> None:
     model = kind(n_estimators=20, max_depth=3, random_state=0).fit(numbers, target > 0 if is_classifier else target)
 
     trees = as_trees(model)
-    again = Trees.from_json(json.loads(json.dumps(trees.to_json())))
+    again = TypeAdapter(Trees).validate_json(json.dumps(trees.to_json()))
 
     expected = model.decision_function(numbers) if is_classifier else model.predict(numbers)
     assert [again(row) for row in numbers.tolist()] == pytest.approx(expected.tolist(), abs=1e-5)

@@ -6,6 +6,7 @@ from typing import Any
 
 from reasonrt.calibration.roofline.passes import BlockDecoding, Comparison
 from reasonrt.errors import ConfigError
+from reasonrt.files import write_figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -47,11 +48,7 @@ def plot_comparisons(points: Sequence[Comparison], decoding: BlockDecoding, titl
     figure.suptitle(title)
     figure.tight_layout()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=120)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that is no format of pictures
-        reason = error.strerror if isinstance(error, OSError) else f"{file.suffix or 'no suffix'} is no format"
-        raise ConfigError(f"cannot write {file}: {reason}; give --plot a PNG file") from None
+        write_figure(file, figure, dpi=120)
     finally:
         plt.close(figure)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 
 VALUE_BYTES = 2
 """Of a weight, a key or a value: everything is bf16."""
@@ -112,7 +112,7 @@ def find_gpu(name: str) -> Gpu:
     """
     found = {_plain(known): gpu for known, gpu in GPUS.items()}.get(_plain(name))
     if found is None:
-        raise ConfigError(f"unknown GPU {name[:40]!r}; there are {', '.join(GPUS)}")
+        raise ConfigError(f"unknown GPU {shown(name)}; there are {', '.join(GPUS)}")
     return found
 
 
@@ -127,7 +127,7 @@ def find_model(name: str) -> ModelSize:
     file = Path(name) / "config.json"
     if not file.is_file():
         raise ConfigError(
-            f"unknown model {name[:80]!r}; there are {', '.join(MODELS)}, or give a folder with config.json"
+            f"unknown model {shown(name)}; there are {', '.join(MODELS)}, or give a folder with config.json"
         )
     try:
         config = json.loads(file.read_text())

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reasonrt.files import write_figure
+
 RATES = (0.1, 0.2, 0.3)
 BINS = 10
 BOOTSTRAPS = 500
@@ -82,5 +84,5 @@ def plot_routers(predictions: dict[str, Array], advantage: Array, file: Path) ->
     left.legend()
     right.legend()
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    write_figure(file, figure, dpi=120)
     plt.close(figure)

@@ -19,7 +19,7 @@ from reasonrt.calibration.stopping.families import (
     upper_threshold_rules,
 )
 from reasonrt.calibration.stopping.learned_signal import LOOKED_AT, learn_boosted, learn_signal, risk_thresholds
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
 from reasonrt.policies.stopping.risks import find_risk
 from reasonrt.policies.stopping.rules import Gated, Spaced, StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.signals import (
@@ -114,7 +114,7 @@ def candidate_rules(
     """
     names = list(families) or list(_HANDMADE)
     if unknown := sorted(set(names) - set(FAMILIES)):
-        raise CalibrationError(f"unknown family {unknown[0]!r}; there are {', '.join(FAMILIES)}")
+        raise CalibrationError(f"unknown family {shown(unknown[0])}; there are {', '.join(FAMILIES)}")
     risks = [risk] if isinstance(risk, str) else list(risk)
     made = (LEARNED[name](train, risks) if name in LEARNED else _HANDMADE[name](train) for name in names)
     return list(dict.fromkeys(rule for rules in made for rule in rules))

@@ -21,7 +21,7 @@ from reasonrt.calibration.stopping.ledger import Declaration, Ledger
 from reasonrt.calibration.stopping.multiple_testing import TESTS, pareto_order
 from reasonrt.calibration.stopping.sample_size import Infeasible, check_level, least_n, plan
 from reasonrt.calibration.stopping.trials import Limit, Trial, count, p_value, try_rules
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
 from reasonrt.policies.stopping.attempt import Attempt
 from reasonrt.policies.stopping.certificate import Certificate, Finding, Group, Saving, first_difference, normal
 from reasonrt.policies.stopping.files import canonical
@@ -120,7 +120,7 @@ def certify_levels(
     """
     check_level("delta", delta)
     if test not in TESTS:
-        raise CalibrationError(f"unknown test {test!r}; there are {', '.join(TESTS)}")
+        raise CalibrationError(f"unknown test {shown(test)}; there are {', '.join(TESTS)}")
     if not levels:
         raise CalibrationError("there are no levels to certify; give at least one")
     recorded, trained_on = TraceSet.of(traces), tuple(train)

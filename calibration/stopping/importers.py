@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.errors import CalibrationError
-from reasonrt.policies.stopping.files import parse, parse_text, read_lines, read_text
+from reasonrt.policies.stopping.files import FILES
 from reasonrt.policies.stopping.traces import TRACE, Trace, TraceSet, problem_hash
 
 _CONFORMAL_THINKING_SIGNALS = (
@@ -29,7 +29,7 @@ def read_conformal_thinking(path: Path) -> TraceSet:
     Raises:
         CalibrationError: the file or an item cannot be read.
     """
-    items = parse_text(read_text(path), str(path))
+    items = FILES.read_json(path)
     items = list(items.values()) if isinstance(items, dict) else items
     if not isinstance(items, list):
         raise CalibrationError(f"{path} holds no list of items; give a log of Conformal Thinking")
@@ -55,14 +55,14 @@ def read_generic(
     """
     names = tuple(signals)
     traces = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in FILES.read_lines(path):
         where = f"{path}, line {number}"
         values = _renamed(line, fields, where)
         values["checkpoints"] = [
             _renamed(point, checkpoint_fields, where) | {"signals": _measured(point, names)}
-            for point in values.get("checkpoints", [])
+            for point in _listed(values.get("checkpoints", []), where)
         ]
-        traces.append(parse(TRACE, values, where))
+        traces.append(FILES.validate(TRACE, values, where))
     return TraceSet(tuple(traces))
 
 
@@ -70,10 +70,10 @@ def _conformal_thinking(item: Any, where: str) -> Trace:
     names = {"question": "question", "gold": "gold_answer", "full_answer": "actual_final_answer"}
     values = _renamed(item, names, where)
     question, points = values.pop("question", ""), item.get("checkpoints") or item.get("intermediate_checks")
-    if not question or not points:
+    if not question or not isinstance(question, str) or not points:
         raise CalibrationError(f"{where} has no question or no checkpoints; mend it or leave it out")
     checkpoints = []
-    for point in points:
+    for point in _listed(points, where):
         known = _renamed(point, {"tokens": "tokens_used", "answer": "predicted_answer"}, where)
         if point.get("is_correct", point.get("intermediate_correct")):
             known["answer"] = values.get("gold")
@@ -81,7 +81,13 @@ def _conformal_thinking(item: Any, where: str) -> Trace:
     content_hash = problem_hash(question)
     values |= {"problem_id": str(item.get("id", content_hash)), "content_hash": content_hash}
     values |= {"checkpoints": checkpoints, "full_tokens": checkpoints[-1].get("tokens")}
-    return parse(TRACE, values | {"group": "solvable" if item.get("solvable") else "unsolvable"}, where)
+    return FILES.validate(TRACE, values | {"group": "solvable" if item.get("solvable") else "unsolvable"}, where)
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise CalibrationError(f"{where} holds {type(value).__name__} in the place of a list; mend it")
+    return value
 
 
 def _renamed(value: Any, names: Mapping[str, str], where: str) -> dict[str, Any]:

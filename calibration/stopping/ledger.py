@@ -7,12 +7,11 @@ has more uses p-values that hold at any time. So nobody leaves out what was lost
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +19,16 @@ from typing import Any, Final, Self
 
 from pydantic import TypeAdapter
 
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
+from reasonrt.files import FileKind, append_whole, open_log, parse_json
 from reasonrt.policies.stopping.attempt import Attempt
 from reasonrt.policies.stopping.certificate import Certificate
-from reasonrt.policies.stopping.files import canonical, parse, parse_text
+from reasonrt.policies.stopping.files import FILES, canonical
 from reasonrt.policies.stopping.traces import Trace, TraceSet
 
 SCHEMA: Final = "reasonrt.ledger/1"
 NAME = "ledger.jsonl"
+_FILE = FileKind(CalibrationError, "name another ledger (--ledger)")
 _log = logging.getLogger(__name__)
 
 
@@ -77,7 +78,7 @@ class Ledger:
 
     def __init__(self, *files: Path) -> None:
         # each once and in one order for all, so that nobody who locks them waits for another, or for himself
-        self._files = sorted({file.resolve() for file in files})
+        self._files = sorted({Path(os.path.realpath(file)) for file in files})
 
     @classmethod
     def beside(cls, traces_file: Path, file: Path | None = None) -> Self:
@@ -122,7 +123,7 @@ class Ledger:
                 a ledger, any try on its problems; or it was changed.
         """
         attempt = certificate.attempt
-        known = [entry for path in self._files if path.exists() for entry in _parse(_read(path), path)[0]]
+        known = [entry for path in self._files if path.exists() for entry in _parse(_FILE.read_bytes(path), path)[0]]
         if attempt.number is None:
             if tried := _sets_of(known, _names(traces), traces.fingerprints.model):
                 num_tries = len({(entry.set_id, entry.number) for entry in known if entry.set_id in tried})
@@ -146,35 +147,33 @@ class _File:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._number = open_log(path)
+            fcntl.flock(self._number, fcntl.LOCK_EX)
         except OSError as error:
             raise _cannot_write(path, error) from None
         try:
-            content = _read(path)
+            content = _FILE.read_bytes(path)
             self.entries, self._sha256, torn = _parse(content, path)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
         if torn:
             _log.warning("%s ended in half a line, of a try that was never made; it is cut off", path)
-            self._file.truncate(self._file.seek(-len(torn), os.SEEK_END))
-        elif content and not content.endswith(b"\n"):  # an editor took it
-            self._file.write(b"\n")
+            os.ftruncate(self._number, len(content) - len(torn))
+        self._missing = b"\n" if content and not torn and not content.endswith(b"\n") else b""  # an editor took it
 
     def close(self) -> None:
-        with suppress(OSError):  # what could not be written was told by `append`
-            self._file.close()
+        os.close(self._number)
 
     def append(self, entries: Iterable[Entry]) -> None:
         """On the disk when it returns."""
+        lines = []
+        for entry in entries:
+            value = {"schema": SCHEMA, **asdict(entry)}
+            self._sha256 = _link(self._sha256, value)
+            lines.append(f"{canonical(value | {'sha256': self._sha256})}\n".encode())
         try:
-            for entry in entries:
-                value = {"schema": SCHEMA, **asdict(entry)}
-                self._sha256 = _link(self._sha256, value)
-                self._file.write(f"{canonical(value | {'sha256': self._sha256})}\n".encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            append_whole(self._number, b"".join((self._missing, *lines)) if lines else b"")
         except OSError as error:
             raise _cannot_write(self._path, error) from None
 
@@ -265,13 +264,6 @@ def _cannot_write(path: Path, error: OSError) -> CalibrationError:
     )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CalibrationError(f"cannot read the ledger {path}: {error.strerror}; name another (--ledger)") from None
-
-
 def _parse(content: bytes, path: Path) -> tuple[list[Entry], str, bytes]:
     """The entries, the hash of the last one, and half a line at the end."""
     *lines, torn = content.split(b"\n")
@@ -280,7 +272,7 @@ def _parse(content: bytes, path: Path) -> tuple[list[Entry], str, bytes]:
     entries, sha256 = [], ""
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
-        value = parse_text(line.decode(errors="replace"), where)
+        value = FILES.parse_json(line.decode(errors="replace"), where)
         stated = value.pop("sha256", None) if isinstance(value, dict) else None
         sha256 = _link(sha256, value)
         if stated != sha256:
@@ -289,15 +281,17 @@ def _parse(content: bytes, path: Path) -> tuple[list[Entry], str, bytes]:
                 "on new problems under another"
             )
         if (found := value.pop("schema", None)) != SCHEMA:
-            raise CalibrationError(f"{where} has the schema {found!r}, this version reads {SCHEMA!r}; name another")
-        entries.append(parse(_ENTRY, value, where))
+            raise CalibrationError(
+                f"{where} has the schema {shown(found)}, this version reads {SCHEMA!r}; name another"
+            )
+        entries.append(FILES.validate(_ENTRY, value, where))
     return entries, sha256, torn
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_json(line)
+    except ValueError:
         return False
     return True
 

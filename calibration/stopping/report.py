@@ -8,6 +8,7 @@ import numpy as np
 
 from reasonrt.calibration.stopping.bounds import anytime_upper_bound, binomial_upper_bound
 from reasonrt.calibration.stopping.trials import Limit, count, try_rules
+from reasonrt.files import write_figure
 from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.policies.stopping.replay import replay
 from reasonrt.policies.stopping.rules import StoppingRule, UpperThreshold
@@ -33,7 +34,7 @@ def plot_stopping(certificate: Certificate, traces: TraceSet, file: Path, signal
     _plot_reliability(middle, traces, signal)
     _plot_trace(right, certificate.rule, traces, signal)
     figure.tight_layout()
-    figure.savefig(file)
+    write_figure(file, figure)
     plt.close(figure)
 
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
 from reasonrt.policies.stopping.traces import Checkpoint, Trace, TraceSet
 
 CADENCE_TOKENS = 128
@@ -49,7 +49,7 @@ def synthetic_traces(kind: str, num_problems: int, seed: int = 0) -> TraceSet:
         num_problems: >= 1.
     """
     if kind not in KINDS:
-        raise CalibrationError(f"unknown population {kind!r}; there are {', '.join(KINDS)}")
+        raise CalibrationError(f"unknown population {shown(kind)}; there are {', '.join(KINDS)}")
     rng = random.Random(f"{kind} {seed}")  # not from hash(), which differs between processes
     return TraceSet(tuple(_trace(KINDS[kind], f"{kind}-{seed}-{index}", rng) for index in range(num_problems)))
 

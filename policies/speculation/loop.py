@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from reasonrt.answers import holds_answer
-from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError
+from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError, told
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
 from reasonrt.policies.speculation.verification import Verdict, verify_step, why_not_verify
@@ -131,9 +131,10 @@ class SpeculationLoop:
                             reason = event
         finally:
             await self._beside.aclose()
-        yield Stop(reason or FinishReason.STOP, self.details(), self._warnings())
+        yield Stop(reason or FinishReason.STOP, self.details(), self.warnings())
 
-    def _warnings(self) -> dict[str, str]:
+    def warnings(self) -> dict[str, str]:
+        """What was asked for and did not take place."""
         if self._tally.fallback:
             return {"speculation": self._tally.fallback}
         return {"verification": self._tally.not_verified} if self._tally.not_verified else {}
@@ -179,7 +180,7 @@ class SpeculationLoop:
                         raise _TargetAloneError("the draft's context is full")
                     yield event
         except (EngineError, RequestError) as error:
-            raise _TargetAloneError(str(error)) from error
+            raise _alone("", error) from error
 
     async def _judge(self, router: Router, drafted: Drafted) -> Judged:
         """The step with its advantage, and whether the target should write it."""
@@ -294,7 +295,7 @@ class SpeculationLoop:
         try:
             advantage = await router.advantage(self._transcript, step)
         except (EngineError, RequestError) as error:  # it died, or the transcript has outgrown its context
-            raise _TargetAloneError(f"the router is lost: {error}") from error
+            raise _alone("the router is lost: ", error) from error
         self._tally.router_s += time.perf_counter() - started
         return advantage
 
@@ -412,6 +413,12 @@ class _TargetBeside:
 
 class _TargetAloneError(Exception):
     """The draft or the router is not there, or has no room; says why."""
+
+
+def _alone(what: str, error: ReasonRTError) -> _TargetAloneError:
+    if isinstance(error, EngineError):
+        _log.warning("%s%s; the target writes alone", what, error)
+    return _TargetAloneError(f"{what}{told(error)}")
 
 
 @cache

@@ -90,7 +90,7 @@ class Speculation(Policy):
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         loop = SpeculationLoop(self, request, self._with_target(engines))
-        engines.at_limit(loop.details)
+        engines.at_limit(loop.details, loop.warnings)
         async with aclosing(loop.events()) as events:
             async for event in events:
                 yield event

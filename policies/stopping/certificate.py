@@ -11,14 +11,15 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
 from reasonrt.policies.stopping.attempt import Attempt
-from reasonrt.policies.stopping.files import canonical, parse, parse_text, read_text, write_text
+from reasonrt.policies.stopping.files import FILES, canonical
 from reasonrt.policies.stopping.risks import RISKS
 from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.traces import Fingerprints
 
 SCHEMA: Final = "reasonrt.certificate/3"
+_FILE = replace(FILES, most_bytes=1 << 22)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,21 +163,23 @@ class Certificate:
     @classmethod
     def from_json(cls, text: str, where: str = "the certificate") -> "Certificate":
         """Raises: CalibrationError: it is no certificate, or not as it was written."""
-        value = parse_text(text, where)
+        value = FILES.parse_json(text, where)
         if not isinstance(value, dict) or "sha256" not in value:
             raise CalibrationError(f"{where} has no sha256; only certify makes certificates")
         if value.pop("sha256") != _sha256(value):
             raise CalibrationError(f"{where} was changed after it was made: its sha256 does not fit; certify anew")
         if (found := value.get("schema")) != SCHEMA:
-            raise CalibrationError(f"{where} has the schema {found!r}, this version reads {SCHEMA!r}; certify anew")
-        return parse(_CERTIFICATE, value, where)
+            raise CalibrationError(
+                f"{where} has the schema {shown(found)}, this version reads {SCHEMA!r}; certify anew"
+            )
+        return FILES.validate(_CERTIFICATE, value, where)
 
     def write(self, path: Path) -> None:
-        write_text(path, self.to_json() + "\n")
+        FILES.write(path, self.to_json() + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Certificate":
-        return cls.from_json(read_text(path), str(path))
+        return cls.from_json(_FILE.read_text(path), str(path))
 
 
 def check_matches(certificate: Certificate, fingerprints: Fingerprints) -> None:
@@ -190,13 +193,14 @@ def check_matches(certificate: Certificate, fingerprints: Fingerprints) -> None:
             continue  # a request that ends sooner, or as soon, loses no answer that the traces had
         if canonical(certified) != canonical(served):
             raise CalibrationError(
-                f"the certificate is for {field.name} {certified!r}, this is {served!r}; certify on traces of this one"
+                f"the certificate is for {field.name} {shown(certified)}, this is {shown(served)}; certify on traces "
+                "of this one"
             )
 
 
 def normal(certificate: Certificate) -> Certificate:
     """The same as it would be read back: an int in the place of a float would change its hash."""
-    return parse(_CERTIFICATE, asdict(certificate), "the certificate")
+    return FILES.validate(_CERTIFICATE, asdict(certificate), "the certificate")
 
 
 def first_difference(a: Certificate, b: Certificate) -> str | None:

@@ -17,7 +17,7 @@ from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.policies.stopping.drift import DriftMonitor
 from reasonrt.policies.stopping.evidence_file import EvidenceFile, InUseError
-from reasonrt.policies.stopping.files import canonical, parse
+from reasonrt.policies.stopping.files import FILES, canonical
 from reasonrt.types import Message
 
 SCHEMA: Final = "reasonrt.evidence/1"
@@ -149,11 +149,11 @@ class KeptEvidence:
         Raises:
             CalibrationError: it was kept by another version.
         """
-        kept = parse(_KEPT, values[0], where)
+        kept = FILES.validate(_KEPT, values[0], where)
         self.monitor, self.num_departed = kept.monitor, kept.num_departed
         self._questions = OrderedDict.fromkeys(kept.questions)
         for value in values[1:]:
-            self._count(*parse(_VOTE, value, where))
+            self._count(*FILES.validate(_VOTE, value, where))
         self._num_lines = len(values)
 
     def _count(self, question: str, departed: bool) -> None:

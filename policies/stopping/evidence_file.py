@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.errors import CalibrationError
-from reasonrt.policies.stopping.files import canonical, parse_text
+from reasonrt.policies.stopping.files import FILES, canonical
 
 _CHECKSUM_CHARACTERS = 16
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class EvidenceFile:
             CalibrationError: it is not as it was written, or cannot be read.
         """
         try:
-            content = self.path.read_bytes()
+            content = FILES.read_bytes(self.path)
         except OSError as error:
             raise self._trouble(error) from None
         self._checksum, self._num_bytes = self._seed, content.rfind(b"\n") + 1
@@ -56,7 +56,7 @@ class EvidenceFile:
                 raise CalibrationError(
                     f"{self.path}, line {number}, is not as it was written; bring back the file, or certify anew"
                 )
-            values.append(parse_text(text, str(self.path)))
+            values.append(FILES.parse_json(text, str(self.path)))
         if not values:
             raise CalibrationError(f"{self.path} is empty; bring back the file, or certify anew")
         return values

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from reasonrt.errors import CalibrationError, ConfigError, RequestError
+from reasonrt.errors import CalibrationError, ConfigError, RequestError, shown
 from reasonrt.policies.answering import answered
 from reasonrt.policies.stopping.files import canonical
 from reasonrt.policies.stopping.loop import StoppingLoop, Terms
@@ -56,7 +56,7 @@ class StoppingOptions:
     certificate: Annotated[Text | Annotated[list[Text], Field(min_length=1)] | None, OPERATOR_ONLY] = None
     rule: StoppingRule | None = None
     record: Annotated[bool, OPERATOR_ONLY] = False
-    suffix: Text = SUFFIX
+    suffix: Annotated[Text, OPERATOR_ONLY] = SUFFIX
     schedule: Annotated[Schedule, OPERATOR_ONLY] = field(default_factory=Schedule)
     shadow: Annotated[float, Field(ge=0, le=1), OPERATOR_ONLY] = 0.05
     shadow_traces: Annotated[Text | None, OPERATOR_ONLY] = None
@@ -89,7 +89,7 @@ class CommonOptions:
         if self.risk is not None and (self.stopping is None or not self.stopping.certificates):
             raise RequestError("risk picks among certificates; give stopping some")
         if unknown := sorted(self.tolerated.keys() - RISKS.keys()):
-            raise RequestError(f"risk {unknown[0][:64]!r} is not known; there are {', '.join(RISKS)}")
+            raise RequestError(f"risk {shown(unknown[0])} is not known; there are {', '.join(RISKS)}")
 
     @property
     def tolerated(self) -> Mapping[str, float]:
@@ -178,9 +178,11 @@ class Stopping(Policy):
         try:
             terms = self._terms(request, engines)
         except CalibrationError as error:
+            reason = str(error)
+            engines.at_limit(lambda: {"stopping": _fallback(reason)}, lambda: {"stopping": reason})
             async with aclosing(answered(self.inner, request, engines)) as events:
                 async for event in events:
-                    yield _with_fallback(event, str(error))
+                    yield _with_fallback(event, reason)
             return
         async with aclosing(StoppingLoop(self.inner, request, engines, engine, terms).events()) as events:
             async for event in events:
@@ -273,5 +275,9 @@ def _template_fingerprint(tokenizer: Tokenizer) -> str:
 def _with_fallback(event: PolicyEvent, reason: str) -> PolicyEvent:
     if not isinstance(event, Stop):
         return event
-    details = {**event.details, "stopping": {"action": "go_on", "fallback": reason}}
+    details = {**event.details, "stopping": _fallback(reason)}
     return replace(event, details=details, warnings={**event.warnings, "stopping": reason})
+
+
+def _fallback(reason: str) -> dict[str, str]:
+    return {"action": "go_on", "fallback": reason}

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reasonrt.answers import is_answer
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
 from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
 from reasonrt.policies.stopping.signals import ANSWER
 from reasonrt.policies.stopping.traces import Trace
@@ -50,4 +50,6 @@ def refuse_unknown_signals(rules: Iterable[StoppingRule], traces: Iterable[Trace
     known = {name for trace in traces for checkpoint in trace.checkpoints for name in checkpoint.signals}
     unknown = sorted(frozenset().union(*(rule.reads for rule in rules)) - known - {ANSWER})
     if unknown:
-        raise CalibrationError(f"no checkpoint has the signal {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        raise CalibrationError(
+            f"no checkpoint has the signal {shown(unknown[0])}; there are {', '.join(sorted(known))}"
+        )

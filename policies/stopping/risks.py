@@ -8,7 +8,7 @@ equality that grades tasks. No answer is never right. A risk is the mean of its 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.rules import Action
 from reasonrt.policies.stopping.traces import Trace
@@ -83,12 +83,13 @@ def find_risk(name: str, traces: Iterable[Trace]) -> Risk:
         CalibrationError: there is no such risk, or it needs the gold answer of a trace that has none.
     """
     if name not in RISKS:
-        raise CalibrationError(f"unknown risk {name!r}; there are {', '.join(RISKS)}")
+        raise CalibrationError(f"unknown risk {shown(name)}; there are {', '.join(RISKS)}")
     risk = RISKS[name]
     bare = [trace.problem_id for trace in traces if risk.needs_gold and not trace.has_gold]
     if bare:
         raise CalibrationError(
-            f"risk {name!r} needs the right answer of every problem, {len(bare)} have no gold, one is {bare[0]!r}; "
+            f"risk {shown(name)} needs the right answer of every problem, {len(bare)} have no gold, one is "
+            f"{shown(bare[0])}; "
             "label them or take lost_correct"
         )
     return risk

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from reasonrt.errors import CalibrationError
-from reasonrt.policies.stopping.files import canonical, parse, parse_text
+from reasonrt.policies.stopping.files import FILES, canonical
 from reasonrt.policies.stopping.signals import END_OF_THINKING, ENTROPY_AFTER_THINKING, LOOKS, Signal
 from reasonrt.policies.stopping.traces import Checkpoint
 
@@ -231,7 +231,7 @@ def to_json(rule: StoppingRule) -> str:
 
 def from_json(text: str) -> StoppingRule:
     """Raises: CalibrationError: not the JSON of a rule."""
-    return parse(RULE, parse_text(text, "the rule"), "the rule")
+    return FILES.validate(RULE, FILES.parse_json(text, "the rule"), "the rule")
 
 
 RULE: TypeAdapter[StoppingRule] = TypeAdapter(StoppingRule, config=ConfigDict(extra="forbid"))

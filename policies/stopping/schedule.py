@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from reasonrt.errors import CalibrationError
-from reasonrt.policies.stopping.files import canonical, parse, parse_text
+from reasonrt.errors import CalibrationError, shown
+from reasonrt.policies.stopping.files import FILES, canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not 1 <= value <= 1_000_000:
-                raise CalibrationError(f"{name} must be in [1, 1000000], got {value}")
+                raise CalibrationError(f"{name} must be in [1, 1000000], got {shown(value)}")
 
     def next_mark(self, tokens: int) -> int:
         """The first mark after `tokens`."""
@@ -52,7 +52,7 @@ class Schedule:
     @classmethod
     def from_json(cls, text: str) -> "Schedule":
         """Raises: CalibrationError: not the JSON of a schedule."""
-        return parse(SCHEDULE, parse_text(text, "the schedule"), "the schedule")
+        return FILES.validate(SCHEDULE, FILES.parse_json(text, "the schedule"), "the schedule")
 
 
 SCHEDULE: TypeAdapter[Schedule] = TypeAdapter(Schedule)

@@ -6,13 +6,14 @@ from the model's own full answer, and no right answer is lost without that.
 
 import fcntl
 import logging
+import os
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TextIO
 
 from reasonrt.errors import CalibrationError
-from reasonrt.policies.stopping.files import canonical, parse, parse_text
+from reasonrt.files import append_whole, open_log
+from reasonrt.policies.stopping.files import FILES, canonical
 from reasonrt.policies.stopping.traces import TRACE, Fingerprints, Trace, header_of
 
 _log = logging.getLogger(__name__)
@@ -37,13 +38,13 @@ class ShadowTraces:
         """
         header = canonical(header_of(fingerprints))
         try:
-            with self._path.open("a+") as file:
+            with open(open_log(self._path), "rb", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                self._catch_up(file)
+                self._catch_up(file.fileno())
                 if trace.names & self._names or header != (self._header or header):
                     return False
                 lines = [canonical(asdict(trace))] if self._header else [header, canonical(asdict(trace))]
-                file.write("".join(f"{line}\n" for line in lines))
+                append_whole(file.fileno(), "".join(f"{line}\n" for line in lines).encode())
             self._is_well = True
         except (OSError, CalibrationError) as error:
             if self._is_well:
@@ -52,18 +53,21 @@ class ShadowTraces:
             return False
         return True
 
-    def _catch_up(self, file: TextIO) -> None:
-        """Read what has been added since."""
-        if self._path.stat().st_size < self._read_bytes:  # it is another file
+    def _catch_up(self, number: int) -> None:
+        """Read what has been added since; half a line at the end is one that its process died in, and is cut off."""
+        size = os.fstat(number).st_size
+        if size < self._read_bytes:  # it is another file
             self._read_bytes, self._header, self._names = 0, "", set()
-        file.seek(self._read_bytes)
-        for line in file:
-            value = parse_text(line, "a line of it")
+        added = os.pread(number, size - self._read_bytes, self._read_bytes)
+        whole = added.rfind(b"\n") + 1
+        os.ftruncate(number, self._read_bytes + whole)
+        for line in added[:whole].splitlines():
+            value = FILES.parse_json(line.decode(errors="replace"), "a line of it")
             if self._header:
-                self._names |= parse(TRACE, value, "a line of it").names
+                self._names |= FILES.validate(TRACE, value, "a line of it").names
             else:
                 self._header = canonical(value)
-        self._read_bytes = file.tell()
+        self._read_bytes += whole
 
 
 @cache

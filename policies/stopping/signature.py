@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from reasonrt.errors import CalibrationError, ConfigError
+from reasonrt.files import FileKind
 from reasonrt.policies.stopping.certificate import Certificate
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+_KEY = FileKind(ConfigError, "name another file", most_bytes=1 << 16)
 _PURPOSE = "reasonrt.certificate "  # so that a signature of ours is never one of anything else
 
 
@@ -31,7 +33,7 @@ def sign(certificate: Certificate, private_key: Path) -> Certificate:
     except ImportError:
         raise _missing() from None
     try:
-        key = load_pem_private_key(_read(private_key), None)
+        key = load_pem_private_key(_KEY.read_bytes(private_key), None)
     except (TypeError, ValueError, UnsupportedAlgorithm):  # whose texts may quote the file
         key = None
     if not isinstance(key, Ed25519PrivateKey):
@@ -88,19 +90,12 @@ def _public_key(file: Path) -> "Ed25519PublicKey":
     except ImportError:
         raise _missing() from None
     try:
-        key = load_pem_public_key(_read(file))
+        key = load_pem_public_key(_KEY.read_bytes(file))
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{file} holds no Ed25519 public key; `openssl pkey -in PRIVATE -pubout` writes one")
     return key
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read the key {file}: {error.strerror}; name another file") from None
 
 
 def _message(certificate: Certificate) -> bytes:

@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from reasonrt.answers import is_answer, same_answer, same_in_every_way
-from reasonrt.errors import CalibrationError
-from reasonrt.policies.stopping.files import canonical, parse, read_lines, write_text
+from reasonrt.errors import CalibrationError, shown
+from reasonrt.policies.stopping.files import FILES, canonical
 
 SCHEMA = "reasonrt.traces/3"
 _FINAL = " .?:;,。"  # but no "!", which may be a factorial
@@ -46,7 +46,7 @@ class Checkpoint:
         for name, value in self.signals.items():
             if not math.isfinite(value):
                 raise CalibrationError(
-                    f"signal {name!r} is {value} at {self.tokens} tokens; leave it out where it was not measured"
+                    f"signal {shown(name)} is {value} at {self.tokens} tokens; leave it out where it was not measured"
                 )
         # a copy of plain floats: the hash of a trace must not depend on who holds or wrote it
         object.__setattr__(self, "signals", {name: float(value) for name, value in self.signals.items()})
@@ -87,7 +87,7 @@ class Trace:
 
     def __post_init__(self) -> None:
         _require(bool(self.problem_id), "a trace has no problem_id; give each problem one")
-        of = f"of problem {self.problem_id!r}"
+        of = f"of problem {shown(self.problem_id)}"
         _require(self.full_tokens >= 1, f"full_tokens {of} is {self.full_tokens}; it must be at least 1")
         tokens = [checkpoint.tokens for checkpoint in self.checkpoints]
         for before, after in pairwise(tokens):
@@ -177,7 +177,8 @@ class TraceSet:
             known = next((owner[name] for name in trace.names if name in owner), None)
             if known is not None and not (self.is_drawn and known == trace):
                 raise CalibrationError(
-                    f"problem {trace.problem_id!r} is in the traces twice (also as {known.problem_id!r}); keep one"
+                    f"problem {shown(trace.problem_id)} is in the traces twice (also as {shown(known.problem_id)}); "
+                    "keep one"
                 )
             owner.update(dict.fromkeys(trace.names, trace))
 
@@ -218,7 +219,8 @@ def refuse_overlap(splits: Mapping[str, Split]) -> None:
         shared = sorted(split.names & other.names)
         if shared:
             raise CalibrationError(
-                f"the splits to {role} and to {other_role} share {shared[0]!r} and {len(shared) - 1} more names of "
+                f"the splits to {role} and to {other_role} share {shown(shared[0])} and {len(shared) - 1} more names "
+                "of "
                 "problems; take each problem into one split only"
             )
 
@@ -253,7 +255,7 @@ def split_traces(traces: TraceSet, shares: Sequence[float], seed: int = 0) -> li
 def write_traces(path: Path, traces: TraceSet) -> None:
     """One JSON line with the schema and the fingerprints, then one line per trace."""
     lines = (header_of(traces.fingerprints), *map(asdict, traces))
-    write_text(path, "".join(f"{canonical(line)}\n" for line in lines))
+    FILES.write(path, "".join(f"{canonical(line)}\n" for line in lines))
 
 
 def header_of(fingerprints: Fingerprints) -> dict[str, Any]:
@@ -267,15 +269,18 @@ def read_traces(path: Path) -> TraceSet:
     Raises:
         CalibrationError: the file cannot be read, is of another schema, or a line of it is no trace.
     """
-    header, *lines = read_lines(path)
-    found = header.get("schema") if isinstance(header, dict) else None
+    lines = FILES.read_lines(path)
+    number, first = next(lines, (0, None))
+    _require(number > 0, f"{path} is empty; record traces first")
+    header: dict[str, Any] = first if isinstance(first, dict) else {}
+    found = header.get("schema")
     _require(
         found == SCHEMA,
-        f"{path} does not begin with the schema {SCHEMA!r} but {str(found)[:60]!r}; record it again, or import it "
+        f"{path} does not begin with the schema {SCHEMA!r} but {shown(found)}; record it again, or import it "
         "(reasonrt.calibration.stopping.importers)",
     )
-    fingerprints = parse(_FINGERPRINTS, header.get("fingerprints", {}), f"{path}, line 1")
-    traces = [parse(TRACE, line, f"{path}, line {number}") for number, line in enumerate(lines, 2)]
+    fingerprints = FILES.validate(_FINGERPRINTS, header.get("fingerprints", {}), f"{path}, line {number}")
+    traces = [FILES.validate(TRACE, line, f"{path}, line {number}") for number, line in lines]
     return TraceSet(tuple(traces), fingerprints)
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec
 from reasonrt.evals.statistics import paired_difference_interval, wilson_interval
+from reasonrt.files import write_figure
 
 CONTROL = "control"
 _OFF = ", off"
@@ -48,7 +49,7 @@ def read_model(text: str) -> BenchModel:
     """
     found = re.fullmatch(r"([a-z][a-z0-9_]*):(\d+)=(.+)", text)
     if not found:
-        raise ConfigError(f"a model is ARM:SEED=MODEL, such as control:1=runs/zoo/x, got {text[:80]!r}")
+        raise ConfigError(f"a model is ARM:SEED=MODEL, such as control:1=runs/zoo/x, got {shown(text)}")
     return BenchModel(found[1], int(found[2]), found[3])
 
 
@@ -265,5 +266,5 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)
     plt.close(figure)

@@ -15,6 +15,7 @@ from reasonrt.calibration.speedup import Parts, Speed, Work, fit_speed, predicte
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem
+from reasonrt.files import write_figure
 
 _TALLIED = ("steps", "draft_steps", "escalations", "useless_escalations", "router_s", "verifications", "verify_s")
 _READ = 20  # problems
@@ -226,5 +227,5 @@ def plot_bench(rows: Sequence[dict[str, Any]], sweep: Report, title: str, file: 
     right.legend(fontsize=7)
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    write_figure(file, figure, dpi=120)
     plt.close(figure)

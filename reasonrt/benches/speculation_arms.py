@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec
 
@@ -96,7 +96,7 @@ def check_skipped(families: Sequence[str], token_level: Sequence[str], skipped: 
     arms = timing_arms({family: SWEEPS[family][0] for family in families}, token_level, ())
     known = [arm.name for arm in arms if arm.name not in ("target", "draft")]
     if unknown := [name for name in skipped if name not in known]:
-        raise ConfigError(f"cannot skip the arm {unknown[0]!r}; it can be any of: {'; '.join(known)}")
+        raise ConfigError(f"cannot skip the arm {shown(unknown[0])}; it can be any of: {'; '.join(known)}")
 
 
 def _variant(family: str, name: str, spec: PolicySpec, options: dict[str, Any]) -> Arm:

@@ -13,14 +13,14 @@ from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidate
 from reasonrt.calibration.stopping.certification import certify
 from reasonrt.calibration.stopping.families import published_rules
 from reasonrt.calibration.stopping.sample_size import Infeasible
-from reasonrt.errors import EvalError
+from reasonrt.errors import EvalError, shown
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings, evaluate
 from reasonrt.evals.statistics import wilson_interval
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings, trace_of
 from reasonrt.policies.stopping.certificate import Certificate
-from reasonrt.policies.stopping.files import parse_text
+from reasonrt.policies.stopping.files import FILES
 from reasonrt.policies.stopping.loop import AUTHOR
 from reasonrt.policies.stopping.replay import replay
 from reasonrt.policies.stopping.schedule import Schedule
@@ -83,7 +83,7 @@ async def measure_live(
     """
     arms = _named(live_arms(certificates, traces, settings.out / "certificates"), settings.arms)
     to_time = _named(arms, settings.timed_arms)
-    temperature = parse_text(traces.fingerprints.sampling, "the sampling of the traces")["temperature"]
+    temperature = FILES.parse_json(traces.fingerprints.sampling, "the sampling of the traces")["temperature"]
 
     async def solved(name: str, num: int, at_once: int, arms: Sequence[Arm]) -> Report:
         block = 10 if at_once == 1 else 50
@@ -116,7 +116,7 @@ def _named(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
     """The first arm, which the others are compared with, and those of these names."""
     known = [arm.name for arm in arms]
     if unknown := sorted(set(names or ()) - set(known)):
-        raise EvalError(f"there is no arm {unknown[0]!r}; there are {', '.join(known)}")
+        raise EvalError(f"there is no arm {shown(unknown[0])}; there are {', '.join(known)}")
     return [arm for arm in arms if names is None or arm.name in (known[0], *names)]
 
 
@@ -147,7 +147,7 @@ def policy_of(traces: TraceSet) -> PolicySpec:
     Raises:
         CalibrationError: the traces do not say.
     """
-    found = parse_text(traces.fingerprints.policy, "the policy of the traces")
+    found = FILES.parse_json(traces.fingerprints.policy, "the policy of the traces")
     return PolicySpec(found["name"], found["options"])
 
 

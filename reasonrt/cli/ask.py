@@ -23,7 +23,7 @@ from reasonrt.cli.common import (
 )
 from reasonrt.cli.documents import read_documents
 from reasonrt.config import model_folder
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 from reasonrt.programs.protocol import plain
 from reasonrt.types import Completion, Request
 
@@ -73,7 +73,7 @@ def ask(
 
     *files, question = places
     if not files:
-        raise ConfigError(f"name at least one file before the question; {question[:80]!r} is all that was given")
+        raise ConfigError(f"name at least one file before the question; {shown(question)} is all that was given")
     if any(0xD800 <= ord(character) < 0xE000 for character in question):
         raise ConfigError("the question is not UTF-8 text; set the terminal to UTF-8")
     documents = read_documents(files)

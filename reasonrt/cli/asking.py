@@ -1,18 +1,22 @@
 """Asking a server that runs, in the place of engines of one's own."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
 
-from reasonrt.errors import EngineError, RequestError
+from reasonrt.engines.remote_wire import NONSENSE, count
+from reasonrt.errors import EngineError, RequestError, in_one_line
+from reasonrt.files import parse_json
+from reasonrt.masking import can_be_sent, masked_url
 from reasonrt.thinking import THINK
 from reasonrt.types import Completion, EngineUsage, FinishReason, Step
 
 KEY_VARIABLE = "REASONRT_API_KEY"
 _CONNECT_S = 10.0
+_MOST_LINE_BYTES = 1 << 24
+_MOST_REFUSED_BYTES = 1 << 16
 _REASONING = frozenset({"reasoning", "reasoning_content"})
 
 
@@ -24,8 +28,15 @@ def ask_server(url: str, body: Mapping[str, Any], on_step: Callable[[Step], None
 
     Raises:
         RequestError: the server refuses the request; its words.
-        EngineError: it cannot be reached, or its answer breaks off.
+        EngineError: it cannot be reached, or its answer breaks off or is none.
     """
+    try:
+        return _completion(url, body, on_step)
+    except NONSENSE:
+        raise EngineError(f"{masked_url(url)} sent what is no answer; is `reasonrt serve` running there?") from None
+
+
+def _completion(url: str, body: Mapping[str, Any], on_step: Callable[[Step], None]) -> Completion:
     steps: list[Step] = []
     has_reasoning, ended = False, dict[str, Any]()
     usage: dict[str, EngineUsage] = {}
@@ -40,9 +51,12 @@ def ask_server(url: str, body: Mapping[str, Any], on_step: Callable[[Step], None
             elif own:
                 ended = own
         if "usage" in (whole := chunk.get("reasonrt") or {}):
-            usage = {name: EngineUsage(**spent) for name, spent in whole["usage"].items()}
+            usage = {
+                name: EngineUsage(**{kind: count(number) for kind, number in spent.items()})
+                for name, spent in whole["usage"].items()
+            }
     if not ended:
-        raise EngineError(f"the answer of {url} broke off; ask again")
+        raise EngineError(f"the answer of {masked_url(url)} broke off; ask again")
     known = ended["finish_reason"] in list(FinishReason)
     reason = FinishReason(ended["finish_reason"]) if known else FinishReason.STOP
     is_open = has_reasoning and not steps[0].text.lstrip().startswith(THINK)
@@ -52,6 +66,8 @@ def ask_server(url: str, body: Mapping[str, Any], on_step: Callable[[Step], None
 
 def _chunks(url: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     headers = {"authorization": f"Bearer {key}"} if (key := os.environ.get(KEY_VARIABLE)) else {}
+    if key and not can_be_sent(key):
+        raise RequestError(f"a header cannot hold {KEY_VARIABLE}: ASCII, and no space at an end")
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     try:
         with (
@@ -59,25 +75,40 @@ def _chunks(url: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             client.stream("POST", f"{url}/v1/chat/completions", json=asked, headers=headers) as answer,
         ):
             if not answer.is_success:
-                raise RequestError(f"{url}: {_message(answer)}")
-            for line in answer.iter_lines():
-                data = line.removeprefix("data: ")
-                if data != line and data != "[DONE]":
-                    chunk = json.loads(data)
+                raise RequestError(f"{masked_url(url)}: {_message(answer)}")
+            for line in _lines(answer):
+                data = line.removeprefix(b"data: ")
+                if data != line and data.strip() != b"[DONE]":
+                    chunk = parse_json(data)
                     if "error" in chunk:
-                        raise EngineError(f"{url}: {chunk['error']['message']}")
+                        raise EngineError(f"{masked_url(url)}: {in_one_line(str(chunk['error']['message']), 400)}")
                     yield chunk
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
-        raise EngineError(f"cannot reach {url}: {reason}; is `reasonrt serve` running there?") from None
+        raise EngineError(f"cannot reach {masked_url(url)}: {reason}; is `reasonrt serve` running there?") from None
     except httpx.InvalidURL as error:
-        raise RequestError(f"{url} is no URL of a server: {error}") from None
+        raise RequestError(f"{masked_url(url)} is no URL of a server: {error}") from None
+
+
+def _lines(answer: httpx.Response) -> Iterator[bytes]:
+    rest = b""
+    for piece in answer.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+        if len(rest) > _MOST_LINE_BYTES:
+            raise ValueError("a line without end")
+    yield rest
 
 
 def _message(answer: httpx.Response) -> str:
+    content = b""
+    for piece in answer.iter_bytes():
+        content += piece
+        if len(content) > _MOST_REFUSED_BYTES:
+            break
     try:
-        message = json.loads(answer.read())["error"]["message"]
-    except (ValueError, LookupError, TypeError):
+        message = in_one_line(str(parse_json(content)["error"]["message"]), 400)
+    except NONSENSE:
         return f"status {answer.status_code}"
     hint = f"; set {KEY_VARIABLE}" if answer.status_code == 401 else ""
     return f"{message}{hint}"

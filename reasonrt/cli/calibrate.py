@@ -13,6 +13,8 @@ from reasonrt.cli.common import (
     SplitOption,
     SuffixOption,
     TaskOption,
+    YesOption,
+    confirm_by,
     console,
     progress,
     run,
@@ -40,6 +42,7 @@ def router(
     judges: Annotated[
         bool, typer.Option(help="Also train nano-router and nano-reward, for the models of the zoo only.")
     ] = False,
+    yes: YesOption = False,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -63,7 +66,12 @@ def router(
                 line = bar.add_task("recording steps", total=len(drawn))
                 settings = RecordingSettings(rollouts, max_tokens=max_tokens, concurrency=concurrency)
                 records = await record_pairs(
-                    runtime, drawn, settings, out, lambda done, total: bar.update(line, completed=done)
+                    runtime,
+                    drawn,
+                    settings,
+                    out,
+                    lambda done, total: bar.update(line, completed=done),
+                    confirm_by(yes),
                 )
             return records, {role: runtime.engines[role].model_fingerprint for role in ("draft", "target")}
         finally:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,11 +14,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from reasonrt.errors import ConfigError
+from reasonrt.files import write_whole
 from reasonrt.policies.options import format_policy, parse_options, parse_policy
 from reasonrt.runtime import Runtime
+from reasonrt.sync import bar_columns
 from reasonrt.tasks import cancel
 from reasonrt.types import Limits
 
@@ -89,6 +91,10 @@ TemperatureOption = Annotated[float, typer.Option(help="Draw tokens at this temp
 MaxTokensOption = Annotated[
     int | None, typer.Option(help="End a problem after this many tokens of reasoning and answer.")
 ]
+YesOption = Annotated[
+    bool,
+    typer.Option("--yes", help="Take the records of a journal that has lost its first line as of this run, unasked."),
+]
 ConcurrencyOption = Annotated[int | None, typer.Option(min=1, help="Work on this many problems concurrently.")]
 
 AUTHOR_STYLES = {"target": "cyan", "draft": "green"}
@@ -112,7 +118,7 @@ async def start(runtime: Runtime, what: str = "") -> None:
 
     async def tell() -> None:
         began = time.monotonic()
-        while not console.is_terminal:
+        while not (console.is_terminal or console.quiet):
             await asyncio.sleep(_TELL_S)
             sys.stderr.write(f"{text}: {time.monotonic() - began:.0f} s\n")
 
@@ -124,10 +130,13 @@ async def start(runtime: Runtime, what: str = "") -> None:
         await cancel(telling)
 
 
+def confirm_by(yes: bool) -> Callable[[str], bool]:
+    """What asks the person at the terminal; nobody is there without one."""
+    return lambda question: yes or (sys.stdin.isatty() and typer.confirm(question, err=True))
+
+
 def progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
+    return Progress(*bar_columns(), console=console)
 
 
 def write_json(path: Path | None, value: object) -> None:
@@ -139,7 +148,7 @@ def write_json(path: Path | None, value: object) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; give --json another file") from None
 

@@ -16,8 +16,10 @@ from reasonrt.cli.common import (
     SuffixOption,
     TaskOption,
     TemperatureOption,
+    YesOption,
     change_limits,
     complete_policy,
+    confirm_by,
     console,
     progress,
     read_policy,
@@ -49,6 +51,7 @@ def evaluate(
     ] = None,
     temperature: TemperatureOption = 0.0,
     suffix: SuffixOption = "",
+    yes: YesOption = False,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -63,7 +66,7 @@ def evaluate(
     problems = load_task(task, limit, split)
     runtime = Runtime.of(settings, policies=[(spec.name, spec.options) for spec in specs])
     run_settings = RunSettings(task, limits, concurrency or settings.concurrency, temperature, prompt_suffix=suffix)
-    check_run(runtime, problems, specs, run_settings, out)  # engines take a while to start
+    check_run(runtime, problems, specs, run_settings, out, confirm_by(yes))  # engines take a while to start
 
     async def work() -> Report:
         await start(runtime)
@@ -74,7 +77,9 @@ def evaluate(
                 def advance(progress: EvalProgress) -> None:
                     bar.update(line, completed=progress.done, description=f"{task} {progress.label}")
 
-                return await evaluate_policies(runtime, problems, specs, run_settings, out, advance)
+                return await evaluate_policies(
+                    runtime, problems, specs, run_settings, out, advance, confirm=confirm_by(yes)
+                )
         finally:
             await runtime.__aexit__()
 

@@ -1,6 +1,7 @@
 """`reasonrt`: the command line. Commands live in the modules of this folder, with heavy imports inside functions."""
 
 import sys
+import traceback
 from importlib.metadata import version
 from typing import Annotated
 
@@ -27,7 +28,9 @@ from reasonrt.cli import (
     stopping_bench,
     zoo,
 )
+from reasonrt.cli.common import console
 from reasonrt.errors import ReasonRTError
+from reasonrt.masking import masked_text
 
 
 def print_version(is_asked: bool) -> None:
@@ -47,8 +50,12 @@ def reasonrt(
     shows_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print errors only, and what --json - asks for; goes before the command.")
+    ] = False,
 ) -> None:
     """Orchestrate reasoning inference: which model writes the next step, and when to stop."""
+    console.quiet = quiet
 
 
 app.command("policies", epilog="Example: reasonrt policies --json policies.json")(policies.policies)
@@ -118,3 +125,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)
+    except Exception:  # noqa: BLE001 (nobody foresaw it, and its text may hold what must not be printed)
+        sys.stderr.write(masked_text(traceback.format_exc()))
+        sys.exit(1)

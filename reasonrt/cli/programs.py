@@ -8,7 +8,17 @@ import typer
 from rich.table import Table
 
 from reasonrt.cli.ask import ModelOption, WindowOption, engines_of
-from reasonrt.cli.common import ConfigOption, JsonOption, console, progress, run, start, write_json
+from reasonrt.cli.common import (
+    ConfigOption,
+    JsonOption,
+    YesOption,
+    confirm_by,
+    console,
+    progress,
+    run,
+    start,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from reasonrt.evals.contexts import ContextProblem
@@ -65,6 +75,7 @@ def bench(
     ] = None,
     concurrency: ConcurrentOption = 8,
     seed: SeedOption = 0,
+    yes: YesOption = False,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -87,7 +98,7 @@ def bench(
     drawn = _problems(task or DEFAULT_TASKS, characters or DEFAULT_CHARACTERS, problems, seed, "test")
     if problems_file:
         write_problems(problems_file, drawn)
-    records, _ = _record(runtime, drawn, replace(settings, direct_window=direct_window), out)
+    records, _ = _record(runtime, drawn, replace(settings, direct_window=direct_window), out, yes)
     rows = arms_of(records, drawn, learned)
     rows.append(_keyword_row(drawn))
     _print_rows(row for row in rows if row["task"] == "all")
@@ -112,6 +123,7 @@ def calibrate(
     window: WindowOption = 16_384,
     concurrency: ConcurrentOption = 8,
     seed: SeedOption = 1_000_000,
+    yes: YesOption = False,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -130,7 +142,7 @@ def calibrate(
     tasks = task or DEFAULT_TASKS
     runtime, settings = _prepare(options, model, window, concurrency, seed, config)
     drawn = _problems(tasks, characters or DEFAULT_CHARACTERS, problems, seed, "train")
-    records, fingerprint = _record(runtime, drawn, settings, out)
+    records, fingerprint = _record(runtime, drawn, settings, out, yes)
     asked = [Question(record.candidates(), record.answer, record.kind) for record in records]  # type: ignore[arg-type]
     learned_from, certified_on = (asked[::2], asked[1::2]) if alpha is not None else (asked, [])
     learned = fit_weights(learned_from, model=fingerprint, task=", ".join(tasks))
@@ -179,7 +191,7 @@ def _prepare(
 
 
 def _record(
-    runtime: "Runtime", drawn: "list[ContextProblem]", settings: "ProgramSettings", out: Path
+    runtime: "Runtime", drawn: "list[ContextProblem]", settings: "ProgramSettings", out: Path, yes: bool
 ) -> "tuple[list[RecordedQuestion], str]":
     """The recording, and the `model_fingerprint` of what wrote it."""
     from reasonrt.evals.program_recording import record_programs
@@ -190,7 +202,12 @@ def _record(
             with progress() as bar:
                 line = bar.add_task("asking questions", total=len(drawn))
                 records = await record_programs(
-                    runtime, drawn, settings, out, lambda done, total: bar.update(line, completed=done)
+                    runtime,
+                    drawn,
+                    settings,
+                    out,
+                    lambda done, total: bar.update(line, completed=done),
+                    confirm_by(yes),
                 )
             return records, runtime.engines[str(settings.options.get("engine", "target"))].model_fingerprint
         finally:

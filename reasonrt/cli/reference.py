@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from reasonrt.config import Config, DiffusionConfig, LimitsConfig, PluginConfig, RemoteConfig, ToolConfig, VllmConfig
 from reasonrt.options import allowed_in_words
-from reasonrt.serve.config import BoundsConfig, Preset, ReplicaConfig, ServeConfig
+from reasonrt.serve.config import BoundsConfig, ConnectionsConfig, Preset, ReplicaConfig, ServeConfig
 from reasonrt.types import Limits
 
 _HEAD = """# All keys of the configuration
@@ -29,6 +29,7 @@ _SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("`limits`", "Of a request that brings none of its own.", LimitsConfig),
     ("`serve`", "", ServeConfig),
     ("`serve.bounds`", "", BoundsConfig),
+    ("`serve.connections`", "", ConnectionsConfig),
     ("`serve.efforts.EFFORT`", "", Preset),
     ("`serve.replicas`", "", ReplicaConfig),
 )

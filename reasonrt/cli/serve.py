@@ -44,6 +44,10 @@ def serve(
 
     API keys come from the configuration, or from the environment: REASONRT_API_KEYS=name=key,name=key.
     """
+    from reasonrt.serve.signals import take_signals
+
+    take_signals(_leave)  # until the server takes them: what follows is imported for seconds
+
     from reasonrt.config import load_config
     from reasonrt.serve.config import load_serve_config
     from reasonrt.serve.logs import log_as_json
@@ -86,6 +90,10 @@ def engines_of(target: str | None, draft: str | None) -> dict[str, Any]:
                 "gpu_share": shares[role],
             }
     return {"engines": engines}
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _announce(url: str) -> None:

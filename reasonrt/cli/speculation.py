@@ -18,10 +18,11 @@ from reasonrt.cli.common import (
     console,
     read_policy,
     run,
+    start,
     write_json,
 )
 from reasonrt.config import Config, DiffusionConfig, VllmConfig, load_config
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import EvalProgress, PolicySpec, RunSettings
 from reasonrt.evals.tasks import TaskProblem
@@ -73,7 +74,7 @@ def bench(
     settings = load_config(config)
     families = family or list(arms.SWEEPS)
     if unknown := sorted(set(families) - set(arms.SWEEPS)):
-        raise ConfigError(f"unknown family {unknown[0]!r}; there are {', '.join(arms.SWEEPS)}")
+        raise ConfigError(f"unknown family {shown(unknown[0])}; there are {', '.join(arms.SWEEPS)}")
     arms.check_skipped(families, list(TOKEN_LEVEL), skip or ())
     drawn = load_task(task, max(problems, timed), split)
     levels = concurrency or [1, 8, 32]
@@ -214,8 +215,9 @@ async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list
     for evaluation in evaluations:
         check_run(runtime, *evaluation)
     reports = []
-    with console.status(f"starting {', '.join(runtime.engines)} ...") as status:
-        async with runtime:
+    await start(runtime)
+    try:
+        with console.status("solving ...") as status:
             for problems, specs, run_settings, out in evaluations:
 
                 def advance(progress: EvalProgress, name: str = out.name) -> None:
@@ -223,6 +225,8 @@ async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list
 
                 reports.append(await evaluate(runtime, problems, specs, run_settings, out, advance))
             return reports
+    finally:
+        await runtime.__aexit__()
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:

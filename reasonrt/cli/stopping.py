@@ -23,7 +23,9 @@ from reasonrt.cli.common import (
     SplitOption,
     TaskOption,
     TemperatureOption,
+    YesOption,
     change_limits,
+    confirm_by,
     console,
     progress,
     read_policy,
@@ -111,6 +113,7 @@ def traces(
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 0.0,
     concurrency: ConcurrencyOption = None,
+    yes: YesOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Record problems that are thought through to the end, with probes at checkpoints on the way.
@@ -139,7 +142,12 @@ def traces(
             with progress() as bar:
                 line = bar.add_task("recording traces", total=len(drawn))
                 return await record_traces(
-                    runtime, drawn, recording, out, lambda done, total: bar.update(line, completed=done)
+                    runtime,
+                    drawn,
+                    recording,
+                    out,
+                    lambda done, total: bar.update(line, completed=done),
+                    confirm_by(yes),
                 )
         finally:
             await runtime.__aexit__()

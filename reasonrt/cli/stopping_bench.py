@@ -12,7 +12,7 @@ from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, splits
 from reasonrt.cli.common import ConfigOption, JsonOption, TaskOption, console, run, write_json
 from reasonrt.cli.stopping import LearnOption
 from reasonrt.config import load_config
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
 from reasonrt.policies.stopping.traces import Split, problem_hash, read_traces, refuse_overlap
 from reasonrt.types import Limits
 
@@ -86,7 +86,7 @@ def bench(
     """
     parts = part or [name for name in PARTS if name != "live" or traces_file]
     if unknown := sorted(set(parts) - set(PARTS)):
-        raise CalibrationError(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        raise CalibrationError(f"unknown part {shown(unknown[0])}; there are {', '.join(PARTS)}")
     learn = read_traces(learn_file) if learn_file else None
     known = splits(read_traces(traces_file), learn) if traces_file else None
     rows = _simulate(known, parts, draws, family or [])

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from reasonrt.cli.common import JsonOption, complete_model, console, run, write_json
 from reasonrt.config import ZOO_FOLDER
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from reasonrt.zoo.diffusion_recipe import DiffusionRecipe
@@ -104,7 +104,9 @@ def train(
         recipe = replace(RECIPES[name], seed=seed)
         train_it = partial(train_model, recipe, folder)
     else:
-        raise ConfigError(f"there is no recipe {name!r}; there are {', '.join(sorted(RECIPES | DIFFUSION_RECIPES))}")
+        raise ConfigError(
+            f"there is no recipe {shown(name)}; there are {', '.join(sorted(RECIPES | DIFFUSION_RECIPES))}"
+        )
     logging.getLogger("torch").setLevel(logging.ERROR)
     columns = (*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
     with Bar(*columns, console=console) as bar:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from reasonrt.diffusion.shape import CONTEXTS, ModelShape
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 
 ARCHITECTURE = "BlockDiffusionForCausalLM"
 """Of the models that `checkpoints.save_model` writes."""
@@ -182,13 +182,13 @@ def read_layout(folder: Path, layouts: Mapping[str, Layout]) -> tuple[ModelShape
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else named
     if not isinstance(architecture, str) or architecture not in layouts:
-        raise ConfigError(f"{file}: architecture must be one of {', '.join(layouts)}, got {_short(architecture)}")
+        raise ConfigError(f"{file}: architecture must be one of {', '.join(layouts)}, got {shown(architecture)}")
     layout = layouts[architecture]
     for key, allowed in layout.options.items():
         value = _value_of(config, key)
         if any(each not in allowed for each in (value if isinstance(value, list) else [value])):
             ways = " or ".join("absent" if way is None else json.dumps(way) for way in allowed)
-            raise ConfigError(f"{file}: {key} is {_short(value)}; only models where it is {ways} can be run")
+            raise ConfigError(f"{file}: {key} is {shown(value)}; only models where it is {ways} can be run")
     values = dict(layout.values)
     for name, keys in layout.keys.items():
         found = [value for key in keys if (value := _value_of(config, key)) is not None]
@@ -221,7 +221,7 @@ def _end_token_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
         file, ends = folder / "config.json", config.get("eos_token_id")
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(end) is int for end in listed):
-        raise ConfigError(f"{file}: eos_token_id must be one or more whole numbers, got {_short(ends)}")
+        raise ConfigError(f"{file}: eos_token_id must be one or more whole numbers, got {shown(ends)}")
     return tuple(listed)
 
 
@@ -233,12 +233,12 @@ def _validate(values: Mapping[str, Any], keys: Mapping[str, str], file: Path) ->
             continue
         kind = next((part for part in get_args(kind) if part is not type(None)), kind)
         if type(value) is not kind and (type(value), kind) != (int, float):
-            raise ConfigError(f"{file}: {keys[name]} must be {_KINDS[kind]}, got {_short(value)}")
+            raise ConfigError(f"{file}: {keys[name]} must be {_KINDS[kind]}, got {shown(value)}")
         if kind in (int, float) and not value > 0 and name != "mask_token_id":
             raise ConfigError(f"{file}: {keys[name]} must be above 0, got {value}")
     shape = ModelShape(**values)
     rules = (
-        (shape.context in CONTEXTS, f"context must be one of {', '.join(CONTEXTS)}, got {_short(shape.context)}"),
+        (shape.context in CONTEXTS, f"context must be one of {', '.join(CONTEXTS)}, got {shown(shape.context)}"),
         (
             shape.residual_weight is None or shape.residual_weight <= 1,
             f"residual_weight must be at most 1, got {shape.residual_weight}",
@@ -303,10 +303,5 @@ def read_json(file: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "no JSON"
         raise ConfigError(f"{file}: {reason}; give a folder with a model as published on Hugging Face") from None
     if not isinstance(found, dict):
-        raise ConfigError(f"{file} must hold keys and values, it holds {_short(found)}")
+        raise ConfigError(f"{file} must hold keys and values, it holds {shown(found)}")
     return found
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

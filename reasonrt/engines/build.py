@@ -50,10 +50,10 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
 
         remote = RemoteEngine(
             role,
-            config.base_url,
+            config.base_url.get_secret_value(),
             config.model,
             tokenizer=model_folder(str(config.tokenizer)),
-            api_key=config.api_key,
+            api_key=config.api_key.get_secret_value() if config.api_key else None,
             max_model_len=config.max_model_len,
             timeout_s=config.timeout_s,
             boundary=config.boundary,

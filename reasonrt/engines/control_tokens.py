@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BackendTokenizer
 
 from reasonrt.errors import RequestError
+from reasonrt.tasks import LONG_CHARACTERS
 from reasonrt.thinking import END_THINK, THINK
 
 _UNKNOWN = "\U0010fffd"  # of a private plane
@@ -79,7 +80,7 @@ class ControlTokens:
         Raises:
             RequestError: as `encode`.
         """
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        ids = encode_with(self._plain, text)
         if found := self._never_text.intersection(ids):
             (name,) = [token.content for token_id, token in self._added if token_id == min(found)]
             raise RequestError(f"the text holds {name!r:.64}, which is no text to this model; leave it out")
@@ -108,3 +109,13 @@ class ControlTokens:
     def _never_text(self) -> frozenset[int]:
         """Control tokens, without the one that stands for characters that the vocabulary lacks."""
         return frozenset(self._ids.difference(self._plain.encode(_UNKNOWN, add_special_tokens=False).ids))
+
+
+def encode_with(backend: BackendTokenizer, text: str) -> list[int]:
+    """The ids of `text`, found without keeping other threads waiting where it is long."""
+    ids: list[int]
+    if len(text) <= LONG_CHARACTERS:
+        ids = backend.encode(text, add_special_tokens=False).ids
+    else:  # of the backend's calls, only those for several texts let other threads run
+        ids = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids

@@ -7,12 +7,13 @@ of change and inode, so that a second start costs milliseconds.
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from reasonrt.files import write_whole
 
 FUNCTION_OF = "function_of"
 """The key of config.json by which a folder names the fingerprint of the model that it computes the same as."""
@@ -64,7 +65,8 @@ def file_digest(file: Path) -> str:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     if _state(file) == key and time.time_ns() - file.stat().st_mtime_ns > _SETTLED_NS:
         with suppress(OSError):  # a cache that cannot be written costs time and nothing else
-            _write_whole(cached, digest)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(cached, digest)
     return digest
 
 
@@ -77,15 +79,3 @@ def _state(file: Path) -> str:
     """Changes with each change of the file; the time of the last change (ctime) cannot be set back."""
     state = file.stat()
     return f"{file.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Others who read or write the same file meet all of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".unfinished-", delete=False) as written:
-        written.write(text)
-    try:
-        Path(written.name).replace(file)
-    except OSError:
-        Path(written.name).unlink(missing_ok=True)
-        raise

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from reasonrt.errors import EngineError, ReasonRTError
-from reasonrt.ports import Capability, ChecksDecoding, Engine, Reading, Score, Verified, canvas_positions
+from reasonrt.ports import Capability, ChecksDecoding, ChecksHealth, Engine, Reading, Score, Verified, canvas_positions
 from reasonrt.tasks import cancel
 from reasonrt.types import GREEDY, Sampling, TokenDelta
 
 _KEPT_COUNTS = 1024
 _HEARD_S = 0.2
+_INNER_SHARE = 0.75  # of the time for an answer: what hangs further down is replaced there
 
 BuildEngine = Callable[[], Engine]
 
@@ -44,6 +45,9 @@ class Link(Protocol):
 
     def stream(self, method: str, *arguments: Any, session: str = "") -> AsyncGenerator[Any, None]:
         """What the method yields; raises as `call` does."""
+
+    def kill(self) -> None:
+        """End a far end that does not answer, if that is ours to do."""
 
     async def aclose(self) -> None:
         """Release the far end: a process of our own ends, what others use stays. Idempotent."""
@@ -83,6 +87,11 @@ class EngineHost:
 
     async def aclose(self) -> None:
         await self._engine.aclose()
+
+    async def answer(self, within_s: float) -> None:
+        """Return when the engine has answered; see `ports.ChecksHealth`."""
+        if isinstance(self._engine, ChecksHealth):
+            await self._engine.check_health(within_s)
 
     async def generate(
         self, stream_id: str, token_ids: Sequence[int], sampling: Sampling, cache_salt: str
@@ -170,6 +179,16 @@ class LinkedEngine:
     async def aclose(self) -> None:
         await self._link.aclose()
         await cancel(self._starting)
+
+    async def check_health(self, within_s: float) -> None:
+        if not self._link.is_running:
+            return  # the next call starts it, or somebody else looks after it
+        try:
+            async with asyncio.timeout(within_s):
+                await self._link.call("answer", within_s * _INNER_SHARE)
+        except TimeoutError:
+            self._link.kill()
+            raise EngineError(f"engine {self.name!r} has not answered for {within_s:g} s, and was killed") from None
 
     def check_decoding(self, decoding: Mapping[str, Any]) -> None:
         """What the near end knows: the far end was built from the same settings."""

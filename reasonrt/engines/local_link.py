@@ -9,29 +9,25 @@ import itertools
 import logging
 import os
 import pickle
-import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
 from reasonrt.engines.linked import BuildEngine, EngineHost
+from reasonrt.engines.orphans import owned_environment
 from reasonrt.errors import EngineError, ReasonRTError
 from reasonrt.tasks import cancel
 
 _GRACE_S = 5.0  # of a child that is to close its engine
 _LENGTH = struct.Struct("!I")
 _MAX_REASON = 300  # characters
-_CHILD = (
-    "import sys; sys.path[:] = sys.argv[3:]; from reasonrt.engines.local_link import host; "
-    "host(int(sys.argv[1]), int(sys.argv[2]))"
-)
+_CHILD = "import sys; sys.path[:] = sys.argv[2:]; from reasonrt.engines.local_link import host; host(int(sys.argv[1]))"
 _CALL, _STREAM, _CANCEL, _ITEM, _DONE, _ERROR = range(6)  # what a message is: three to the child, three from it
 _log = logging.getLogger(__name__)
 
@@ -80,6 +76,10 @@ class LocalLink:
     @property
     def is_running(self) -> bool:
         return self._child is not None and self._child.is_alive
+
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
 
     async def aclose(self) -> None:
         await cancel(self._startup)
@@ -130,11 +130,16 @@ class _Child:
         self._watched: int | None = None  # the process, as a file that is readable once it has ended
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno()), str(os.getpid()), *map(str, sys.path)]
+            command = [sys.executable, "-P", "-c", _CHILD, str(theirs.fileno()), *map(str, sys.path)]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()], start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                env=os.environ | owned_environment(),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
             )
-        self._channel = _Channel(ours, self._receive, self._lose)
+        self._channel = _Channel(ours, self._receive, self.kill)
 
     @property
     def is_alive(self) -> bool:
@@ -144,7 +149,7 @@ class _Child:
         await self._channel.connect()
         if hasattr(os, "pidfd_open"):  # a process that the engine has forked may hold the child's end of the socket
             self._watched = os.pidfd_open(self._process.pid)
-            asyncio.get_running_loop().add_reader(self._watched, self._lose)
+            asyncio.get_running_loop().add_reader(self._watched, self.kill)
 
     def ask(self, kind: int, method: str, arguments: tuple[Any, ...]) -> tuple[int, "asyncio.Queue[Any]"]:
         """The id of the request, and the queue of its answers; the last one is `DONE` or `ERROR`."""
@@ -168,7 +173,7 @@ class _Child:
             self._channel.finish()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), grace_s)
-        self._lose()
+        self.kill()
         await asyncio.to_thread(self._process.wait)
 
     def _receive(self, message: tuple[int, int, Any]) -> None:
@@ -178,7 +183,7 @@ class _Child:
         if kind != _ITEM:
             self._answers.pop(request_id, None)
 
-    def _lose(self) -> None:
+    def kill(self) -> None:
         """Once: fail what runs, and kill what is left; the child is not reaped yet, so its group's id is its own."""
         if not self.is_alive:
             return
@@ -273,33 +278,12 @@ def _value(kind: int, value: Any) -> Any:
     return value
 
 
-def host(descriptor: int, parent: int) -> None:
+def host(descriptor: int) -> None:
     """The child's program: serve one engine over the socket `descriptor` until its other end closes."""
-    _end_with(parent)
     try:
         asyncio.run(_serve(socket.socket(fileno=descriptor)))
     finally:
         os.killpg(0, signal.SIGKILL)  # and what the engine has left running; the parent may not be there to do it
-
-
-def _end_with(parent: int) -> None:
-    """Kill this process and all that it has started when `parent` is gone, even while an engine blocks the event loop.
-
-    A thread waits for that rather than the kernel's parent-death signal: that one follows the thread that started this
-    process, not the process, and it would leave the processes of the engine running.
-    """
-    if not hasattr(os, "pidfd_open"):
-        return  # the end of the socket must do
-    try:
-        watched = os.pidfd_open(parent)
-    except ProcessLookupError:
-        os.killpg(0, signal.SIGKILL)
-
-    def wait() -> None:
-        select.select([watched], [], [])
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=wait, daemon=True, name="parent watch").start()
 
 
 async def _serve(end: socket.socket) -> None:

@@ -7,6 +7,7 @@ Prompts travel as token ids. Generations come back as ids where the server can g
 import asyncio
 import hashlib
 import math
+import sys
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,23 +20,29 @@ import httpx
 from reasonrt.boundaries import BoundaryKind
 from reasonrt.engines.fingerprint import engine_fingerprint
 from reasonrt.engines.remote_wire import (
+    NONSENSE,
     cached_tokens,
     completion_body,
+    count,
     events,
     garbage,
     is_http_url,
     logprobs_of,
+    read_whole,
     refusal,
     top_logprobs,
     translated,
 )
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.whole import JoinedStreams, joined
-from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
+from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError, UpstreamError, shown
+from reasonrt.files import parse_json
+from reasonrt.masking import can_be_sent, masked_url
 from reasonrt.ports import Capability, Reading, Score, Verified, WholeStream, refuse_decoding
 from reasonrt.types import GREEDY, FinishReason, Sampling, TokenDelta
 
 _CONNECT_TIMEOUT_S = 10.0
+_SHORTEST_LENGTH = 2  # a token to read and one to write
 _KEEPALIVE_S = 2.0  # below the five seconds after which uvicorn closes an idle connection: no race for it
 _TOP_LOGPROBS = 20  # the most that servers give by default
 _INTERVAL = 64  # tokens per event of a whole answer, where the server takes `stream_interval`, as vLLM does
@@ -51,7 +58,7 @@ class RemoteEngine:
 
     Args:
         name: as the author of its steps.
-        base_url: up to and including `/v1`.
+        base_url: up to and including `/v1`; a login in it is sent by HTTP's basic authentication, and shown nowhere.
         model: its name on the server.
         tokenizer: a folder with the model's tokenizer; None if `model` is such a folder.
         api_key: sent as the bearer.
@@ -76,15 +83,21 @@ class RemoteEngine:
         boundary: BoundaryKind = "blank_line",
     ) -> None:
         if not is_http_url(base_url):
-            raise ConfigError(f"engine {name!r}: base_url must be like http://host:8000/v1, got {base_url!r}")
-        if max_model_len < 2 or not 0 < timeout_s < math.inf:
+            raise ConfigError(
+                f"engine {name!r}: base_url must be like http://host:8000/v1, got {shown(masked_url(base_url))}"
+            )
+        if api_key is not None and not can_be_sent(api_key):
+            raise ConfigError(f"engine {name!r}: a header cannot hold the api_key: ASCII, and no space at an end")
+        if max_model_len < _SHORTEST_LENGTH or not 0 < timeout_s < math.inf:
             raise ConfigError(
                 f"engine {name!r}: max_model_len must be at least 2 and timeout_s positive, "
                 f"got {max_model_len} and {timeout_s}"
             )
         if tokenizer is None and not Path(model).is_dir():
             raise ConfigError(f"engine {name!r}: {model!r} is no local folder; give its tokenizer's as `tokenizer`")
-        self.name, self.base_url, self.model = name, base_url.rstrip("/"), model
+        url = httpx.URL(base_url)
+        self._login = httpx.BasicAuth(url.username, url.password) if url.userinfo else None
+        self.name, self.base_url, self.model = name, str(url.copy_with(userinfo=b"")).rstrip("/"), model
         self.max_model_len, self.timeout_s = max_model_len, timeout_s
         self.tokenizer = HFTokenizer(tokenizer or Path(model), boundary)
         self.model_fingerprint = hashlib.sha256(f"{model}\n{self.tokenizer.fingerprint}".encode()).hexdigest()
@@ -106,7 +119,10 @@ class RemoteEngine:
         async with self._lock:
             if self._client is None:
                 client = httpx.AsyncClient(
-                    headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+                    # a few bytes that unpack to gigabytes are not asked for
+                    headers={"Accept-Encoding": "identity"}
+                    | ({"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}),
+                    auth=self._login,
                     timeout=httpx.Timeout(self.timeout_s, connect=min(_CONNECT_TIMEOUT_S, self.timeout_s), pool=None),
                     limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_S),
                 )
@@ -162,11 +178,11 @@ class RemoteEngine:
             logprob = top.get(f"token_id:{candidate}", top.get(vocabulary[candidate]))
             if logprob is None:
                 raise CapabilityError(
-                    f"{self.base_url} gives no log-probability of token {candidate}, only of the {len(top)} likeliest; "
-                    "use a server that takes logprob_token_ids, as vLLM does"
+                    f"engine {self.name!r} gives no log-probability of token {candidate}, only of the {len(top)} "
+                    "likeliest; use a server that takes logprob_token_ids, as vLLM does"
                 )
-            if not isinstance(logprob, int | float) or not math.isfinite(logprob):
-                raise garbage(self.base_url, str(choice).encode())
+            if type(logprob) not in (int, float) or not abs(logprob) <= sys.float_info.max:
+                raise garbage(self.base_url, shown(choice).encode())
             logprobs.append(min(float(logprob), 0.0))
         return Reading(tuple(logprobs), cached)
 
@@ -195,13 +211,12 @@ class RemoteEngine:
         return self._client
 
     async def _learn_length(self) -> None:
-        with translated(self.base_url, self.timeout_s):
-            response = await self.client().get(f"{self.base_url}/models")
+        _, content = await self._answer("GET", "models")
         try:
-            for card in response.json()["data"]:
-                if card["id"] == self.model and isinstance(card.get("max_model_len"), int):
-                    self.max_model_len = min(self.max_model_len, card["max_model_len"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+            for card in parse_json(content)["data"]:
+                if card["id"] == self.model and count(length := card["max_model_len"]) >= _SHORTEST_LENGTH:
+                    self.max_model_len = min(self.max_model_len, int(length))
+        except NONSENSE:
             return  # not every gateway lists its models; asking one says more
 
     async def _learn_capabilities(self) -> None:
@@ -223,18 +238,22 @@ class RemoteEngine:
     ) -> tuple[dict[str, Any], int]:
         """The choice of a completion of one token, and how many prompt tokens were cached."""
         body = self.body(prompt_token_ids, Sampling(max_tokens=1), cache_salt) | fields
-        with translated(self.base_url, self.timeout_s):
-            response = await self.client().post(f"{self.base_url}/completions", json=body)
-        if response.status_code != httpx.codes.OK:
-            raise refusal(response, self.base_url, self.model)
+        status, content = await self._answer("POST", "completions", body)
+        if status != httpx.codes.OK:
+            raise refusal(status, content, self.base_url, self.model)
         try:
-            answer = response.json()
+            answer = parse_json(content)
             choice, cached = answer["choices"][0], cached_tokens(answer)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except NONSENSE:
             choice = None
         if not isinstance(choice, dict):
-            raise garbage(self.base_url, response.content)
+            raise garbage(self.base_url, content)
         return choice, cached
+
+    async def _answer(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
+        with translated(self.base_url, self.timeout_s):
+            async with self.client().stream(method, f"{self.base_url}/{path}", json=body) as response:
+                return response.status_code, await read_whole(response, self.base_url)
 
     def body(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str) -> dict[str, Any]:
         stops = sampling.stop_token_ids | self.tokenizer.eos_token_ids
@@ -264,21 +283,23 @@ class _Call:
         client = engine.client()
         engine.check_fits(self._prompt, sampling.max_tokens)
         if (sampling.logprobs or sampling.top_logprobs) and Capability.LOGPROBS not in engine.capabilities:
-            raise CapabilityError(f"{url} gives no log-probabilities by token id; use a policy that needs none")
+            raise CapabilityError(
+                f"engine {engine.name!r} gives no log-probabilities by token id; use a policy that needs none"
+            )
         options = {"include_usage": True, "continuous_usage_stats": not has_ids}
         body = engine.body(self._prompt, sampling, self._salt) | {"stream": True, "stream_options": options}
         running, last = len(self._tokens), None
         with translated(url, engine.timeout_s):
             async with client.stream("POST", f"{url}/completions", json=body | self._fields) as response:
                 if response.status_code != httpx.codes.OK:
-                    await response.aread()
-                    raise refusal(response, url, engine.model)
-                async with aclosing(events(response, url)) as received:
+                    raise refusal(response.status_code, await read_whole(response, url), url, engine.model)
+                num_tokens = len(self._tokens) * sampling.max_tokens
+                async with aclosing(events(response, url, num_tokens)) as received:
                     async for event in received:
                         try:
                             item = self._delta(event, has_ids)
-                        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-                            raise garbage(url, str(event).encode()) from None
+                        except NONSENSE:
+                            raise garbage(url, shown(event).encode()) from None
                         if item is None:
                             continue
                         running -= item[1].finish_reason is not None
@@ -287,7 +308,7 @@ class _Call:
                         else:
                             last = item
         if last is None:
-            raise EngineError(f"{url} ended a generation without a reason; see the server's log and try again")
+            raise UpstreamError(f"{url} ended a generation without a reason; see the server's log and try again")
         yield last[0], replace(last[1], cached_tokens=self.cached_tokens)
 
     def _delta(self, event: dict[str, Any], has_ids: bool) -> tuple[int, TokenDelta] | None:
@@ -296,7 +317,7 @@ class _Call:
         self.cached_tokens = cached_tokens(event) or self.cached_tokens
         if not event.get("choices"):
             if not has_ids and len(self._tokens) == 1:
-                self._tokens[0] = int(usage.get("completion_tokens") or self._tokens[0])
+                self._tokens[0] = count(usage.get("completion_tokens") or self._tokens[0])
             return None
         choice = event["choices"][0]
         index = choice.get("index", 0)
@@ -306,26 +327,29 @@ class _Call:
         token_ids = self._ids(choice, before) if has_ids else self._ids_of_text(choice)
         self._tokens[index] = before + len(token_ids)
         if not has_ids and usage:
-            self._tokens[index] = int(usage.get("completion_tokens") or before)
+            self._tokens[index] = count(usage.get("completion_tokens") or before)
         logprobs, top = logprobs_of(choice, self._sampling, len(token_ids))
         given = choice.get("finish_reason")
         reason = _FINISH_REASONS.get(given)
         if given and not reason:
-            raise EngineError(f"{self._engine.base_url} ended a generation by {given!r}; see its log and try again")
+            raise UpstreamError(
+                f"{self._engine.base_url} ended a generation by {shown(given)}; see its log and try again"
+            )
         return (index, TokenDelta(token_ids, logprobs, reason, 0, top)) if token_ids or reason else None
 
     def _ids(self, choice: dict[str, Any], before: int) -> tuple[int, ...]:
         token_ids = tuple(choice["token_ids"])
+        known = self._engine.tokenizer.vocabulary()
         too_many = before + len(token_ids) > self._sampling.max_tokens
-        if too_many or not all(isinstance(token_id, int) and token_id >= 0 for token_id in token_ids):
-            raise ValueError("at most max_tokens ids")
+        if too_many or not all(type(token_id) is int and token_id in known for token_id in token_ids):
+            raise ValueError("at most max_tokens ids of the vocabulary")
         return token_ids
 
     def _ids_of_text(self, choice: dict[str, Any]) -> tuple[int, ...]:
         tokenizer = self._engine.tokenizer
         token_ids = tokenizer.encode_text(choice["text"])  # servers leave control tokens out
         stop_id = choice.get("stop_reason", choice.get("matched_stop"))  # vLLM's word and SGLang's
-        if isinstance(stop_id, int):
+        if type(stop_id) is int and stop_id in self._engine.tokenizer.vocabulary():
             token_ids.append(stop_id)
         elif choice.get("finish_reason") == "stop":  # the model has ended, whatever the last token of its text is
             token_ids.append(min(tokenizer.eos_token_ids))

@@ -156,6 +156,8 @@ class ScriptedEngine:
         self.seconds_per_token, self.chunk_tokens, self.max_model_len = seconds_per_token, chunk_tokens, max_model_len
         self.tokenizer = CharacterTokenizer()
         self.life = 0  # goes up with each death
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
         self.running = 0  # generations that the engine works on
         self.generated_tokens = 0  # ever, over all requests
         self._cache: deque[tuple[str, bytes]] = deque(maxlen=16)  # salt and text
@@ -170,6 +172,18 @@ class ScriptedEngine:
         """Die as a real engine does: what runs fails, the next call finds it back, with an empty cache."""
         self.life += 1
         self._cache.clear()
+        self._goes_on.set()
+
+    def hang(self) -> None:
+        """Stop as a real engine may: what runs gets no further, until it is killed."""
+        self._goes_on.clear()
+
+    async def check_health(self, within_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._goes_on.wait(), within_s)
+        except TimeoutError:
+            self.kill()
+            raise EngineError(f"engine {self.name!r} has not answered for {within_s:g} s, and was killed") from None
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> _Stream:
         refuse_decoding(self.name, sampling)
@@ -227,6 +241,7 @@ class ScriptedEngine:
     async def work(self, num_tokens: int, life: int) -> None:
         """Take as long as so many tokens take; fail when the engine has died since `life`."""
         await asyncio.sleep(self.seconds_per_token * num_tokens)
+        await self._goes_on.wait()
         if self.life != life:
             raise EngineError(f"engine {self.name!r} died; ask again, it has come back")
 

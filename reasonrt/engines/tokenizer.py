@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BackendTokenizer
 
 from reasonrt.boundaries import BoundaryKind
-from reasonrt.engines.control_tokens import ControlTokens
+from reasonrt.engines.control_tokens import ControlTokens, encode_with
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.thinking import END_THINK, THINK, Marks, find_marks
 from reasonrt.types import Message
@@ -155,8 +155,7 @@ class HFTokenizer:
 
     def _encode_alone(self, text: str) -> list[int]:
         with _valid_unicode():
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+            return encode_with(self._backend, text)
 
     def _inside(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
         """What `encode` makes of `text` where something stands before it."""

@@ -8,18 +8,23 @@ import asyncio
 import atexit
 import itertools
 import logging
+import multiprocessing
 import os
 import secrets
+import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
 from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
 from reasonrt.engines.main_guard import require_main_guard
+from reasonrt.engines.orphans import kill_family, remove_shared_memory_at_end
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.engines.vllm_settings import (
     DRAFT_ARGUMENT,
@@ -37,6 +42,7 @@ from reasonrt.types import GREEDY, FinishReason, Message, Sampling, TokenDelta
 
 _MAX_REASON = 300  # characters of vLLM's own words
 _log = logging.getLogger(__name__)
+_LOOK_S = 0.1
 _starting = threading.Lock()  # vLLM reads its environment while it starts
 
 
@@ -59,6 +65,8 @@ class VllmEngine:
         self.restarts = 0
         self._llm: Any = None
         self._startup: asyncio.Task[Any] | None = None
+        self._started_before: list[BaseProcess] | None = None  # while vLLM builds this engine, processes of others
+        self._is_closing = False
         self._ids = itertools.count()
 
     @cached_property
@@ -74,11 +82,32 @@ class VllmEngine:
         return self
 
     async def aclose(self) -> None:
-        if self._startup is not None and not self._startup.done():  # what is being built can only be ended afterwards
-            await asyncio.wait({self._startup})
-        llm, self._llm = self._llm, None
-        if llm is not None:
-            await _shut_down(llm)
+        self._is_closing = True
+        try:
+            while self._startup is not None and not self._startup.done():
+                self._kill_what_starts()  # vLLM waits for it, and cannot be told to stop
+                await asyncio.wait({self._startup}, timeout=_LOOK_S)
+            llm, self._llm = self._llm, None
+            if llm is not None:
+                await _shut_down(llm)
+        finally:
+            self._is_closing = False
+
+    async def check_health(self, within_s: float) -> None:
+        llm, startup = self._llm, self._startup
+        if llm is None or llm.errored or (startup is not None and not startup.done()):
+            return  # the next call starts it, or waits for its start
+        try:
+            async with asyncio.timeout(within_s):
+                await llm.collective_rpc("check_health")  # answered between two passes, whatever waits
+        except TimeoutError:
+            if llm.errored:
+                return  # it has died meanwhile, which its next call finds out
+            await asyncio.to_thread(_kill, _processes_of(llm))
+            raise EngineError(f"engine {self.name!r} has not answered for {within_s:g} s, and was killed") from None
+        except Exception:
+            if not llm.errored:
+                raise
 
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_Stream":
         if self.settings.scores:
@@ -182,6 +211,8 @@ class VllmEngine:
         try:
             self._llm = await asyncio.to_thread(self._build)
         except Exception as error:
+            if self._is_closing:
+                raise EngineError(f"engine {self.name!r} was closed while it started") from None
             reason = " ".join(str(error).split())[:_MAX_REASON]
             raise EngineError(f"engine {self.name!r} did not start from {self.model}: {reason}") from error
         await asyncio.to_thread(lambda: self.fingerprint)  # it reads all weights, once: not in a request
@@ -196,16 +227,26 @@ class VllmEngine:
 
         on_cpu = current_platform.is_cpu()
         args = AsyncEngineArgs(**engine_arguments(self.model, self.settings, on_cpu))
-        with _starting:
+        with _starting, _deaf_to_the_terminal():
             before = dict(os.environ)
             os.environ.update(start_environment(self.settings, on_cpu))
             try:
+                if self._is_closing:
+                    raise EngineError("it was closed")
+                self._started_before = multiprocessing.active_children()
                 llm = AsyncLLM.from_engine_args(args)
             finally:  # vLLM leaves LD_PRELOAD and more set, meant for its own processes
+                self._started_before = None
                 os.environ.clear()
                 os.environ.update(before)
+        for process in _processes_of(llm):
+            remove_shared_memory_at_end(process.pid or 0)
         atexit.register(_end, weakref.ref(llm))
         return llm
+
+    def _kill_what_starts(self) -> None:
+        if (before := self._started_before) is not None:
+            _kill([process for process in multiprocessing.active_children() if process not in before])
 
     async def _warm_up(self) -> None:
         """Make each kind of call once: the first one compiles for seconds."""
@@ -374,6 +415,28 @@ def _translated(engine: VllmEngine) -> Iterator[None]:
         yield
     except (EngineDeadError, EngineGenerateError) as error:
         raise EngineError(f"engine {engine.name!r} died while it worked on this request; ask again") from error
+
+
+@contextmanager
+def _deaf_to_the_terminal() -> Iterator[None]:
+    """Processes that this thread starts inherit what it blocks: Ctrl-C and a closed terminal are for us to handle."""
+    resource_tracker.ensure_running()  # starting it would end the blocking; and it ends last, when it has cleaned up
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _processes_of(llm: Any) -> Sequence[BaseProcess]:
+    processes: Sequence[BaseProcess] = llm.engine_core.resources.engine_manager.processes
+    return processes
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        if process.pid is not None and process.is_alive():
+            kill_family(process.pid)
 
 
 async def _shut_down(llm: Any) -> None:

@@ -1,9 +1,9 @@
 """How vLLM is to run, as plain values: known without importing it."""
 
-import ctypes
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +13,7 @@ from typing import Any
 
 from reasonrt.boundaries import BoundaryKind
 from reasonrt.engines.fingerprint import model_fingerprint
+from reasonrt.engines.orphans import owned_environment, owned_folder
 
 DRAFT_ARGUMENT = "reasonrt_draft"
 """Among the `extra_args` of a verification that draws: how many tokens at the end of its prompt are the draft, and the
@@ -142,19 +143,15 @@ def _pooling_arguments(model: Path) -> dict[str, Any]:
 
 def start_environment(settings: VllmSettings, on_cpu: bool) -> dict[str, str]:
     """What vLLM is to find in its environment while it starts an engine."""
+    # a forked process has the environment of this one, which does not say that it is to end with it
+    always = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"} | owned_environment()
+    if (folder := owned_folder()).is_dir():
+        always |= {"TMPDIR": str(folder), "VLLM_RPC_BASE_PATH": str(folder)}  # which is removed when we have ended
+        compiled = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"  # which is not
+        always |= {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
     if on_cpu:
-        return {"VLLM_CPU_OMP_THREADS_BIND": settings.cores or ",".join(map(str, os.sched_getaffinity(0)))}
-    # CUDA does not survive a fork; where nobody has used it in this process, vLLM forks, which is faster
-    return {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn"} if _is_cuda_in_use() else {}
-
-
-def _is_cuda_in_use() -> bool:
-    """Whether this process has initialised the driver; `torch.cuda.is_available()` does, and torch does not tell."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == 0)
+        always |= {"VLLM_CPU_OMP_THREADS_BIND": settings.cores or ",".join(map(str, os.sched_getaffinity(0)))}
+    return always
 
 
 def quiet_vllm() -> None:

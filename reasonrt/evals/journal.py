@@ -1,22 +1,25 @@
 """What an evaluation has finished, on disk: one JSON line per problem and policy, in one file per run.
 
 The first line holds the format and the run's settings; each arm of a comparison has a line with its own, written when
-it joins the run. A line is written immediately and whole; an unfinished one, which a kill leaves at the end, is removed
-when the journal is opened again. So a run can be stopped at any byte and continues with nothing done twice.
+it joins the run. A line is on the disk whole or not at all, also where the disk is full; an unfinished one, which a
+kill leaves at the end, is removed when the journal is opened again. So a run can be stopped at any byte and continues
+with nothing done twice.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
-from reasonrt.errors import EvalError
+from pydantic import TypeAdapter
+
+from reasonrt.errors import EvalError, shown
+from reasonrt.files import FileKind, append_whole, open_log, parse_json, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,16 @@ class Record:
 
 
 R = TypeVar("R", bound=Any)
-FORMAT = "reasonrt-journal/2"
+Confirm = Callable[[str], bool]
+FORMAT: Final = "reasonrt-journal/2"
+_FILE: Final = FileKind(EvalError, "remove the line, or give another --out", most_bytes=1 << 30)
+_SETTINGS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_BEGINNING: Final = json.dumps({"format": FORMAT}).encode()[:-1]
+
+
+def refuse(question: str) -> bool:
+    """The answer of nobody."""
+    return False
 
 
 class Journal(Generic[R]):
@@ -66,6 +78,7 @@ class Journal(Generic[R]):
         settings: what binds it to its run.
         kind: the dataclass of a line.
         arms: name to what binds the records of that arm; arms may join a run later.
+        confirm: asked whether records that have lost the line with their settings are of this run.
 
     Raises:
         EvalError: the file belongs to a run with other settings, or an arm of it had others; or it is of another
@@ -73,21 +86,27 @@ class Journal(Generic[R]):
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], kind: type[R], arms: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        kind: type[R],
+        arms: Mapping[str, Any] | None = None,
+        confirm: Confirm = refuse,
     ) -> None:
-        self.path, self._kind = folder / "journal.jsonl", kind
+        self.path, self._kind, self._confirm = folder / "journal.jsonl", TypeAdapter(kind), confirm
         self.records: list[R] = []
         with ExitStack() as opened:  # closed again unless all of this succeeds
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._file: BufferedRandom = opened.enter_context(self.path.open("a+b"))
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._number = open_log(self.path)
+                opened.callback(os.close, self._number)
+                fcntl.flock(self._number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._recover(_as_read({"": settings, **(arms or {})}))
             except BlockingIOError:
                 raise EvalError(f"another run is writing {self.path}; wait for it or give another --out") from None
             except OSError as error:
                 raise EvalError(f"cannot use {self.path}: {error.strerror}; give another --out") from None
-            opened.pop_all()
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -95,66 +114,95 @@ class Journal(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._opened.close()
 
     def add(self, record: R) -> None:
         """Write one record, whole or not at all."""
         self._write(asdict(record))
         self.records.append(record)
 
-    def _write(self, value: dict[str, Any]) -> None:
-        at = self._file.seek(0, os.SEEK_END)
+    def _write(self, *values: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(value).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            append_whole(self._number, b"".join(json.dumps(value).encode() + b"\n" for value in values))
         except OSError as error:
-            self._take_back(at)
             raise EvalError(
                 f"cannot write {self.path}: {error.strerror}; what was finished is kept, make room and run it again"
             ) from None
 
-    def _take_back(self, at: int) -> None:
-        os.ftruncate(self._file.fileno(), at)
-        try:
-            self._file.close()  # it still holds what was not written
-        except OSError:
-            os.truncate(self.path, at)
-
     def _recover(self, parts: dict[str, Any]) -> None:
-        self._file.seek(0)
-        content = self._file.read()
+        content = _FILE.read_bytes(self.path)
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.ftruncate(self._file.fileno(), whole)
-        lines = content[:whole].splitlines()
-        known = self._read(lines) if lines else {}
+        if not whole and not _BEGINNING.startswith(content[: len(_BEGINNING)]):
+            raise EvalError(f"{self.path} is no journal of ours; give another --out")
+        lines = content[:whole].split(b"\n")[:-1]
+        known = self._read_all(lines) if lines else {}
+        if lines and "" not in known:
+            self._put_a_head(parts[""], lines)
+            known[""] = parts[""]
+        elif whole < len(content):
+            os.ftruncate(self._number, whole)
         for name, part in parts.items():
             if name in known and (difference := _first_difference(known[name], part)):
                 key, then, now = difference
                 raise EvalError(
-                    f"{self.path} is of a run {f'of {name} ' if name else ''}with {key} {_short(then)}, "
-                    f"this one has {_short(now)}; give another --out"
+                    f"{self.path} is of a run {f'of {name} ' if name else ''}with {key} {shown(then)}, "
+                    f"this one has {shown(now)}; give another --out"
                 )
-        for name, part in parts.items():
-            if name not in known:
-                self._write({"arm": name, "settings": part} if name else {"format": FORMAT, "settings": part})
+        new = [_line(name, part) for name, part in parts.items() if name not in known]
+        if new:
+            self._write(*new)
 
-    def _read(self, lines: list[bytes]) -> dict[str, Any]:
-        """Take the records; return the settings of each arm, and under "" those of the run."""
+    def _read_all(self, lines: list[bytes]) -> dict[str, Any]:
+        """Take the records; return the settings of each arm, and under "" those of the run, where it has them."""
+        known = self._read_head(lines[0])
+        rest = lines[1:] if known or not self._is_ours(lines[0]) else lines
+        if not known and not any(map(self._is_ours, rest)):
+            raise EvalError(f"{self.path}, line 1, is no journal of ours; give another --out")
+        for number, line in enumerate(rest, len(lines) - len(rest) + 1):
+            where = f"{self.path}, line {number}"
+            value = _FILE.parse_json(line, where)
+            if isinstance(value, dict) and "arm" in value:
+                known[str(value["arm"])] = _FILE.validate(_SETTINGS, value.get("settings"), where)
+            else:
+                self.records.append(_FILE.validate(self._kind, value, where))
+        return known
+
+    def _read_head(self, line: bytes) -> dict[str, Any]:
+        """The settings of the run; nothing where the line is no head."""
         try:
-            head, *rest = map(json.loads, lines)
-            if head.get("format") == FORMAT:
-                arms = [line for line in rest if "arm" in line]
-                self.records = [self._kind(**line) for line in rest if "arm" not in line]
-                return {"": head["settings"]} | {line["arm"]: line["settings"] for line in arms}
-            if "settings" not in head:
-                raise KeyError("settings")
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise EvalError(f"{self.path} is no journal of ours ({error}); give another --out") from None
-        raise EvalError(
-            f"{self.path} has format {_short(head.get('format'))}, this version reads {FORMAT!r}; give another --out"
-        )
+            head = parse_json(line)
+        except ValueError:
+            return {}
+        if not isinstance(head, dict) or "arm" in head or not ({"format", "settings"} & head.keys()):
+            return {}
+        if (found := head.get("format")) != FORMAT:
+            raise EvalError(f"{self.path} has format {shown(found)}, this version reads {FORMAT!r}; give another --out")
+        return {"": _FILE.validate(_SETTINGS, head.get("settings"), f"{self.path}, line 1")}
+
+    def _is_ours(self, line: bytes) -> bool:
+        try:
+            value = parse_json(line)
+            is_arm = isinstance(value, dict) and value.keys() == {"arm", "settings"}
+            return is_arm or self._kind.validate_python(value) is not None
+        except ValueError:
+            return False
+
+    def _put_a_head(self, settings: dict[str, Any], lines: list[bytes]) -> None:
+        num_records = len(self.records)
+        lost = f"{self.path} has lost the line with the settings of its run"
+        if not self._confirm(f"{lost}; are its {num_records} records of this run?"):
+            raise EvalError(f"{lost}; take its {num_records} records as of this run with --yes, or give another --out")
+        kept = lines if self._is_ours(lines[0]) else lines[1:]
+        write_whole(self.path, b"\n".join((json.dumps(_line("", settings)).encode(), *kept, b"")))
+        number = open_log(self.path)
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.dup2(number, self._number, inheritable=False)  # the lock is of the open file, which both now are
+        os.close(number)
+
+
+def _line(name: str, settings: Any) -> dict[str, Any]:
+    """Of an arm or, without a name, of the run."""
+    return {"arm": name, "settings": settings} if name else {"format": FORMAT, "settings": settings}
 
 
 def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,8 +219,3 @@ def _first_difference(known: Any, given: Any, key: str = "") -> tuple[str, Any, 
         if difference := _first_difference(known.get(name), given.get(name), inner):
             return difference
     return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

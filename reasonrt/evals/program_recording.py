@@ -12,7 +12,7 @@ from typing import Any
 
 from reasonrt.errors import EvalError
 from reasonrt.evals.contexts import ContextProblem
-from reasonrt.evals.journal import Journal
+from reasonrt.evals.journal import Confirm, Journal, refuse
 from reasonrt.policies.program_search import ProgramSearch
 from reasonrt.programs.trials import Evidence, Status, Trial
 from reasonrt.runtime import Runtime
@@ -85,6 +85,7 @@ async def record_programs(
     settings: ProgramSettings,
     out: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    confirm: Confirm = refuse,
 ) -> list[RecordedQuestion]:
     """Record every question; what the journal in `out` holds is not done again.
 
@@ -102,7 +103,7 @@ async def record_programs(
         "direct_window": settings.direct_window,
         "engines": {role: runtime.engines[role].fingerprint for role in policy.engines},
     }
-    with Journal(out, bound, RecordedQuestion) as journal:
+    with Journal(out, bound, RecordedQuestion, confirm=confirm) as journal:
         for attempt in (1, 2):
             known = {record.problem for record in journal.records}
             left = [problem for problem in problems if problem.id not in known]

@@ -6,9 +6,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from reasonrt.calibration.speedup import Speed, break_even_share
 from reasonrt.evals.journal import Record
 from reasonrt.evals.statistics import mcnemar_p_value, paired_difference_interval, wilson_interval
+from reasonrt.files import write_figure
 
 TARGET, DRAFT = "target", "draft"
 """The policy that others are compared with, and the one that writes alone what others speculate with."""
@@ -77,6 +77,8 @@ class Report:
 
     def _why_slower(self, label: str) -> str:
         """Why speculation takes longer than the target alone, as `reasonrt plan` reckons; empty of other policies."""
+        from reasonrt.calibration.speedup import Speed, break_even_share  # needs numpy
+
         tallies = [record.details for record in self.of(label) if "escalations" in record.details]
         steps = sum(tally["steps"] for tally in tallies)
         if not steps:
@@ -179,5 +181,5 @@ def plot(report: Report, path: Path) -> None:
     rows = report.rows()
     axes.set_title(f"task {report.task}, n = {rows[0]['n'] if rows else 0} per policy, 95 % intervals", loc="left")
     figure.tight_layout()
-    figure.savefig(path)
+    write_figure(path, figure)
     plt.close(figure)

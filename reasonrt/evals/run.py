@@ -11,9 +11,10 @@ from typing import Any
 from reasonrt.answers import find_answer, same_answer
 from reasonrt.engines.fingerprint import file_digest
 from reasonrt.errors import CapabilityError, EngineError, EvalError, ReasonRTError
-from reasonrt.evals.journal import Journal, Record
+from reasonrt.evals.journal import Confirm, Journal, Record, refuse
 from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem, content_hash
+from reasonrt.files import is_file
 from reasonrt.policies.options import format_policy
 from reasonrt.runtime import Runtime
 from reasonrt.tasks import ahead
@@ -73,17 +74,21 @@ async def evaluate(
     out: Path,
     on_progress: Callable[[EvalProgress], None] = lambda progress: None,
     on_record: Callable[[Record], None] = lambda record: None,
+    confirm: Confirm = refuse,
 ) -> Report:
     """Solve every problem by every policy, grade, journal, and report.
 
     What the journal in `out` already holds is not done again. A policy may join the run later; one that is in it
     continues only with the options, defaults and engines that it began with.
 
+    Args:
+        confirm: asked whether records of a journal that has lost its first line are of this run.
+
     Raises:
         EvalError: the journal belongs to another run or cannot be written; an engine is gone for good.
     """
     labels = [policy.label for policy in policies]
-    with _open_journal(runtime, problems, policies, settings, out) as journal:
+    with _open_journal(runtime, problems, policies, settings, out, confirm) as journal:
         done = {(record.label, record.problem) for record in journal.records}
         total = len(problems) * len(policies)
         for block in _blocks(problems, policies, settings.block):
@@ -99,19 +104,29 @@ async def evaluate(
 
 
 def check_run(
-    runtime: Runtime, problems: Sequence[TaskProblem], policies: Sequence[PolicySpec], settings: RunSettings, out: Path
+    runtime: Runtime,
+    problems: Sequence[TaskProblem],
+    policies: Sequence[PolicySpec],
+    settings: RunSettings,
+    out: Path,
+    confirm: Confirm = refuse,
 ) -> None:
     """Refuse what `evaluate` would refuse; `runtime` need not have been started.
 
     Raises:
         EvalError, RequestError, ConfigError: as `evaluate`.
     """
-    with _open_journal(runtime, problems, policies, settings, out):
+    with _open_journal(runtime, problems, policies, settings, out, confirm):
         pass
 
 
 def _open_journal(
-    runtime: Runtime, problems: Sequence[TaskProblem], policies: Sequence[PolicySpec], settings: RunSettings, out: Path
+    runtime: Runtime,
+    problems: Sequence[TaskProblem],
+    policies: Sequence[PolicySpec],
+    settings: RunSettings,
+    out: Path,
+    confirm: Confirm,
 ) -> Journal[Record]:
     labels = [policy.label for policy in policies]
     if len(set(labels)) < len(labels) or not labels:
@@ -119,7 +134,7 @@ def _open_journal(
     _check_reports()
     bound = asdict(settings) | {"problems": content_hash(problems)}
     arms = {policy.label: effective_settings(runtime, policy) for policy in policies}
-    return Journal(out, bound, Record, arms)
+    return Journal(out, bound, Record, arms, confirm)
 
 
 def effective_settings(runtime: Runtime, policy: PolicySpec) -> dict[str, Any]:
@@ -132,7 +147,7 @@ def effective_settings(runtime: Runtime, policy: PolicySpec) -> dict[str, Any]:
     options = prepared.policy.settings
     return {
         "options": dict(options),
-        "files": {name: file_digest(Path(name)) for name in _texts(options) if _is_file(name)},
+        "files": {name: file_digest(Path(name)) for name in _texts(options) if is_file(name)},
         "engines": {role: engine.fingerprint for role, engine in prepared.engines.items()},
     }
 
@@ -144,13 +159,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | Sequence):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(item)
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # a text that is too long for a path, or holds a zero byte
-        return False
 
 
 def _check_reports() -> None:

@@ -15,7 +15,7 @@ from reasonrt.answers import find_answer, same_answer
 from reasonrt.calibration.routers.step_pairs import DRAFT, TARGET, RecordedProblem
 from reasonrt.engines.whole import generate_whole
 from reasonrt.errors import EvalError, ReasonRTError
-from reasonrt.evals.journal import Journal
+from reasonrt.evals.journal import Confirm, Journal, refuse
 from reasonrt.evals.run import PolicySpec, effective_settings
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.routers.features import TOP_LOGPROBS
@@ -50,6 +50,7 @@ async def record_pairs(
     settings: RecordingSettings,
     out: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    confirm: Confirm = refuse,
 ) -> list[RecordedProblem]:
     """Record every problem; what the journal in `out` holds is not done again, so a recording can grow.
 
@@ -66,7 +67,7 @@ async def record_pairs(
         "draft": effective_settings(runtime, PolicySpec("draft")),
         "target": effective_settings(runtime, PolicySpec("target")),
     }
-    with Journal(out, bound, RecordedProblem) as journal:
+    with Journal(out, bound, RecordedProblem, confirm=confirm) as journal:
         known = {record.problem: record.question for record in journal.records}
         for problem in problems:
             if known.get(problem.id, problem.question) != problem.question:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reasonrt.answers import find_answer, holds_answer
-from reasonrt.errors import EvalError, ReasonRTError
-from reasonrt.evals.lines import ANSWER, GROUP, QUESTION, first_of, read_lines, short
+from reasonrt.errors import EvalError, ReasonRTError, shown
+from reasonrt.evals.lines import ANSWER, GROUP, QUESTION, first_of, read_lines
+from reasonrt.files import is_file
 from reasonrt.plugins import FAILURES, PluginGroup, reason_of, require_members
 
 GSM8K = "gsm8k"
@@ -86,9 +87,9 @@ def load_task(name: str, limit: int, split: str = "test") -> list[TaskProblem]:
         if file is None:
             raise EvalError(f"{GSM8K} is not here; {_FETCHED}, or give the path of its JSONL file as the task")
         return read_problems(file, limit)
-    if name.endswith(".jsonl") or Path(name).is_file():
+    if name.endswith(".jsonl") or is_file(name):
         return read_problems(Path(name), limit)
-    raise EvalError(f"unknown task {name!r}; there are {', '.join(sorted(known))}, and any JSONL file by its path")
+    raise EvalError(f"unknown task {shown(name)}; there are {', '.join(sorted(known))}, and any JSONL file by its path")
 
 
 def read_problems(file: Path, limit: int) -> list[TaskProblem]:
@@ -104,7 +105,7 @@ def _load_from(source: TaskSource, announced_as: str, name: str, split: str, lim
     except ReasonRTError:
         raise
     except FAILURES as error:
-        raise EvalError(f"task {name!r} of {announced_as} cannot be loaded: {reason_of(error)}") from error
+        raise EvalError(f"task {shown(name)} of {announced_as} cannot be loaded: {reason_of(error)}") from error
     return problems
 
 
@@ -113,7 +114,7 @@ def _read_problem(file: Path, number: int, line: Mapping[str, Any]) -> TaskProbl
     if not question or not answer:
         raise EvalError(
             f"{file}, line {number} needs a question ({', '.join(QUESTION)}) and an answer ({', '.join(ANSWER)}), it "
-            f"is {short(line)}"
+            f"is {shown(line)}"
         )
     answer = (find_answer(answer) if holds_answer(answer) else None) or answer
     return TaskProblem(f"{file.name}/{number}", question, answer, first_of(line, GROUP))

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.errors import EvalError
-from reasonrt.evals.journal import Journal
+from reasonrt.errors import EvalError, shown
+from reasonrt.evals.journal import Confirm, Journal, refuse
 from reasonrt.evals.tasks import TaskProblem, content_hash
-from reasonrt.policies.stopping.files import parse
+from reasonrt.policies.stopping.files import FILES
 from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.policies.stopping.probes import SUFFIX, full_answer
 from reasonrt.policies.stopping.schedule import Schedule
@@ -71,6 +71,7 @@ async def record_traces(
     settings: TraceSettings,
     out: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    confirm: Confirm = refuse,
 ) -> TraceSet:
     """Record every problem; what the journal in `out` holds is not done again.
 
@@ -85,7 +86,7 @@ async def record_traces(
         "seed": settings.seed,
         "fingerprints": asdict(fingerprints),
     }
-    with Journal(out, bound, RecordedTrace) as journal:
+    with Journal(out, bound, RecordedTrace, confirm=confirm) as journal:
         for attempt in (1, 2):
             known = {record.problem for record in journal.records}
             left = [problem for problem in problems if problem.id not in known]
@@ -102,7 +103,7 @@ async def record_traces(
                         ) from result
         order = {problem.id: place for place, problem in enumerate(problems)}
         records = sorted(journal.records, key=lambda record: order[record.problem])
-    traces = tuple(parse(TRACE, record.trace, f"trace {record.problem}") for record in records)
+    traces = tuple(FILES.validate(TRACE, record.trace, f"trace {record.problem}") for record in records)
     is_cut_off = any(trace.full_answer is None for trace in traces)
     return TraceSet(traces, replace(fingerprints, is_cut_off=is_cut_off))
 
@@ -128,7 +129,7 @@ def _refuse_duplicates(problems: Sequence[TaskProblem]) -> None:
     for problem in problems:
         for name in (problem.id, problem_hash(problem.question)):
             if name in known:
-                raise EvalError(f"problem {problem.id!r} is there twice (also as {known[name]!r}); keep one")
+                raise EvalError(f"problem {shown(problem.id)} is there twice (also as {shown(known[name])}); keep one")
             known[name] = problem.id
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 from pydantic import TypeAdapter
 
 from reasonrt.errors import EngineError, RequestError
+from reasonrt.files import FileKind
 from reasonrt.programs.budget import Spent
 from reasonrt.programs.host import AskBelow
 from reasonrt.programs.model import Model, PromptTooLong, Written
@@ -22,6 +23,8 @@ from reasonrt.types import Document, FinishReason, Message
 
 SCHEMA: Final = "reasonrt.program_journal/2"
 ANOTHER_COURSE: Final = "the run takes another course than the journal's; ask anew"
+
+_FILE: Final = FileKind(RequestError, "name the file that --trace wrote, or record it anew", most_bytes=1 << 30)
 
 T = TypeVar("T")
 
@@ -63,15 +66,10 @@ class Journal:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Raises: RequestError: the file cannot be read, or is no journal of this version."""
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if value.pop("schema") != SCHEMA:
-                raise ValueError
-            return TypeAdapter(cls).validate_python(value)
-        except OSError as error:
-            raise RequestError(f"cannot read {path}: {error.strerror}; name the file that --trace wrote") from None
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            raise RequestError(f"{path} is no journal of a program search ({SCHEMA}); record it anew") from None
+        value = _FILE.read_json(path)
+        if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
+            raise RequestError(f"{path} is no journal of a program search ({SCHEMA}); {_FILE.way_out}")
+        return _FILE.validate(TypeAdapter(cls), value, str(path))
 
 
 class AnotherCourse(Exception):  # noqa: N818 (nothing that a run may catch as a failure of a model)

@@ -13,12 +13,12 @@ from typing import Protocol
 from reasonrt.ports import Capability, RequestEngine
 from reasonrt.programs.budget import Budget, Spent
 from reasonrt.scopes import LimitReached
+from reasonrt.tasks import read_text
 from reasonrt.thinking import END_THINK, opens_thinking, split
 from reasonrt.types import FinishReason, Message, Sampling
 
 _TAIL = 10  # the least certain tenth of the tokens
 _BEGINNING_TOKENS = 8  # of a message, at most
-_LONG_CHARACTERS = 32_768  # from here on, tokenizing would keep the event loop waiting
 _MOST_CHARACTERS_PER_TOKEN = 32  # of a text; longer tokens are white space
 
 
@@ -168,9 +168,7 @@ class EngineModel:
         num_characters = sum(len(message.content) for message in messages)
         most = self._engine.max_model_len - max_tokens
         if num_characters <= most * _MOST_CHARACTERS_PER_TOKEN:  # else not even tokenized
-            chat = self._engine.tokenizer.chat
-            is_long = num_characters >= _LONG_CHARACTERS
-            ids = await asyncio.to_thread(chat, messages) if is_long else chat(messages)
+            ids = await read_text(num_characters, self._engine.tokenizer.chat, messages)
             if len(ids) + _BEGINNING_TOKENS <= most:
                 return ids
             size = f"{len(ids):,} tokens"

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Literal
 
 from reasonrt.answers import find_answer, normal_form
-from reasonrt.errors import EngineError, RequestError
+from reasonrt.errors import EngineError, RequestError, told
 from reasonrt.programs.budget import Spent
 from reasonrt.programs.model import Model, PromptTooLong
 from reasonrt.programs.values import value_of
@@ -120,7 +120,7 @@ class SubCalls:
         except (PromptTooLong, Spent) as error:
             return Reply(None, str(error))
         except (EngineError, RequestError) as error:
-            return Reply(None, f"the model could not answer: {error}"[:200])
+            return Reply(None, f"the model could not answer: {told(error)}"[:200])
 
     async def _answer_as(self, kind: Kind, question: Question) -> Reply:
         messages = question.messages()

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from reasonrt.errors import CalibrationError
+from reasonrt.errors import CalibrationError, shown
+from reasonrt.files import FileKind
 from reasonrt.programs.features import FEATURES
 
 SCHEMA: Final = "reasonrt.program-weights/1"
+_FILE: Final = FileKind(CalibrationError, "name another file, or calibrate anew", most_bytes=1 << 20)
 LIMIT: Final = 4.0
 """A feature counts as if it were at most so many scales from its mean: no single one outweighs all other trials."""
 
@@ -110,7 +112,7 @@ class Weights:
     def __post_init__(self) -> None:
         unknown = [name for name in self.coefficients if name not in FEATURES]
         if unknown:
-            raise CalibrationError(f"unknown feature {unknown[0][:40]!r}; there are {', '.join(FEATURES)}")
+            raise CalibrationError(f"unknown feature {shown(unknown[0])}; there are {', '.join(FEATURES)}")
         if not (0 < self.vote < math.inf and math.isfinite(self.none_right)):
             raise CalibrationError(f"a vote must count for its answer: vote > 0, got {self.vote}; calibrate anew")
         if any(not (one.scale > 0 and math.isfinite(one.slope)) for one in self.coefficients.values()):
@@ -139,38 +141,21 @@ class Weights:
     @classmethod
     def from_json(cls, text: str, where: str = "the weights") -> "Weights":
         """Raises: CalibrationError: these are no weights, or not as they were written."""
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CalibrationError(f"{where} is no JSON: {str(error)[:80]}; calibrate anew") from None
+        value = _FILE.parse_json(text, where)
         if not isinstance(value, dict) or "sha256" not in value:
             raise CalibrationError(f"{where} has no sha256; only `reasonrt calibrate programs` makes weights")
         if value.pop("sha256") != _sha256(value):
             raise CalibrationError(f"{where} was changed after it was made: its sha256 does not fit; calibrate anew")
         if (found := value.get("schema")) != SCHEMA:
-            raise CalibrationError(f"{where} has the schema {str(found)[:40]!r}, not {SCHEMA!r}; calibrate anew")
-        try:
-            return _WEIGHTS.validate_python(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            path = ".".join(map(str, first["loc"])) or "value"
-            raise CalibrationError(f"{where}: {path}: {first['msg']}; calibrate anew") from None
+            raise CalibrationError(f"{where} has the schema {shown(found)}, not {SCHEMA!r}; calibrate anew")
+        return _FILE.validate(_WEIGHTS, value, where)
 
     def write(self, path: Path) -> None:
-        try:
-            path.write_text(self.to_json() + "\n")
-        except OSError as error:
-            raise CalibrationError(f"cannot write {path}: {error.strerror}; name another file") from None
+        _FILE.write(path, self.to_json() + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Weights":
-        try:
-            text = path.read_text()
-        except OSError as error:
-            raise CalibrationError(f"cannot read {path}: {error.strerror}; name another file") from None
-        except UnicodeDecodeError:
-            raise CalibrationError(f"cannot read {path}: it is no text; name another file") from None
-        return cls.from_json(text, str(path))
+        return cls.from_json(_FILE.read_text(path), str(path))
 
 
 def check_matches(weights: Weights, model: str, k: int, stops_early: bool = True) -> None:
@@ -181,7 +166,7 @@ def check_matches(weights: Weights, model: str, k: int, stops_early: bool = True
         raise CalibrationError(f"the certificate is for early stop {was}, this is {now}; turn it {was} or certify anew")
     if weights.model != model:
         raise CalibrationError(
-            f"the weights are for the model {weights.model[:40]!r}, this is {model[:40]!r}; calibrate on this one"
+            f"the weights are for the model {shown(weights.model)}, this is {shown(model)}; calibrate on this one"
         )
     if weights.k != k:
         raise CalibrationError(f"the weights are for {weights.k} candidates, this is {k}; take k={weights.k}")

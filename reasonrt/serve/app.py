@@ -43,11 +43,14 @@ from reasonrt.serve.wire.responses import (
     TextCompletionChunk,
     Version,
 )
+from reasonrt.tasks import read_text
 
 _log = logging.getLogger(__name__)
 _BODY_S = 30.0
+_LEAVE_S = 20.0  # engines close their processes one after the other
+_LEAVE_START_S = 2.0
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Error} for status in (400, 401, 403, 404, 405, 413, 415, 429, 500, 503)
+    status: {"model": Error} for status in (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503)
 }
 
 
@@ -59,18 +62,20 @@ def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAP
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        leaving = asyncio.Event()
+        has_started = False
 
         async def hold() -> None:
+            nonlocal has_started
             async with backend:  # it starts while the server already answers, and says that it is not ready
+                has_started = True
                 _log.info("the engines are warm: requests are taken")
                 await asyncio.to_thread(warn_of_open_ports)
-                await leaving.wait()
+                await asyncio.Event().wait()
 
         app.state.holding = asyncio.create_task(hold())
         yield
-        leaving.set()
-        await asyncio.wait({app.state.holding})  # the server tells how it ended
+        app.state.holding.cancel()  # also while it starts
+        await asyncio.wait({app.state.holding}, timeout=_LEAVE_S if has_started else _LEAVE_START_S)
 
     app = FastAPI(
         title="reasonrt",
@@ -78,6 +83,7 @@ def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAP
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to wherever a Host header says
         responses=_ERRORS,
     )
     app.state.gateway = gateway
@@ -103,8 +109,12 @@ def _add_solving(app: FastAPI, catalog: Catalog, config: ServeConfig) -> None:
         http: Request, kind: Literal["chat", "text"], model: type[ChatRequest] | type[CompletionRequest]
     ) -> Response:
         key = http.state.key
+        most_bytes = _most_body_bytes(http, catalog.most_body_bytes)
+        room = await app.state.gateway.take_room(http.state.held, key, most_bytes)
         content = await _read_body(http, catalog.most_body_bytes)
-        job = catalog.to_job(parse(model, content), "" if key == ANONYMOUS else key, len(content))
+        room.shrink(len(content))
+        body = await read_text(len(content), parse, model, content)
+        job = catalog.to_job(body, "" if key == ANONYMOUS else key, len(content))
         layout = ReplyFormat(kind, job, config.reasoning_fields)
         return Reply(app.state.gateway, job, layout, key, http.state.note)
 
@@ -162,18 +172,35 @@ def _add_state(app: FastAPI, metrics: Metrics) -> None:
         return Version(version=version("reasonrt"))
 
 
-async def _read_body(http: Request, most_bytes: int) -> bytes:
+def _most_body_bytes(http: Request, most_bytes: int) -> int:
+    """How many bytes the body of a request has, or may have where it does not say so.
+
+    Raises:
+        ApiError: it is of another kind than is read here, or too large.
+    """
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a web page may send any other kind to anywhere without being asked
         raise ApiError(415, "the body must be of content-type application/json")
-    too_large = ApiError(413, f"the body must have at most {most_bytes} bytes on this server")
+    length = http.headers.get("content-length", "")
+    if not length.isdecimal():  # it comes in chunks
+        return most_bytes
+    if len(length) > 18 or int(length) > most_bytes:
+        raise _too_large(most_bytes)
+    return int(length)
+
+
+def _too_large(most_bytes: int) -> ApiError:
+    return ApiError(413, f"the body must have at most {most_bytes} bytes on this server")
+
+
+async def _read_body(http: Request, most_bytes: int) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
             async for chunk in http.stream():
                 body += chunk
                 if len(body) > most_bytes:
-                    raise too_large
+                    raise _too_large(most_bytes)
     except TimeoutError:
         raise ApiError(408, f"the body took longer than {_BODY_S:g} s") from None
     except ClientDisconnect:
@@ -186,7 +213,7 @@ async def _tell(http: Request, error: Exception) -> Response:
         response = ApiError(error.status_code, error.detail).response()
         response.headers.update(error.headers or {})
         return response
-    told = to_api_error(error)
+    told = to_api_error(error, http.state.request_id)
     http.state.note["error"] = told.code or "invalid"
     if told.param:
         http.state.note["param"] = told.param[:128]

@@ -1,4 +1,4 @@
-"""Before any route: request ids, who is asking, from where; and one line of log for each request."""
+"""Before any route: request ids, who is asking, of which host; and one line of log for each request."""
 
 import hashlib
 import hmac
@@ -6,12 +6,14 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reasonrt.errors import shown
 from reasonrt.serve.config import ServeConfig, is_loopback
 from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.wire.errors import ApiError, to_api_error
@@ -23,6 +25,7 @@ OPEN_PATHS = frozenset({"/health", "/trace"})
 _POLLED_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 _log = logging.getLogger(__name__)
+_HOST = re.compile(r"(?P<host>\[[\da-f:.]+\]|[\w.~-]*)(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -43,7 +46,11 @@ class KeyRing:
 
 
 class AuthMiddleware:
-    """ASGI middleware. Routes find `request_id`, `key` (its name) and `note` (for the log) in the request's state."""
+    """ASGI middleware. Routes find these in the request's state: `request_id`, `key` (its name), `note` (for the log),
+    and `held`, an `AsyncExitStack` of what the request holds until it has been answered.
+
+    A connection that is in the state, as `connection`, is told whose it is.
+    """
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -71,11 +78,13 @@ class AuthMiddleware:
 
         try:
             state["key"] = self._authorize(scope["path"], headers)
-            await self._app(scope, receive, send_with_id)
+            if scope["path"] not in OPEN_PATHS and (connection := state.get("connection")):
+                connection.belongs_to(state["key"])
+            async with AsyncExitStack() as held:
+                state["held"] = held
+                await self._app(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer and the log the cause)
-            told = to_api_error(error)
-            if told is not error:
-                _log.error("request %s failed", request_id, exc_info=error)
+            told = to_api_error(error, request_id)
             if not status:
                 await told.response()(scope, receive, send_with_id)
         finally:
@@ -89,15 +98,15 @@ class AuthMiddleware:
         """The name of the caller's key.
 
         Raises:
-            ApiError: there is none, or the request was meant for another host than this one.
+            ApiError: there is none, or the request was meant for another host than this one, or for none that exists.
         """
+        host = _host_name(headers.getlist("host"))
         if path in OPEN_PATHS:
             return ANONYMOUS
         if not self._keys:
             # a page in a browser here could reach us by a name of its own that it leads to this machine
-            host = _host_name(headers.get("host", ""))
             if not is_loopback(host):
-                raise ApiError(403, f"this server answers to localhost only, not to {host[:64]!r}", code="wrong_host")
+                raise ApiError(403, f"this server answers to localhost only, not to {shown(host)}", code="wrong_host")
             return ANONYMOUS
         scheme, _, key = headers.get("authorization", "").partition(" ")
         owner = self._keys.owner(key.strip()) if scheme.lower() == "bearer" else None
@@ -106,9 +115,19 @@ class AuthMiddleware:
         return owner
 
 
-def _host_name(header: str) -> str:
-    """Without the port, which an IPv6 address in brackets is not."""
-    return header.partition("]")[0].strip("[") if header.startswith("[") else header.partition(":")[0].lower()
+def _host_name(hosts: Sequence[str]) -> str:
+    """Without the port; "" of HTTP/1.0, which need not name one.
+
+    Raises:
+        ApiError: there are several, or what stands there is not exactly a host and perhaps a port.
+    """
+    if len(hosts) > 1:
+        raise ApiError(400, f"the request names {len(hosts)} hosts; send one Host header", code="wrong_host")
+    header = hosts[0] if hosts else ""
+    found = _HOST.fullmatch(header)
+    if found is None:
+        raise ApiError(400, f"{shown(header)} is no HOST or HOST:PORT; correct the Host header", code="wrong_host")
+    return found["host"].strip("[]").lower()
 
 
 def _hash(key: str) -> bytes:

@@ -1,7 +1,6 @@
 """What a request on the wire asks of this server: which policy, with which options, within which bounds."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,15 +36,15 @@ class Job:
 
     Attributes:
         choices: one request each; they differ by their seeds.
-        places: that it takes: one for each generation that it runs concurrently on one engine.
-        num_prompts: so many conversations are answered, each by as many of the choices, one after another.
+        streams: generations that one choice runs concurrently on one engine.
         stop: the answer ends before the first of these; the reasoning is not searched.
         session: equal for the requests of one conversation, so that they find the same prefix cache.
+        num_prompts: so many conversations are answered, each by as many of the choices, one after another.
         ignored: paths of fields that are not known here.
     """
 
     choices: tuple[Prepared, ...]
-    places: int
+    streams: int
     model: str
     stop: tuple[str, ...]
     session: str
@@ -69,6 +68,8 @@ class Catalog:
     def __init__(self, runtime: Runtime, config: ServeConfig) -> None:
         self._runtime, self._config = runtime, config
         self.policies = [name for name in policy_names() if self._is_shown(name)]
+        for name in self.policies:  # annotations take long to read, once: not in the first request
+            refuse_operator_options(name, {})
         bounds = config.bounds
         self.most_body_bytes = bounds.body_bytes + bounds.context_bytes * any(map(self._reads_context, self.policies))
         """Of the body of a request, before it is known whether its policy reads context."""
@@ -151,7 +152,7 @@ class Catalog:
         )
         return Job(
             choices,
-            sum(choice.policy.num_streams for choice in choices),
+            choices[0].policy.num_streams,
             body.model,
             (body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
             body.prompt_cache_key or _conversation(conversations[0]),
@@ -271,5 +272,9 @@ def _choice_seed(seed: int | None, index: int) -> int | None:
 def _conversation(messages: Sequence[Message]) -> str:
     """What stands up to the first words of the user stands for all of it: later turns begin with that."""
     first = next((index for index, message in enumerate(messages) if message.role == "user"), len(messages))
-    beginning = json.dumps([[message.role, message.content] for message in messages[: first + 1]])
-    return hashlib.blake2b(beginning.encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(digest_size=8)
+    for message in messages[: first + 1]:
+        content = message.content.encode(errors="surrogatepass")
+        digest.update(f"{message.role} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()

@@ -7,16 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, in_one_line
+from reasonrt.masking import MASK, MIN_KEY_CHARACTERS, can_be_sent
 
 KEYS_VARIABLE = "REASONRT_API_KEYS"
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
-_MIN_KEY_CHARACTERS = 16
-
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Preset(_Strict):
@@ -44,6 +43,7 @@ class BoundsConfig(_Strict):
 
     body_bytes: int = Field(1 << 20, ge=1024, le=1 << 28, description="of a request, without its context; over it: 413")
     context_bytes: int = Field(1 << 24, ge=0, le=1 << 30, description="that its context adds to that; over it: 413")
+    bodies_bytes: int = Field(1 << 27, ge=1 << 20, description="of all requests that wait or run; more wait unread")
     context_documents: int = Field(4096, ge=1, le=65_536)
     context_part_characters: int = Field(
         16_384, ge=0, description="a longer part of a user's message is a document, to a policy that reads context"
@@ -53,11 +53,27 @@ class BoundsConfig(_Strict):
     prompts: int = Field(64, ge=1, le=1024, description="of one request to /v1/completions")
     deadline_s: float = Field(600.0, gt=0, description="of every request, waiting included; a request may ask for less")
     engine_calls: int = Field(16_384, ge=1)
-    running: int = Field(64, ge=1, description="choices that are worked on concurrently")
-    queued: int = Field(64, ge=0, description="choices that wait for that; over it: 503")
+    running: int = Field(64, ge=1, description="generations at a time; of several keys, one has at most three quarters")
+    queued: int = Field(
+        64, ge=0, description="generations that wait for that; over it: 503. Of several keys, one has at most half: 429"
+    )
     queue_s: float = Field(30.0, gt=0, description="the longest wait; over it: 503")
-    running_per_key: int | None = Field(None, ge=1, description="choices, waiting ones included; over it: 429")
+    engine_silence_s: float = Field(20.0, gt=0, description="an engine that does not answer for so long is replaced")
+    running_per_key: int | None = Field(None, ge=1, description="generations, waiting ones included; over it: 429")
     requests_per_minute_per_key: float | None = Field(None, gt=0)
+
+
+class ConnectionsConfig(_Strict):
+    """How many connections are open concurrently, and how long one may take.
+
+    Over a bound, the oldest connection that has shown no key is closed, then the one that has been idle longest: those
+    with a key always get in, and so does `/health`.
+    """
+
+    total: int = Field(4096, ge=16, description="fewer where RLIMIT_NOFILE is low: descriptors never run out")
+    per_address: int = Field(256, ge=1, description="of those that have shown no key; of IPv6, per network of 64 bits")
+    head_s: float = Field(10.0, gt=0, description="for a request up to the end of its headers, from the first byte on")
+    write_s: float = Field(20.0, gt=0, description="for a caller to take what was sent; then it is closed")
 
 
 class ReplicaConfig(_Strict):
@@ -71,6 +87,9 @@ class ReplicaConfig(_Strict):
     num_gpus: float = Field(0, ge=0)
     split: bool = Field(False, description="each engine in a deployment of its own, reached over Ray")
     cluster: str = Field("auto", description="auto: the one that runs, else one of our own; local: our own; HOST:PORT")
+    application: str | None = Field(
+        None, min_length=1, description="its name in the cluster; None: one that no other server has"
+    )
 
     @model_validator(mode="after")
     def _are_ordered(self) -> Self:
@@ -86,11 +105,13 @@ class ServeConfig(_Strict):
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
     api_keys: dict[Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")], SecretStr] = Field(default_factory=dict)
     bounds: BoundsConfig = BoundsConfig()
+    connections: ConnectionsConfig = ConnectionsConfig()
     efforts: dict[Effort, Preset] = Field(default_factory=_default_efforts)
     reasoning_fields: tuple[Literal["reasoning", "reasoning_content"], ...] = ("reasoning", "reasoning_content")
     strict: bool = Field(False, description="refuse fields that are not known; else the answer names them")
     keep_alive_s: float = Field(10.0, gt=0, description="a comment, when a stream has been silent for so long")
     grace_s: float = Field(30.0, ge=0, description="on shutdown, for what still runs")
+    cluster_timeout_s: float = Field(20.0, gt=0, description="for a cluster to answer that replicas are to join")
     max_resumes: int = Field(5, ge=0, description="deaths of engines or replicas that one request outlives")
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
@@ -105,9 +126,15 @@ class ServeConfig(_Strict):
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
-        for name, key in self.api_keys.items():
-            if len(key.get_secret_value()) < _MIN_KEY_CHARACTERS:
-                raise ValueError(f"the API key {name!r} must have at least {_MIN_KEY_CHARACTERS} characters")
+        keys = {name: key.get_secret_value() for name, key in self.api_keys.items()}
+        for name, key in keys.items():
+            key_of = f"the API key '{_shown_name(name)}'"
+            if len(key) < MIN_KEY_CHARACTERS:
+                raise ValueError(f"{key_of} must have at least {MIN_KEY_CHARACTERS} characters")
+            if not can_be_sent(key):
+                raise ValueError(f"{key_of} can never match: a header holds ASCII, and no space at an end")
+        if len(set(keys.values())) < len(keys):
+            raise ValueError("two names have the same API key, and the second could never match")
         if not self.api_keys and not is_loopback(self.host):
             raise ValueError(f"anybody who reaches {self.host} could use the engines: give api_keys, or bind 127.0.0.1")
         return self
@@ -119,7 +146,10 @@ def load_serve_config(values: Mapping[str, Any], environment: Mapping[str, str])
     Raises:
         ConfigError: a key or value that is not known, or a setting that is not safe; the message says which and why.
     """
-    keys = dict(values.get("api_keys") or {})
+    configured = values.get("api_keys") or {}
+    if not isinstance(configured, Mapping):
+        raise ConfigError("serve.api_keys must hold keys by their names")
+    keys = dict(configured)
     for pair in filter(None, environment.get(KEYS_VARIABLE, "").split(",")):
         name, equals, key = pair.partition("=")
         if not equals:
@@ -129,8 +159,16 @@ def load_serve_config(values: Mapping[str, Any], environment: Mapping[str, str])
         return ServeConfig.model_validate({**values, "api_keys": keys})
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        where = ".".join(["serve", *map(str, first["loc"])])
-        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        known = [part if str(part).isidentifier() else _shown_name(str(part)) for part in first["loc"]]
+        if "api_keys" in first["loc"][:1]:
+            known[1:] = [_shown_name(str(part)) for part in first["loc"][1:2]]
+        message = in_one_line(first["msg"].removeprefix("Value error, "), 200)
+        raise ConfigError(f"{in_one_line('.'.join(['serve', *map(str, known)]))}: {message}") from None
+
+
+def _shown_name(name: str) -> str:
+    """The name of a key; one that is as long as a key may be one, which stands in the wrong place."""
+    return in_one_line(name) if len(name) < MIN_KEY_CHARACTERS else MASK
 
 
 def is_loopback(host: str) -> bool:

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 from reasonrt.policies.stopping.signature import PublicKeys
 from reasonrt.runtime import Prepared
-from reasonrt.serve.admission import Admission
+from reasonrt.serve.admission import Admission, Room
 from reasonrt.serve.backends.base import Accepted, Backend
 from reasonrt.serve.catalog import Job
 from reasonrt.serve.choice import STOP_TEXT, Choice, Shown
@@ -40,10 +41,13 @@ class Gateway:
         self.backend, self.config, self.metrics = backend, config, metrics
         keys = PublicKeys.read(config.certificate_keys)
         backend.runtime.certificates.keep(config.evidence_folder, keys)  # one evidence each, for all replicas
-        self.admission = Admission(config.bounds)
+        self.admission = Admission(config.bounds, len(config.api_keys))
+        self.replies: set[asyncio.Future[None]] = set()  # that are worked on
+        self.is_over = False
         self._spans = Spans(config.tracing)
         metrics.watch("reasonrt_running", "Choices that are worked on.", lambda: self.admission.running)
         metrics.watch("reasonrt_queued", "Choices that wait for a place.", lambda: self.admission.queued)
+        metrics.watch("reasonrt_body_bytes", "Of requests that wait or run.", lambda: self.admission.body_bytes)
         metrics.watch("reasonrt_restarts", "Engines and replicas replaced.", lambda: backend.restarts, is_counter=True)
         metrics.watch("reasonrt_replicas_ready", "Replicas whose engines are all warm.", lambda: backend.ready)
         metrics.watch_certificates(lambda: backend.certificates)
@@ -53,6 +57,26 @@ class Gateway:
         if self.admission.is_draining:
             return "the server is shutting down"
         return "" if self.backend.ready else "the engines are starting, or are being started again"
+
+    async def take_room(self, held: AsyncExitStack, key: str, num_bytes: int) -> Room:
+        """`Admission.room`, until `held` is left.
+
+        Raises:
+            ApiError: there is none.
+        """
+        try:
+            return await held.enter_async_context(self.admission.room(key, num_bytes))
+        except ApiError as error:
+            self.metrics.rejections.labels(error.code or "other").inc()
+            raise
+
+    def cut_off(self) -> int:
+        """Cancel every reply, and say how many there were; each of them tells its caller."""
+        self.is_over = True
+        running = [reply for reply in self.replies if not reply.done()]
+        for reply in running:
+            reply.cancel()
+        return len(running)
 
     async def solve(self, job: Job, key: str) -> AsyncGenerator[Update | None, None]:
         """The events of all choices as they come; None when nothing has come for `keep_alive_s`.
@@ -66,10 +90,10 @@ class Gateway:
         """
         arrived, is_refused = time.perf_counter(), False
         try:
-            async with self.admission.places(key, job.places):
+            async with self.admission.places(key, len(job.choices), job.streams) as concurrency:
                 self.metrics.queue_seconds.observe(time.perf_counter() - arrived)
                 choices = [self._choice(job, index, arrived) for index in range(len(job.choices))]
-                async with aclosing(merge(choices, self.config.keep_alive_s)) as updates:
+                async with aclosing(merge(choices, concurrency, self.config.keep_alive_s)) as updates:
                     async for update in updates:
                         yield update
         except ApiError as error:
@@ -127,20 +151,28 @@ def _with_less_time(prepared: Prepared, seconds: float) -> Prepared:
     return replace(prepared, request=replace(prepared.request, limits=replace(limits, deadline_s=left_s)))
 
 
-async def merge(streams: Sequence[AsyncGenerator[T, None]], patience_s: float) -> AsyncGenerator[T | None, None]:
-    """The items of all `streams` as they come, and None whenever nothing has come for `patience_s`."""
-    waiting = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+async def merge(
+    streams: Sequence[AsyncGenerator[T, None]], concurrency: int, patience_s: float
+) -> AsyncGenerator[T | None, None]:
+    """The items of all `streams` as they come, and None whenever nothing has come for `patience_s`.
+
+    At most `concurrency` of the streams have begun and not ended.
+    """
+    unbegun = iter(streams)
+    waiting = {asyncio.ensure_future(anext(stream)): stream for stream in islice(unbegun, concurrency)}
     try:
         while waiting:
             done, _ = await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 yield None
             for task in done:
-                stream = waiting.pop(task)
+                stream: AsyncGenerator[T, None] | None = waiting.pop(task)
                 if isinstance(task.exception(), StopAsyncIteration):
-                    continue
-                yield task.result()
-                waiting[asyncio.ensure_future(anext(stream))] = stream
+                    stream = next(unbegun, None)
+                else:
+                    yield task.result()
+                if stream is not None:
+                    waiting[asyncio.ensure_future(anext(stream))] = stream
     finally:
         await cancel(*waiting)
         for stream in streams:

@@ -63,6 +63,11 @@ class Metrics:
         """Ask `value` for a number whenever somebody looks."""
         self._registry.register(_Watched(name, text, (), lambda: {(): value()}, is_counter))
 
+    def watch_connections(self, num_open: Callable[[], int], num_closed: Callable[[], int]) -> None:
+        self.watch("reasonrt_connections", "Open connections.", num_open)
+        text = "Connections that were closed because there were too many."
+        self.watch("reasonrt_closed_connections", text, num_closed, is_counter=True)
+
     def watch_certificates(self, states: Callable[[], Sequence[CertificateState]]) -> None:
         """Counts add up over processes; of evidence and alarm, the highest is shown."""
 

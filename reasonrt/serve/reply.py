@@ -1,7 +1,6 @@
 """One answer as it is sent: whole or as a stream, given up as soon as the caller leaves."""
 
 import asyncio
-import logging
 from contextlib import aclosing
 from typing import Any
 
@@ -12,12 +11,11 @@ from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.catalog import Job
 from reasonrt.serve.choice import Choice
 from reasonrt.serve.gateway import Gateway, Update
-from reasonrt.serve.wire.errors import to_api_error
+from reasonrt.serve.wire.errors import ApiError, to_api_error
 from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, ReplyFormat, own_fields, to_event, usage, warning
 from reasonrt.tasks import cancel
 from reasonrt.types import Completion
 
-_log = logging.getLogger(__name__)
 _SEND_S = 30.0  # beyond the deadline, for a caller that reads slowly: after it, its place goes to others
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 _STREAM_HEADERS |= {"x-accel-buffering": "no"}  # a proxy must not collect steps
@@ -34,6 +32,7 @@ class Reply(Response):
     def __init__(self, gateway: Gateway, job: Job, layout: ReplyFormat, key: str, note: dict[str, Any]) -> None:
         self._gateway, self._job, self._layout, self._key, self._note = gateway, job, layout, key, note
         self.background = None
+        self._is_started = self._is_over = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises what `Gateway.solve` raises, as long as nothing was sent."""
@@ -43,7 +42,9 @@ class Reply(Response):
             self._note["ignored"] = self._job.ignored
         if self._gateway.config.log_prompts:
             self._note["messages"] = [[message.role, message.content] for message in request.messages]
-        work = asyncio.ensure_future(self._stream(send) if self._job.is_stream else self._whole(send))
+        request_id = scope["state"]["request_id"]
+        work = asyncio.ensure_future(self._stream(send, request_id) if self._job.is_stream else self._whole(send))
+        self._gateway.replies.add(work)
         leaving = asyncio.ensure_future(_left(receive))
         deadline_s = request.limits.deadline_s
         patience_s = None if deadline_s is None else deadline_s + _SEND_S
@@ -52,8 +53,20 @@ class Reply(Response):
             self._note["left"] = not work.done()
         finally:
             await cancel(work, leaving)
+            self._gateway.replies.discard(work)
         if not work.cancelled():
             work.result()
+        elif self._gateway.is_over and not self._note["left"]:
+            await self._break_off(send)
+
+    async def _break_off(self, send: Send) -> None:
+        error = ApiError(503, "the server is shutting down", code="draining", retry_after_s=5.0)
+        if self._is_over:
+            return
+        if not self._is_started:
+            raise error
+        self._note["error"] = error.message
+        await send({"type": "http.response.body", "body": to_event(error.body()) + DONE})
 
     async def _whole(self, send: Send) -> None:
         choices: dict[int, Choice] = {}
@@ -65,19 +78,19 @@ class Reply(Response):
         self._note_end(ended)
         body = self._layout.whole(ended)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
+        self._is_over = True
         await _start(send, headers | warning(self._job))
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, send: Send, request_id: str) -> None:
         ended: dict[int, Choice] = {}
-        is_started = False
         try:
             async with aclosing(self._gateway.solve(self._job, self._key)) as updates:
                 async for update in updates:
-                    if not is_started and update is not None:
+                    if not self._is_started and update is not None:
                         await _start(send, _STREAM_HEADERS | warning(self._job))
-                        is_started = True
-                    if is_started and (chunk := self._chunk(update)):
+                        self._is_started = True
+                    if self._is_started and (chunk := self._chunk(update)):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     if update is not None and isinstance(update.event, Completion):
                         ended[update.choice.index] = update.choice
@@ -85,12 +98,12 @@ class Reply(Response):
             self._note_end(choices)
             end = self._layout.usage_chunk(choices) if self._job.has_usage_chunk else b""
         except Exception as error:
-            if not is_started:
+            if not self._is_started:
                 raise
-            _log.error("a stream broke off", exc_info=error)
-            told = to_api_error(error)
+            told = to_api_error(error, request_id)
             self._note["error"] = told.message
             end = to_event(told.body())
+        self._is_over = True
         await send({"type": "http.response.body", "body": end + DONE})
 
     def _chunk(self, update: Update | None) -> bytes:

@@ -1,10 +1,16 @@
-"""The process around the app: it listens, and on SIGTERM finishes what it has begun."""
+"""The process around the app: it listens, and when it is told to end it finishes what it has begun."""
 
+import asyncio
 import logging
+import os
 import signal
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -18,40 +24,65 @@ from reasonrt.serve.backends.base import Backend
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
+from reasonrt.serve.connections import Connections, protocol_of
 from reasonrt.serve.gateway import Gateway
+from reasonrt.serve.signals import take_signals
 
 _log = logging.getLogger(__name__)
-_CONNECTIONS = 8192
+_THREADS = "reasonrt-serve"
+_LEAVE_S = 0.5  # for threads to end
+_TOLD_S = 2.0  # for callers to read that they were cut off
 _KEEP_OPEN_S = 75  # longer than common clients keep an idle connection
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM, new requests get 503 while running ones get `grace_s`; on SIGINT it ends immediately."""
+    """Told to end, it gives 503 to new requests and `grace_s` to running ones; told again, it cuts them off.
+
+    SIGTERM, SIGINT and SIGHUP tell it, at any time; the exit code is 0.
+    """
 
     def __init__(self, app: FastAPI, config: ServeConfig) -> None:
+        connections = Connections(config.connections, len(config.api_keys))
+        app.state.gateway.metrics.watch_connections(lambda: connections.num, lambda: connections.num_closed)
         super().__init__(
             uvicorn.Config(
                 app,
                 host=config.host,
                 port=config.port,
+                http=protocol_of(connections),
+                backlog=connections.backlog,
+                proxy_headers=False,  # nobody asks for what they say
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_OPEN_S,
                 timeout_graceful_shutdown=1,  # after the grace
-                limit_concurrency=_CONNECTIONS,
                 ws="none",
             )
         )
         self._app, self._grace_s = app, config.grace_s
         self._end: float | None = None
+        self._cut_off_at: float | None = None
         self.failure: BaseException | None = None
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = take_signals(self.handle_exit)
+        try:
+            yield
+        finally:
+            for sign, handler in before.items():
+                signal.signal(sign, handler)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if sig == signal.SIGTERM and self._end is None:
+        if self._end is None:
             self.drain()
         else:
-            super().handle_exit(sig, frame)
+            self._end = time.monotonic()
+            self.force_exit = self.should_exit  # it has told its callers, and waits for its engines
 
     def drain(self) -> None:
         """Take no more requests, and end when none runs or the grace is over."""
@@ -60,14 +91,46 @@ class Server(uvicorn.Server):
         self.gateway.admission.is_draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        admission = self.gateway.admission
-        if self._end is not None and (admission.is_idle or time.monotonic() >= self._end):
-            self.should_exit = True
+        if threading.current_thread() is threading.main_thread():
+            take_signals(self.handle_exit)  # Ray puts its own in their place, from C++: Python does not know
+        now = time.monotonic()
+        if self._end is not None and (self._is_idle() or now >= self._end):
+            if self._cut_off_at is None:
+                self._cut_off_at = now
+                self._cut_off()
+            if self._is_idle() or now >= self._cut_off_at + _TOLD_S:
+                self.should_exit = True
         holding = self._app.state.holding
         if holding.done() and not self.should_exit:  # the engines could not start
             self.failure = holding.exception()
             self.should_exit = True
         return await super().on_tick(counter)
+
+    def _is_idle(self) -> bool:
+        return self.gateway.admission.is_idle and not self.gateway.replies
+
+    def _cut_off(self) -> None:
+        if num := self.gateway.cut_off():
+            _log.warning("%d requests ran beyond the grace of %g s and were cut off", num, self._grace_s)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        with ThreadPoolExecutor(thread_name_prefix=_THREADS) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            await super().serve(sockets)
+            threads.shutdown(wait=False, cancel_futures=True)
+            if self.failure is None and not await self._has_left():
+                _exit_now()
+
+    async def _has_left(self) -> bool:
+        """Whether nothing of the engines runs here any more: nobody can end a thread that waits for one to start."""
+        if threading.current_thread() is not threading.main_thread():
+            return True
+        give_up = time.monotonic() + _LEAVE_S
+        while any(thread.name.startswith(_THREADS) for thread in threading.enumerate()):
+            if time.monotonic() > give_up:
+                return False
+            await asyncio.sleep(0.02)
+        return bool(self._app.state.holding.done())
 
     @property
     def gateway(self) -> Gateway:
@@ -96,7 +159,14 @@ def serve(backend: Backend, config: ServeConfig, announce: Callable[[str], None]
 
 def serve_local(settings: Config, config: ServeConfig, announce: Callable[[str], None]) -> None:
     """Engines, policies and endpoint in this process."""
-    serve(Worker(Runtime.of(settings)), config, announce)
+    serve(Worker(Runtime.of(settings), config.bounds.engine_silence_s), config, announce)
+
+
+def _exit_now() -> None:
+    """End this process as it is; the watcher of `engines.orphans` ends what it has started."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

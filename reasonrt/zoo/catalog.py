@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.config import ZOO_FOLDER
-from reasonrt.errors import ConfigError
+from reasonrt.errors import ConfigError, shown
 
 FORMAT = "reasonrt-card/1"
 
@@ -27,11 +27,11 @@ def read_card(name: str) -> dict[str, Any]:
     """The card of a model; empty for one without a card."""
     path = ZOO_FOLDER / name / "card.json"
     if name not in shipped():
-        raise ConfigError(f"the zoo has no model {name!r}; it has {', '.join(shipped()) or 'none'}")
+        raise ConfigError(f"the zoo has no model {shown(name)}; it has {', '.join(shipped()) or 'none'}")
     card = dict(json.loads(path.read_text())) if path.exists() else {}
     if card and (found := card.get("format")) != FORMAT:
         raise ConfigError(
-            f"{path} has format {found!r}, this version reads {FORMAT!r}; run `reasonrt zoo train {name}`"
+            f"{path} has format {shown(found)}, this version reads {FORMAT!r}; run `reasonrt zoo train {name}`"
         )
     return card
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from reasonrt.errors import EvalError
+from reasonrt.errors import EvalError, shown
 from reasonrt.zoo import arithmetic, word_problems
 from reasonrt.zoo.solution import Solution
 
@@ -120,7 +120,7 @@ def mixture(split: str, n: int, shares: dict[tuple[str, int], float] | None = No
         problem = next((problem for problem in drawn if problem.question not in seen), None)
         if problem is None:
             raise EvalError(
-                f"{key[0]}:{key[1]} has no more than {taken[key] - 1} different questions in the split {split!r}, "
+                f"{key[0]}:{key[1]} has no more than {taken[key] - 1} different questions in the split {shown(split)}, "
                 f"which is enough for {len(chosen)} problems; ask for no more"
             )
         seen.add(problem.question)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from reasonrt.errors import EvalError
+from reasonrt.errors import EvalError, shown
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.zoo.problems import FAMILIES, LEVELS, MIXTURE, SPLITS, is_split, mixture
 
@@ -16,7 +16,7 @@ class ZooTasks:
     def load(self, name: str, split: str, limit: int) -> list[TaskProblem]:
         if not is_split(split):
             raise EvalError(
-                f"unknown split {split!r}; there are {', '.join(SPLITS)}, and drawn again test-2, test-3, ..."
+                f"unknown split {shown(split)}; there are {', '.join(SPLITS)}, and drawn again test-2, test-3, ..."
             )
         return [
             TaskProblem(
@@ -33,7 +33,9 @@ class ZooTasks:
             of_family = {key: share for key, share in MIXTURE.items() if key[0] == family}
             return {key: share / sum(of_family.values()) for key, share in of_family.items()}
         if family == "zoo" or level not in map(str, LEVELS) or (family == "gsm_symbolic" and level != "1"):
-            raise EvalError(f"unknown task {name!r}; a level is FAMILY:1 to FAMILY:{LEVELS[-1]}, gsm_symbolic has one")
+            raise EvalError(
+                f"unknown task {shown(name)}; a level is FAMILY:1 to FAMILY:{LEVELS[-1]}, gsm_symbolic has one"
+            )
         return {(family, int(level)): 1.0}
 
 

@@ -366,7 +366,7 @@ def test_a_plot_is_drawn_of_what_fits(tmp_path: Path) -> None:
     plot_comparisons(points, decoding, "title", tmp_path / "new" / "plot.png")
 
     assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match="give --plot a PNG file"):
+    with pytest.raises(ConfigError, match="give a PNG file"):
         plot_comparisons(points, decoding, "title", tmp_path / "plot.wrong")
 
 

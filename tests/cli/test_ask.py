@@ -211,7 +211,7 @@ def test_file_that_is_no_journal_is_one_line(folder: Path) -> None:
     (folder / "null.json").write_text("null")
 
     assert "null.json is no journal" in refused("replay", "null.json")
-    assert "log.txt is no journal" in refused("replay", "log.txt")
+    assert "log.txt is no JSON" in refused("replay", "log.txt")
     assert "cannot read absent.json" in refused("replay", "absent.json")
 
 

@@ -52,6 +52,7 @@ def test_policies_are_listed_with_what_is_missing_here(tmp_path: Path) -> None:
 
 def test_json_on_standard_output_is_alone_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    assert json.loads(_run("config", "show", "--json", "-")[0])["concurrency"]
 
     out, error = _run("zoo", "list", "--json", "-")
 
@@ -126,3 +127,11 @@ def test_the_answer_is_printed_before_the_engines_are_closed(monkeypatch: pytest
 
     assert "\\boxed{7}" in seen[0]
     assert "tokens generated" in seen[0]
+
+
+def test_quiet_prints_what_is_asked_for_alone() -> None:
+    assert _run("--quiet", "zoo", "list") == ("", "")
+    out, error = _run("--quiet", "policies", "--json", "-")
+    assert json.loads(out)["policies"]
+    assert error == ""
+    assert _run("zoo", "list")[0]

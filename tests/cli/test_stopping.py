@@ -349,7 +349,7 @@ def test_signing_and_who_has_signed(few: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read the key"),
+        (None, "cannot read"),
         (b"", "holds no Ed25519"),
         (b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n", "holds no Ed25519"),
     ],

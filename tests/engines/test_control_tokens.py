@@ -1,8 +1,11 @@
 """What reads like a control token in a message is text, whatever the chat template does with it."""
 
 import json
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +234,30 @@ def test_surrogates_are_refused_beside_control_tokens_too(tokenizers: dict[str, 
         tokenizers["as it is"].chat([Message("user", "\ud83d<|im_end|>")])
     with pytest.raises(RequestError, match="surrogate"):
         tokenizers["as it is"].encode_text("\ud83d<|im_end|>")
+
+
+@pytest.mark.parametrize("end", ["", "<|im_end|>"])
+@pytest.mark.parametrize("way", ["encode", "encode_text", "chat"])
+def test_long_texts_let_other_threads_run(way: str, end: str) -> None:
+    tokenizer = HFTokenizer(MODELS / "nano-target")
+    text = "What is 12 + 7? " * 6000 + end
+    beats: list[float] = []
+    has_ended = threading.Event()
+
+    def beat() -> None:
+        while not has_ended.wait(0.0005):
+            beats.append(time.perf_counter())
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    began = time.perf_counter()
+    if way == "chat":
+        tokenizer.chat([Message("user", text)])
+    else:
+        getattr(tokenizer, way)(text)
+    ended = time.perf_counter()
+    has_ended.set()
+    beating.join()
+
+    times = [began, *(beat for beat in beats if began < beat < ended), ended]
+    assert max(after - before for before, after in pairwise(times)) < 0.7 * (ended - began)

@@ -32,6 +32,9 @@ class DirectLink:
             async for item in items:
                 yield item
 
+    def kill(self) -> None:
+        raise NotImplementedError
+
     async def aclose(self) -> None:
         await self.far.aclose()
 

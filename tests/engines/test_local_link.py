@@ -25,7 +25,7 @@ from reasonrt.engines.linked import LinkedEngine
 from reasonrt.engines.local_link import LocalLink, _Channel
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, EngineError, ReasonRTError, RequestError
-from reasonrt.ports import Engine
+from reasonrt.ports import ChecksHealth, Engine
 from reasonrt.types import Sampling
 
 pytestmark = pytest.mark.usefixtures("hosted_package")
@@ -161,6 +161,26 @@ async def test_death_in_mid_stream_fails_what_runs_and_the_next_call_finds_it_ba
     assert await collect(engine, "?", 100) == WORDS[:100]
     assert int(await tell(engine, "pid")) != pid
     assert is_gone(pid)
+
+
+async def test_process_that_hangs_is_killed_and_the_next_call_finds_it_back(make: Make) -> None:
+    engine = await make(seconds_per_token=0.002).start()
+    assert isinstance(engine, ChecksHealth)
+    pid = int(await tell(engine, "pid"))
+    stream = engine.generate([2], Sampling(1000))
+    await anext(stream)
+    await engine.check_health(5)
+
+    os.kill(pid, signal.SIGSTOP)
+
+    with pytest.raises(EngineError, match=r"engine 'target' has not answered for 0\.2 s, and was killed"):
+        await engine.check_health(0.2)
+    with pytest.raises(EngineError, match="died"):
+        async for _ in stream:
+            pass
+    await engine.check_health(0.2)  # nothing is there that could hang
+    await until(lambda: is_gone(pid), 5)
+    assert await tell(engine, "pid") != pid
 
 
 async def test_closing_a_stream_of_a_dead_process_starts_no_new_one(make: Make) -> None:
@@ -386,7 +406,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("end", ["kill", "kill while it blocks", "interrupt"])
+@pytest.mark.parametrize("end", ["kill", "kill while it blocks", "kill while it hangs", "interrupt"])
 async def test_it_never_outlives_its_parent(end: str, tmp_path: Path) -> None:
     """Killed, interrupted at its terminal (the signal goes to its process group), and while the engine is deaf."""
     (tmp_path / "parent.py").write_text(PARENT)
@@ -400,6 +420,8 @@ async def test_it_never_outlives_its_parent(end: str, tmp_path: Path) -> None:
         child, grandchild = map(int, parent.stdout.readline().split())
         await asyncio.sleep(0.3)
         assert os.getpgid(child) != os.getpgid(parent.pid)
+        if "hangs" in end:
+            os.kill(child, signal.SIGSTOP)
         os.killpg(parent.pid, signal.SIGINT if end == "interrupt" else signal.SIGKILL)
 
         await until(lambda: is_gone(child) and is_gone(grandchild), 5)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -80,11 +81,11 @@ WITH_TEXT: dict[str, Any] = {"text": "x", "logprobs": {"top_logprobs": [{"x": -0
 
 
 @asynccontextmanager
-async def engine_on(server: FakeServer, folder: Path, **settings: Any) -> AsyncIterator[RemoteEngine]:
+async def engine_on(server: FakeServer, folder: Path, login: str = "", **settings: Any) -> AsyncIterator[RemoteEngine]:
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     defaults: dict[str, Any] = {"timeout_s": 10.0, "tokenizer": folder}
-    engine = RemoteEngine("far", f"http://127.0.0.1:{port}/v1/", "m", **defaults | settings)
+    engine = RemoteEngine("far", f"http://{login}127.0.0.1:{port}/v1/", "m", **defaults | settings)
     try:
         yield engine
     finally:
@@ -281,7 +282,7 @@ async def test_read_by_id_and_by_text(tokenizer_folder: Path) -> None:
         (
             refuses(400, {"error": {"message": "maximum context length is 5 tokens"}}),
             RequestError,
-            "refuses the length: maximum context length is 5",
+            "the server of the model 'm' refuses so many tokens; shorten the prompt",
         ),
     ],
 )
@@ -292,7 +293,7 @@ async def test_a_refused_start_says_why(
         with pytest.raises(kind, match=message) as caught:
             await engine.start()
 
-        assert engine.base_url in str(caught.value)
+        assert (engine.base_url in str(caught.value)) == (kind is EngineError)  # the other may be a caller's
         assert "\n" not in str(caught.value)
         with pytest.raises(EngineError, match="not started"):
             await collect(engine, Sampling(1))
@@ -407,3 +408,144 @@ def test_unusable_settings_are_named(tokenizer_folder: Path, settings: dict[str,
 
     with pytest.raises(ConfigError, match=message):
         RemoteEngine("far", **usable | settings)
+
+
+DEEP = "[" * 100_000
+HUGE = "9" * 5000
+LARGE = f"-{HUGE[:4000]}"
+NOT_WHAT_THEY_SAY: dict[str, str] = {
+    "an infinite usage": '{"choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": 1e400}}}',
+    "no usage": '{"choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": NaN}}}',
+    "a usage below nothing": '{"choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": -1}}}',
+    "a usage beyond all": f'{{"choices": [], "usage": {{"prompt_tokens_details": {{"cached_tokens": {HUGE[:400]}}}}}}}',
+    "a usage of text": '{"choices": [], "usage": "much"}',
+    "a large id": f'{{"choices": [{{"token_ids": [{1 << 32}]}}]}}',
+    "an id beyond all": f'{{"choices": [{{"token_ids": [{HUGE[:4000]}]}}]}}',
+    "an id below nothing": '{"choices": [{"token_ids": [-1]}]}',
+    "an id that is true": '{"choices": [{"token_ids": [true]}]}',
+    "an id that is a fraction": '{"choices": [{"token_ids": [1.0]}]}',
+    "ids without end": '{"choices": [{"token_ids": [' + "1," * 100_000 + "1]}]}",
+    "ids that are text": '{"choices": [{"token_ids": "12"}]}',
+    "a long number": f'{{"choices": [{{"token_ids": [{HUGE}]}}]}}',
+    "a long log-probability": f'{{"choices": [{{"token_ids": [7], "logprobs": {{"token_logprobs": [-{HUGE}]}}}}]}}',
+    "a large log-probability": f'{{"choices": [{{"token_ids": [7], "logprobs": {{"token_logprobs": [{LARGE}]}}}}]}}',
+    "an infinite log-probability": '{"choices": [{"token_ids": [7], "logprobs": {"token_logprobs": [-1e400]}}]}',
+    "an index beyond all": f'{{"choices": [{{"token_ids": [7], "index": {HUGE[:4000]}}}]}}',
+    "a reason without end": f'{{"choices": [{{"token_ids": [7], "finish_reason": "{"x" * 900_000}"}}]}}',
+    "a reason that is a list": '{"choices": [{"token_ids": [7], "finish_reason": []}]}',
+    "deep": DEEP,
+    "deep in an error": f'{{"error": {DEEP}',
+    "deep in a choice": '{"choices": [' + "[" * 900 + "]" * 900 + "]}",
+    "twice the same key": '{"choices": [], "choices": [{"token_ids": [7]}]}',
+    "an error without end": f'{{"error": {{"message": "{"x" * 900_000}"}}}}',
+    "escapes": '{"error": {"message": "\\u001b[2J\\u202e"}}',
+}
+
+
+def is_one_short_line(error: EngineError) -> None:
+    assert str(error).isprintable()
+    assert len(str(error)) < 600
+
+
+@pytest.mark.parametrize("event", NOT_WHAT_THEY_SAY)
+async def test_event_that_is_not_what_it_says_is_one_line(tokenizer_folder: Path, event: str) -> None:
+    server = FakeServer(replies(NOT_WHAT_THEY_SAY[event], chunk([7], "length"), "[DONE]"))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        with pytest.raises(EngineError) as caught:
+            await collect(engine, Sampling(4, logprobs=True))
+        is_one_short_line(caught.value)
+
+
+@pytest.mark.parametrize("answer", NOT_WHAT_THEY_SAY)
+async def test_answer_that_is_not_what_it_says_is_one_line(tokenizer_folder: Path, answer: str) -> None:
+    """Whole ones: of a read, which asks for one token."""
+    server = FakeServer(refuses(200, NOT_WHAT_THEY_SAY[answer]))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        server.probe = {}
+        with pytest.raises(EngineError) as caught:
+            await engine.read(PROMPT, [7])
+        is_one_short_line(caught.value)
+
+
+@pytest.mark.parametrize("logprob", ["1e400", f"-{HUGE}", f"-{HUGE[:4000]}", "true", '"x"', "NaN", "[]", "{}"])
+async def test_read_of_what_is_no_log_probability_is_one_line(tokenizer_folder: Path, logprob: str) -> None:
+    answer = f'{{"choices": [{{"logprobs": {{"top_logprobs": [{{"token_id:7": {logprob}}}]}}}}]}}'
+    server = FakeServer(refuses(200, answer))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        server.probe = {}
+        with pytest.raises(EngineError) as caught:
+            await engine.read(PROMPT, [7])
+        is_one_short_line(caught.value)
+
+
+def without_end(status: int, beginning: bytes, piece: bytes) -> tuple[Reply, list[int]]:
+    """An answer of 300 MiB, and what of it was sent before the engine hung up."""
+    sent = [0]
+
+    async def reply(call: Call) -> None:
+        call.writer.write(f"HTTP/1.1 {status} Whatever\r\nConnection: close\r\n\r\n".encode() + beginning)
+        with suppress(ConnectionError):
+            while sent[0] < 300 << 20:
+                call.writer.write(piece)
+                await call.writer.drain()
+                sent[0] += len(piece)
+
+    return reply, sent
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [(b'{"a": "', b"x" * 65_536), (b"data: ", b"x" * 65_536), (b"", b"\n" * 1024 + b": " * 32_000)],
+)
+async def test_answer_without_end_is_not_read_to_its_end(
+    tokenizer_folder: Path, status: int, beginning: bytes, piece: bytes
+) -> None:
+    reply, sent = without_end(status, beginning, piece)
+    server = FakeServer(reply)
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        with pytest.raises(EngineError) as caught:
+            async with asyncio.timeout(20):
+                await collect(engine, Sampling(4))
+        is_one_short_line(caught.value)
+        server.probe = {}
+        with pytest.raises(EngineError) as caught:
+            await engine.read(PROMPT, [7])
+        is_one_short_line(caught.value)
+
+    assert sent[0] < 100 << 20
+
+
+async def test_login_in_the_address_is_sent_and_never_shown(
+    tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = FakeServer(refuses(500, "no"))
+    with caplog.at_level("DEBUG"):
+        async with engine_on(server, tokenizer_folder, login="ada:pass%40word@") as engine:
+            await engine.start()
+            with pytest.raises(EngineError) as caught:
+                await collect(engine, Sampling(4))
+
+    login = b64encode(b"ada:pass@word").decode()
+    assert all(f"Basic {login}" in call.headers for call in server.calls)
+    assert not [text for text in (str(caught.value), caplog.text, engine.base_url) if "word" in text or login in text]
+
+
+@pytest.mark.parametrize("url", ["u:secret@host:8000/v1", "http://u:se/cret@host", "http://u:secret@"])
+def test_login_of_an_address_that_is_none_is_not_shown(tokenizer_folder: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match="base_url must be like") as caught:
+        RemoteEngine("far", url, "m", tokenizer=tokenizer_folder)
+
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["schlüssel", " mine", "mine\nX-Other: 1"])
+def test_key_that_no_header_can_hold_is_refused_unseen(tokenizer_folder: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="a header cannot hold the api_key") as caught:
+        RemoteEngine("far", "http://host/v1", "m", tokenizer=tokenizer_folder, api_key=key)
+
+    assert key.strip() not in str(caught.value)

@@ -69,7 +69,7 @@ async def test_shared_prefixes_are_read_from_the_cache(target_engine: VllmEngine
     assert deltas[0].cached_tokens == (len(prompt) - 1) // block * block  # whole ones, and one token is always computed
 
 
-async def test_a_dead_engine_fails_its_requests_and_comes_back(nano_draft: Path, counted_by_vllm: Counted) -> None:
+async def test_engine_that_hangs_fails_its_requests_and_comes_back(nano_draft: Path, counted_by_vllm: Counted) -> None:
     known = set(psutil.Process().children(recursive=True))
     engine = await VllmEngine("mortal", nano_draft, VllmSettings(kv_cache_mib=64)).start()
     try:
@@ -82,7 +82,9 @@ async def test_a_dead_engine_fails_its_requests_and_comes_back(nano_draft: Path,
                 await anext(stream)
             for process in set(psutil.Process().children(recursive=True)) - known:
                 if "EngineCor" in process.name():
-                    process.kill()
+                    process.suspend()
+            with pytest.raises(EngineError, match="has not answered for 3 s, and was killed"):
+                await engine.check_health(3.0)
 
             async def drain(index: int) -> None:
                 async with aclosing(streams[index]) as stream:

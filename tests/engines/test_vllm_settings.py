@@ -1,11 +1,10 @@
-"""What vLLM is told: by default eager on CPUs and compiled on GPUs, and forked only where CUDA survives it."""
+"""What vLLM is told: by default eager on CPUs and compiled on GPUs, in processes that end with this one."""
 
-import ctypes
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from reasonrt.engines.orphans import owned_environment, owned_folder
 from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments, start_environment
 
 
@@ -22,25 +21,16 @@ def test_compiled_as_chosen_else_on_gpus(nano_draft: Path, chosen: bool | None, 
 def test_cores_are_told_on_cpus_alone(nano_draft: Path) -> None:
     settings = VllmSettings(cores="1")
 
-    assert start_environment(settings, on_cpu=True) == {"VLLM_CPU_OMP_THREADS_BIND": "1"}
+    assert start_environment(settings, on_cpu=True)["VLLM_CPU_OMP_THREADS_BIND"] == "1"
     assert "VLLM_CPU_OMP_THREADS_BIND" not in start_environment(settings, on_cpu=False)
 
 
-@pytest.mark.parametrize(
-    ("result", "expected"),
-    [(3, {}), (0, {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn"})],  # 3: CUDA_ERROR_NOT_INITIALIZED
-)
-def test_forked_unless_cuda_is_in_use(monkeypatch: pytest.MonkeyPatch, result: int, expected: dict[str, str]) -> None:
-    driver = SimpleNamespace(cuDeviceGetCount=lambda count: result)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_processes_are_spawned_and_say_whom_they_work_for(on_cpu: bool) -> None:
+    """What is forked has the environment that this process was started with, and would outlive it."""
+    environment = start_environment(VllmSettings(), on_cpu)
 
-    assert start_environment(VllmSettings(), on_cpu=False) == expected
-
-
-def test_forked_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-
-    assert start_environment(VllmSettings(), on_cpu=False) == {}
+    assert environment["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert environment.items() >= owned_environment().items()
+    assert environment["VLLM_RPC_BASE_PATH"] == environment["TMPDIR"] == str(owned_folder())
+    assert str(owned_folder()) not in environment["TORCHINDUCTOR_CACHE_DIR"]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def test_a_kill_costs_only_what_was_running(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "script.py", "0.002"], cwd=tmp_path) as process:
         while not journal.exists() or journal.read_bytes().count(b"\n") < 7:
             assert process.poll() is None
+            time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     finished = journal.read_bytes().count(b"\n") - 2  # the run and its policy
 

@@ -49,11 +49,11 @@ def test_the_usual_names_of_fields_are_understood(tmp_path: Path, line: str, exp
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"question": "a", "answer": "1"}\n{"quest', r"line 2 is not JSON .*: \{\"quest; correct or remove it"),
+        ('{"question": "a", "answer": "1"}\n{"quest', r"line 2 is no JSON: .*at character .*; correct or remove it"),
         ('{"question": "a"}', r"line 1 needs a question \(question, .*\) and an answer \(answer, .* it is"),
         ('{"question": "a", "answer": null}', "line 1 needs a question"),
         ('{"question": " ", "answer": "1"}', "line 1 needs a question"),
-        ("[" * 5000, "line 1 is not JSON"),
+        ("[" * 5000, "line 1 is no JSON"),
         ("[1]", r"line 1 must be a JSON object, it is \[1\]"),
         ("", "holds no problem"),
     ],

@@ -331,7 +331,7 @@ def test_what_is_no_journal_is_named(text: str, tmp_path: Path) -> None:
     file = tmp_path / "journal.json"
     file.write_text(text)
 
-    with pytest.raises(RequestError, match=r"journal\.json is no journal"):
+    with pytest.raises(RequestError, match=r"journal\.json.*record it anew"):
         Journal.read(file)
 
 

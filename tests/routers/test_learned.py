@@ -96,13 +96,17 @@ def damaged(change: Any) -> str:
         damaged(lambda v: v["trees"]["trees"][0].update(left=[0, 0, 0])),  # runs in circles
         damaged(lambda v: v["trees"]["trees"][0].update(right=[9, 0, 0])),
         damaged(lambda v: v["trees"]["trees"][0].update(value=[1.0])),
+        damaged(lambda v: v["trees"]["trees"][0].update(feature=[10**9, -1, -1])),
+        damaged(lambda v: v["trees"]["trees"][0].update(threshold=["low", 0, 0])),
+        damaged(lambda v: v.update(curve=[[0.0], [float("nan")]])),
+        damaged(lambda v: v.update(models="draft")),
     ],
 )  # fmt: skip
 def test_what_is_no_router_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     file = tmp_path / "router.json"
     file.write_text(content)
 
-    with pytest.raises(ConfigError, match=r"is no router file .*calibrate router") as caught:
+    with pytest.raises(ConfigError, match=r"router\.json.*calibrate router") as caught:
         load_router(str(file))
     assert "\n" not in str(caught.value)
 

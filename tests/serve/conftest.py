@@ -1,5 +1,7 @@
 """A server of scripted engines in a thread, for the tests that come from outside."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from openai import OpenAI
 
 from reasonrt import Runtime
 from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.serve.admission import Admission
 from reasonrt.serve.app import build_app
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.catalog import Catalog
@@ -19,6 +22,16 @@ from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.server import Server
 
 TEXT = "<think>\nOne.\n\nTwo.\n\nThree.\n\n</think>\n\n\\boxed{7}"
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> float:
+    """Seconds until `holds`; fails when it does not in time."""
+    began = time.perf_counter()
+    while not holds():
+        if time.perf_counter() - began > seconds:
+            pytest.fail(f"it did not hold within {seconds} s")
+        time.sleep(0.002)
+    return time.perf_counter() - began
 
 
 @dataclass
@@ -40,6 +53,32 @@ class Running:
     def working(self) -> int:
         """Generations that any engine still works on."""
         return sum(engine.running for engine in self.engines)
+
+    wait_until = staticmethod(wait_until)
+
+    @property
+    def admission(self) -> Admission:
+        return self.server.gateway.admission
+
+    def connect(self, receive_bytes: int | None = None) -> socket.socket:
+        """A connection of which nothing is known yet; with a small buffer, who does not read is soon noticed."""
+        opened = socket.socket()
+        opened.settimeout(20)
+        if receive_bytes is not None:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        url = httpx.URL(self.url)
+        opened.connect((url.host, url.port))
+        return opened
+
+    def raw(self, body: Any, *, key: str | None = None, num_bytes: int | None = None, **headers: str) -> bytes:
+        """A chat request as it goes over a connection; of `num_bytes`, if it says another length than it has."""
+        content = json.dumps(body).encode()
+        all_headers = {"host": "localhost", "content-type": "application/json"} | headers
+        all_headers["content-length"] = str(len(content) if num_bytes is None else num_bytes)
+        if key := key or self.key:
+            all_headers["authorization"] = f"Bearer {key}"
+        lines = ["POST /v1/chat/completions HTTP/1.1", *(f"{name}: {value}" for name, value in all_headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + content
 
     def openai(self, **settings: Any) -> OpenAI:
         usual: dict[str, Any] = {"base_url": f"{self.url}/v1", "api_key": self.key or "none", "max_retries": 0}
@@ -87,7 +126,8 @@ def start(clients: list[OpenAI | httpx.Client]) -> Iterator[Start]:
         config = ServeConfig.model_validate({"port": 0} | keys)
         scripted = {role: kind(role, script, **(engine or {})) for role in ("draft", "target")}
         runtime = Runtime(engines or scripted, policies)
-        server = Server(build_app(Worker(runtime), Catalog(runtime, config), config), config)
+        worker = Worker(runtime, config.bounds.engine_silence_s)
+        server = Server(build_app(worker, Catalog(runtime, config), config), config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         servers.append((server, thread))
@@ -101,16 +141,6 @@ def start(clients: list[OpenAI | httpx.Client]) -> Iterator[Start]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> float:
-    """Seconds until `holds`; fails when it does not in time."""
-    began = time.perf_counter()
-    while not holds():
-        if time.perf_counter() - began > seconds:
-            pytest.fail(f"it did not hold within {seconds} s")
-        time.sleep(0.002)
-    return time.perf_counter() - began
 
 
 @pytest.fixture(scope="module")

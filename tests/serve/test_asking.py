@@ -1,5 +1,8 @@
 """`reasonrt solve --server`: what a running server answers, as its own runtime would have told it."""
 
+import socket
+import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -81,3 +84,42 @@ def test_the_command_starts_nothing(running: Any, monkeypatch: pytest.MonkeyPatc
 
     assert '"author": "target"' in done.stdout
     assert "\\boxed{7}" in done.stderr
+
+
+ANSWERS = {
+    "deep": b"data: " + b"[" * 100_000 + b"\n",
+    "no choices": b"data: {}\n",
+    "a list": b"data: [1]\n",
+    "choices of text": b'data: {"choices": ["x"]}\n',
+    "an infinite usage": b'data: {"choices": [], "reasonrt": {"usage": {"target": {"generated": 1e400}}}}\n',
+    "a usage of another kind": b'data: {"choices": [], "reasonrt": {"usage": {"target": {"much": 1}}}}\n',
+    "a long number": b'data: {"choices": [], "usage": ' + b"9" * 5000 + b"}\n",
+    "a step that is none": b'data: {"choices": [{"delta": {}, "reasonrt": {"step": 7}}]}\n',
+    "an error without end": b'data: {"error": {"message": "' + b"x" * 900_000 + b'"}}\n',
+    "escapes": b'data: {"error": {"message": "\\u001b[2J"}}\n',
+    "nothing": b"",
+    "a line without end": b"data: " + b"x" * (17 << 20),
+}
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_answer_that_is_not_what_it_says_is_one_line(answer: str, status: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(1 << 16)
+                connection.sendall(f"HTTP/1.1 {status} X\r\nConnection: close\r\n\r\n".encode() + ANSWERS[answer])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://ada:sesame@127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises((EngineError, RequestError)) as caught:
+            ask_server(url, ASK, print)
+        thread.join(10)
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+    assert "sesame" not in str(caught.value)

@@ -88,6 +88,55 @@ def test_localhost_by_any_name_is_answered(running: Any, host: str) -> None:
     assert httpx.get(running.url + "/v1/models", headers={"host": host}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "[::1].evil.example",
+        "[::1",
+        "::1",
+        "localhost:80@evil.example",
+        "user@localhost",
+        "localhost/evil.example",
+        "localhost, evil.example",
+        "localhost evil.example",
+        "localhost:",
+        "localhost:x",
+        "localhost:123456",
+        "localhost\\evil.example",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/health"])
+def test_what_is_no_host_is_refused_with_and_without_keys(running: Any, locked: Any, host: str, path: str) -> None:
+    for server in (running, locked):
+        answer = server.http().get(path, headers={"host": host})
+
+        assert answer.status_code == 400, server.key
+        assert answer.json()["error"]["code"] == "wrong_host"
+
+
+@pytest.mark.parametrize(
+    "hosts", [("localhost", "localhost"), ("localhost", "evil.example"), ("evil.example", "localhost")]
+)
+def test_two_hosts_are_refused(running: Any, locked: Any, hosts: tuple[str, str]) -> None:
+    for server in (running, locked):
+        with server.connect() as connection:
+            connection.sendall(
+                server.raw(BODY).replace(b"host: localhost", "host: {}\r\nHost: {}".format(*hosts).encode())
+            )
+
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/health/", "/v1/chat/completions/", "//health", "/ready/"])
+def test_nobody_is_sent_elsewhere(running: Any, locked: Any, path: str) -> None:
+    for server in (running, locked):
+        for host in ("localhost", "evil.example"):
+            answer = server.http().get(path, headers={"host": host})
+
+            assert answer.status_code in (403, 404, 405)
+            assert "location" not in answer.headers
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_what_a_web_page_may_send_unasked_is_refused(running: Any, kind: str) -> None:
     answer = httpx.post(running.url + "/v1/chat/completions", content=json.dumps(BODY), headers={"content-type": kind})
@@ -150,7 +199,7 @@ def test_rate_and_concurrency_are_bounded_for_each_key(start: Any) -> None:
     first = ada.chat.completions.create(**BODY, stream=True)
     next(iter(first))
 
-    with pytest.raises(openai.RateLimitError, match="may have 1 choices running or waiting") as busy:
+    with pytest.raises(openai.RateLimitError, match="may have 1 generations running or waiting") as busy:
         ada.chat.completions.create(**BODY)
     other = bob.chat.completions.create(**BODY, stream=True)
     first.close()
@@ -191,11 +240,13 @@ def test_log_has_a_line_per_request_and_no_prompt(running: Any, start: Any, capl
         for server in (running, start(log_prompts=True)):
             server.http().post("/v1/chat/completions", json=BODY, headers={"x-request-id": "my-id"})
         give_up = time.monotonic() + 5
-        while len(caplog.records) < 2 and time.monotonic() < give_up:  # a line is written after the answer
+        lines: list[dict[str, Any]] = []
+        while len(lines) < 2 and time.monotonic() < give_up:  # a line is written after the answer
             time.sleep(0.01)
-    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+            told = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+            lines = [line for line in told if line.get("path") == "/v1/chat/completions"]
 
-    quiet, chatty = (line for line in lines if line.get("path") == "/v1/chat/completions")
+    quiet, chatty = lines
     assert quiet["request_id"] == "my-id"
     assert (quiet["status"], quiet["policy"], quiet["finish_reason"], quiet["left"]) == (200, "target", ["stop"], False)
     assert quiet["completion_tokens"] > 0

@@ -1,11 +1,13 @@
 """Engines die, requests go on: nothing is lost, nothing is said twice, and what is told of it is true."""
 
 import asyncio
+import json
 import random
 import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +29,13 @@ TEXT = "".join(STEPS)
 ASK: Any = [{"role": "user", "content": "?"}]
 ENGINE = {"seconds_per_token": 0.0005}
 FEW = {"model": "target", "messages": ASK}
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
 
 
 def go_on(prompt: str, sampling: Sampling) -> str:
@@ -96,15 +105,46 @@ def test_more_deaths_than_allowed_are_an_error_of_the_right_kind(start: Any) -> 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(openai.InternalServerError, match="engine 'target' died") as whole:
+    with pytest.raises(openai.InternalServerError, match=r"an engine failed; .* under this request's id") as whole:
         server.openai().chat.completions.create(**FEW)
-    with pytest.raises(openai.APIError, match="engine 'target' died"):
+    with pytest.raises(openai.APIError, match=r"an engine failed; .* under this request's id"):
         list(server.openai().chat.completions.create(**FEW, stream=True))
     killer.join()
 
     assert whole.value.status_code == 503
     assert whole.value.response.headers["retry-after"] == "2"
     assert server.openai().chat.completions.create(**FEW).choices[0].message.content == r"\boxed{7}"
+
+
+@pytest.mark.parametrize("policy", ["target", "arbitrage"])
+def test_engine_that_hangs_is_replaced_and_its_requests_are_resumed(hanging: Any, policy: str) -> None:
+    client, engine = hanging.openai(), hanging.engines[1]
+    reasoning, content, life = "", "", engine.life
+
+    for index, chunk in enumerate(client.chat.completions.create(model=policy, messages=ASK, stream=True)):
+        reasoning += getattr(chunk.choices[0].delta, "reasoning", None) or ""
+        content += chunk.choices[0].delta.content or ""
+        if index in (2, 9):
+            engine.hang()
+
+    assert reasoning == TEXT.partition("</think>")[0].removeprefix("<think>").strip()
+    assert content == r"\boxed{7}"
+    assert engine.life == life + 2
+
+
+def test_engine_that_works_is_left_alone_however_long_it_takes(hanging: Any) -> None:
+    life = hanging.engines[1].life
+    hanging.engines[1].seconds_per_token = 0.01
+
+    hanging.openai().chat.completions.create(**FEW, max_tokens=80)
+
+    assert hanging.engines[1].life == life
+
+
+@pytest.fixture(scope="module")
+def hanging(start: Any) -> Any:
+    """A server that waits 0.2 s for an engine that hangs."""
+    return start(go_on, engine={"seconds_per_token": 0.0002}, bounds={"engine_silence_s": 0.2})
 
 
 class Broken(ScriptedEngine):
@@ -164,16 +204,17 @@ class Slow(ScriptedEngine):
         return self
 
 
-async def test_readiness_follows_the_engines() -> None:
+@pytest.mark.parametrize("fault", ["kill", "hang"])
+async def test_readiness_follows_the_engines(fault: str) -> None:
     engine = Slow("target", TEXT)
-    worker = Worker(Runtime({"target": engine}))
+    worker = Worker(Runtime({"target": engine}), engine_silence_s=0.2)
     entering = asyncio.create_task(worker.__aenter__())
     await asyncio.sleep(0.1)
     states = [worker.ready]
     await entering
     states.append(worker.ready)
 
-    engine.kill()
+    getattr(engine, fault)()
     give_up = time.monotonic() + 5
     for expected in (0, 1):
         while worker.ready != expected:
@@ -271,12 +312,13 @@ async def test_start_of_an_engine_outlives_who_asked_for_it(nano_draft: Path, mo
     assert [core.is_ended for core in cores] == [True, True]
 
 
-def test_draining_finishes_what_runs_and_takes_nothing_new(start: Any) -> None:
-    server = start(go_on, engine={"seconds_per_token": 0.003}, grace_s=20)
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_draining_finishes_what_runs_and_takes_nothing_new(start: Any, sign: signal.Signals) -> None:
+    server = start(go_on, engine={"seconds_per_token": 0.001}, grace_s=20)
     stream = server.openai().chat.completions.create(**FEW, stream=True)
     text = next(stream).choices[0].delta.content
 
-    server.server.handle_exit(signal.SIGTERM, None)
+    server.server.handle_exit(sign, None)
 
     with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
         server.openai().chat.completions.create(**FEW)
@@ -285,7 +327,44 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(start: Any) -> None:
     assert httpx.get(server.url + "/health").status_code == 200
     text += "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert text == r"\boxed{7}"
-    give_up = time.monotonic() + 5
-    while not server.server.should_exit:
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    wait_until(lambda: server.server.should_exit)
+
+
+@pytest.mark.parametrize("end", ["the grace is over", "it is told again"])
+def test_work_beyond_the_grace_is_cut_off_in_our_format(start: Any, end: str, caplog: pytest.LogCaptureFixture) -> None:
+    server = start(
+        go_on, engine={"seconds_per_token": 0.02}, grace_s=0.3 if "over" in end else 60, bounds={"running": 3}
+    )
+    answers: list[httpx.Response] = []
+
+    def ask(is_stream: bool) -> None:
+        url = server.url + "/v1/chat/completions"
+        answers.append(httpx.post(url, json=FEW | {"stream": is_stream}, timeout=20))
+
+    callers = [threading.Thread(target=ask, args=(index % 2 == 0,)) for index in range(5)]  # two of them wait
+    for caller in callers:
+        caller.start()
+    wait_until(lambda: server.working == 3 and server.server.gateway.admission.queued == 2)
+    time.sleep(0.3)
+
+    server.server.handle_exit(signal.SIGTERM, None)
+    if "again" in end:
+        server.server.handle_exit(signal.SIGTERM, None)
+    for caller in callers:
+        caller.join(20)
+
+    streams = [answer.text for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert streams
+    assert len(streams) + len(refused) == 5
+    for text in streams:
+        *_, last, done, end_of_text = text.split("\n\n")
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
+        assert (done, end_of_text) == ("data: [DONE]", "")
+    for answer in refused:
+        assert answer.json()["error"]["code"] == "draining"
+        assert answer.headers["retry-after"]
+    assert [record.message for record in caplog.records if "cut off" in record.message] == [
+        f"5 requests ran beyond the grace of {0.3 if 'over' in end else 60:g} s and were cut off"
+    ]
+    wait_until(lambda: not server.working and server.server.should_exit)

@@ -1,5 +1,6 @@
 """What one HTTP request costs before any engine is asked: one policy, and one chat template for each vocabulary."""
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ import httpx
 import pytest
 
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
+from reasonrt.routers.prompts import LAYOUTS
 from reasonrt.types import Message, Request
 
 RULE = {"kind": "upper_threshold", "signal": {"kind": "agreement"}, "threshold": 3}
@@ -55,3 +57,57 @@ def test_one_request_is_prepared_once_and_its_template_applied_once(
     assert answer.status_code == 200, answer.text
     assert len(prepared) == 1
     assert CountingTokenizer.applied[(Message("user", question),)] == 1
+
+
+class WatchedTokenizer(CharacterTokenizer):
+    """A vocabulary of its own, which notes the threads that it encodes long texts in."""
+
+    threads: ClassVar = list[str]()
+
+    def __init__(self, name: str) -> None:
+        self.fingerprint = name
+
+    def encode(self, text: str) -> list[int]:
+        if len(text) > 32 << 10:
+            self.threads.append(threading.current_thread().name)
+        return super().encode(text)
+
+
+class WatchedEngine(ScriptedEngine):
+    def __init__(self, name: str, *arguments: Any, **settings: Any) -> None:
+        super().__init__(name, *arguments, **settings)
+        self.tokenizer = WatchedTokenizer(name)
+
+
+@pytest.fixture(scope="module")
+def watched(start: Any) -> Any:
+    text = "<think>\nOne.\n\nTwo.\n\n</think>\n\n\\boxed{7}"
+    engines = {role: WatchedEngine(role, text) for role in ("draft", "target", "reward")}
+    return start(engines=engines, policies={"oracle": {}})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "target",
+        "draft",
+        "arbitrage",
+        "specreason",
+        "entropy",
+        "oracle",
+        *(f"rsd@layout={layout}" for layout in LAYOUTS),
+        "self_consistency",
+        "program_search",
+    ],
+)
+def test_no_long_text_is_tokenized_in_the_event_loop(watched: Any, model: str) -> None:
+    """Whatever of a request is read by whichever engine."""
+    WatchedTokenizer.threads.clear()
+    ask = [{"role": "user", "content": "so long " * 5000}]
+    rule = {} if model in ("self_consistency", "program_search") else {"options": {"stopping": {"rule": RULE}}}
+
+    answer = watched.http().post("/v1/chat/completions", json={"model": model, "messages": ask, "reasonrt": rule})
+
+    assert answer.status_code == 200, answer.text
+    assert WatchedTokenizer.threads
+    assert {name.partition("_")[0] for name in WatchedTokenizer.threads} == {"reading"}

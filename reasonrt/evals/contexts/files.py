@@ -4,10 +4,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter
 
 from reasonrt.errors import EvalError
 from reasonrt.evals.contexts.problem import ContextProblem
-from reasonrt.types import Document
+from reasonrt.files import FileKind
+
+_FILE: Final = FileKind(EvalError, "write problems by write_problems", most_bytes=1 << 30)
+_PROBLEM: TypeAdapter[ContextProblem] = TypeAdapter(ContextProblem)
 
 
 def write_problems(file: Path, problems: Iterable[ContextProblem]) -> None:
@@ -16,11 +22,7 @@ def write_problems(file: Path, problems: Iterable[ContextProblem]) -> None:
     Raises:
         EvalError: the file cannot be written.
     """
-    try:
-        with file.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(asdict(problem)) + "\n" for problem in problems)
-    except OSError as error:
-        raise EvalError(f"cannot write {file}: {error.strerror}") from None
+    _FILE.write(file, "".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
 
 
 def read_problems(file: Path) -> list[ContextProblem]:
@@ -29,21 +31,4 @@ def read_problems(file: Path) -> list[ContextProblem]:
     Raises:
         EvalError: the file cannot be read, or a line of it is no problem.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise EvalError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise EvalError(f"{file} is not UTF-8 text (byte {error.start}); convert it") from None
-    return [_problem(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _problem(file: Path, number: int, line: str) -> ContextProblem:
-    try:
-        fields = json.loads(line)
-        documents = tuple(Document(**document) for document in fields.pop("documents"))
-        return ContextProblem(documents=documents, **fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise EvalError(
-            f"{file}, line {number} is no problem ({str(error)[:60]}); write it by write_problems"
-        ) from None
+    return [_FILE.validate(_PROBLEM, value, f"{file}, line {number}") for number, value in _FILE.read_lines(file)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from reasonrt.errors import EvalError
+from reasonrt.errors import EvalError, shown
 from reasonrt.evals.contexts.frequencies import common_words, frequent_words
 from reasonrt.evals.contexts.grammar import Split
 from reasonrt.evals.contexts.label_questions import label_counts, label_timeline, label_users
@@ -56,7 +56,7 @@ def generate(
         EvalError: an unknown task, or a value out of range.
     """
     if task not in task_names():
-        raise EvalError(f"unknown task {task[:60]!r}; there are {', '.join(task_names())}")
+        raise EvalError(f"unknown task {shown(task)}; there are {', '.join(task_names())}")
     if num < 1:
         raise EvalError(f"num must be at least 1, got {num}")
     if not MIN_CHARACTERS <= characters <= MAX_CHARACTERS:

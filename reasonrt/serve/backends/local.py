@@ -4,29 +4,35 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Self
 
-from reasonrt.errors import EngineError
-from reasonrt.ports import Engine
+from reasonrt.errors import EngineError, RequestError
+from reasonrt.ports import ChecksHealth, Engine
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.wire.errors import ABSENT, ApiError
-from reasonrt.tasks import cancel
+from reasonrt.tasks import LONG_CHARACTERS, cancel, read_text
 from reasonrt.types import Event
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
+_SILENCE_S = 20.0
 _MOST_CHARACTERS_PER_TOKEN = 32
 _PROMPT_S = 0.5  # a live engine says so faster, a dead one takes seconds to start
 _LOST_S = 600.0  # the largest models take minutes to start
 
 
 class Worker:
-    """A runtime behind the protocol. Engines that die are started again, whether or not a request waits for them."""
+    """A runtime behind the protocol. Engines that die are started again, whether or not a request waits for them.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
+    Args:
+        runtime: the engines.
+        engine_silence_s: an engine that does not answer for so long hangs, and is killed.
+    """
+
+    def __init__(self, runtime: Runtime, engine_silence_s: float = _SILENCE_S) -> None:
+        self.runtime, self._engine_silence_s = runtime, engine_silence_s
         self.restarts = self.running = self.served = 0  # the last two: requests
         self._absent = {engine.name: time.monotonic() for engine in runtime.engines.values()}  # and since when
         self._is_started = False
@@ -38,6 +44,8 @@ class Worker:
         self._is_started = True
         engines = {engine.name: engine for engine in self.runtime.engines.values()}
         self._watches = [asyncio.create_task(self._watch(engine)) for engine in engines.values()]
+        answering = [engine for engine in engines.values() if isinstance(engine, ChecksHealth)]
+        self._watches += [asyncio.create_task(self._listen(engine.name, engine)) for engine in answering]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -69,7 +77,7 @@ class Worker:
         Raises:
             ApiError: with the code `ABSENT`, where such an engine is needed and not waited for.
         """
-        accepted = self._accept(prepared, is_patient)
+        accepted = await self._accept(prepared, is_patient)
         self.running += 1
         try:
             yield accepted
@@ -80,7 +88,7 @@ class Worker:
             self.running -= 1
             self.served += 1
 
-    def _accept(self, prepared: Prepared, is_patient: bool) -> Accepted:
+    async def _accept(self, prepared: Prepared, is_patient: bool) -> Accepted:
         if not self._is_started:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
         request, engines = prepared.request, [prepared.engines[role] for role in prepared.policy.engines]
@@ -95,7 +103,10 @@ class Worker:
         num_characters = sum(len(message.content) for message in request.messages)
         if num_characters > _MOST_CHARACTERS_PER_TOKEN * room:  # no need to find out exactly, which takes long
             raise _too_long(f"{num_characters} characters", room)
-        prompt = request.prompts.token_ids(engines[0].tokenizer, request.messages)
+        prompt = await read_text(num_characters, request.prompts.token_ids, engines[0].tokenizer, request.messages)
+        for engine in engines[1:] if num_characters > LONG_CHARACTERS else ():  # policies find it then
+            with suppress(RequestError):  # of a template that whoever asks for it will be told of
+                await read_text(num_characters, request.prompts.token_ids, engine.tokenizer, request.messages)
         if len(prompt) >= room:
             raise _too_long(f"{len(prompt)} tokens", room)
         return Accepted(len(prompt), prepared.prompt_opens_thinking, names)
@@ -118,6 +129,17 @@ class Worker:
                 _log.error("engine %s does not start: %r", engine.name, error)
             finally:
                 starting.cancel()
+
+    async def _listen(self, name: str, engine: ChecksHealth) -> None:
+        """A dead engine is found by what fails in it; one that hangs must be asked."""
+        pause_s = self._engine_silence_s / 4
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await engine.check_health(self._engine_silence_s - pause_s)
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is asked again)
+                self._absent.setdefault(name, time.monotonic())
+                _log.error("%s", error)
 
 
 def _too_long(size: str, room: int) -> ApiError:

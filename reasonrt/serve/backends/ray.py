@@ -7,10 +7,13 @@ proxy, so none of its headers, and one process less whose death would cut a stre
 import asyncio
 import logging
 import os
+import secrets
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 # Ray reads these as it is imported
@@ -23,10 +26,12 @@ os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
 os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
 os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # a turn takes milliseconds of a core, needed or not
 
+import grpc  # type: ignore[import-untyped]
 import ray
-from grpc import RpcError  # type: ignore[import-untyped]
 from ray import serve as ray_serve
-from ray._private import ray_constants
+from ray._private import ray_constants, services
+from ray._private.state import state as ray_state
+from ray._private.worker import global_worker
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -34,13 +39,15 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from reasonrt.config import Config
 from reasonrt.engines.build import build_engine
 from reasonrt.engines.linked import BuildEngine, EngineHost, LinkedEngine
+from reasonrt.engines.orphans import owned_environment, remove_at_end
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.policies.stopping.evidence import GatewayLink, Verdict, Vote
 from reasonrt.ports import Engine, Tool
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.backends.local import Worker
-from reasonrt.serve.config import ReplicaConfig, ServeConfig
+from reasonrt.serve.backends.ray_token import provide_token
+from reasonrt.serve.config import ReplicaConfig, ServeConfig, is_loopback
 from reasonrt.serve.server import serve
 from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
 from reasonrt.tools import build_tools
@@ -50,6 +57,10 @@ MakeRuntime = Callable[[Mapping[str, Engine]], Runtime]
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 _LOOK_S = 1.0
+_LOOK_FOR_GATEWAY_S = 3.0
+_TRY_S = 0.5  # for one address of a cluster to answer
+_STALE_S = 2.0  # for a cluster of this machine to answer, of which only the address may be left
+_UNHEALTHY_AFTER = 3  # health checks without an answer, in Ray
 _PLACES = 8  # that a request tries; the last one waits
 
 _log = logging.getLogger(__name__)
@@ -66,6 +77,9 @@ class RayLink:
     def _options(self, **options: Any) -> Any:
         # over gRPC, which costs a third of what streams of object references do
         return self._handle.options(_by_reference=False, **options)
+
+    def kill(self) -> None:
+        """Nothing: Ray replaces what does not answer its own health check."""
 
     async def aclose(self) -> None:
         """End what Ray does in this loop; it would start a cluster anew to tell it of its metrics."""
@@ -108,6 +122,10 @@ class EngineReplica(EngineHost):
             os.chdir(folder)
         super().__init__(await build().start())
 
+    async def check_health(self) -> None:
+        """Asked by Ray, which replaces a replica that does not answer again and again."""
+        await self.answer(float("inf"))
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
@@ -129,6 +147,8 @@ class Replica:
         make_runtime: from the engines to the runtime.
         handles: role to the deployment that its engine runs in, where it does not run here.
         folder: the paths of the configuration are relative to it.
+        engine_silence_s: as in `Worker`.
+        gateway_job: Ray's id of the process that has deployed this, and that it ends with.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -137,14 +157,17 @@ class Replica:
         make_runtime: MakeRuntime,
         handles: Mapping[str, Any],
         folder: str,
+        engine_silence_s: float,
+        gateway_job: str,
     ) -> None:
+        self._ending = asyncio.create_task(_end_after(gateway_job))
         with suppress(OSError):  # on another machine it may be missing, and absolute paths all that there are
             os.chdir(folder)
         built = {role: build() for role, build in engines.items()}
         built |= {role: LinkedEngine(built[role], RayLink(handle)) for role, handle in handles.items()}
         runtime, self._gateway = make_runtime(built), GatewayLink()
         runtime.certificates.report(self._gateway)
-        self._worker = await Worker(runtime).__aenter__()
+        self._worker = await Worker(runtime, engine_silence_s).__aenter__()
 
     async def solve(
         self, request: Request, is_patient: bool, verdicts: Mapping[str, Verdict]
@@ -173,6 +196,7 @@ class Replica:
         self._worker.check_health()
 
     async def __del__(self) -> None:
+        self._ending.cancel()
         await self._worker.__aexit__()
 
 
@@ -198,17 +222,24 @@ class RayBackend:
         build_tools: Callable[[], Mapping[str, Tool]] = dict,
     ) -> None:
         make_runtime = partial(_make_runtime, dict(options), limits, build_tools)
-        self._app, self._name = _application(engines, make_runtime, config), name
+        self.application, self._name = partial(_application, engines, make_runtime, config), name
         self.runtime = make_runtime({role: build() for role, build in engines.items()})
-        self._cluster = config.replicas.cluster
+        self._config = config
         self.replicas: RayLink | None = None
-        self.ready, self._is_own = 0, False
+        self.ready, self._is_own, self._is_deployed = 0, False, False
         self._states: dict[str, ReplicaState] = {}  # the last of each replica, those that have ended too
         self._most_at_once = 0
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.runtime.check_defaults)  # a replica's own error would be one of many tries
-        self.replicas = replicas = await asyncio.to_thread(self._deploy)
+        deploying = asyncio.ensure_future(asyncio.to_thread(self._deploy))
+        try:
+            self.replicas = replicas = await asyncio.shield(deploying)
+        except asyncio.CancelledError:
+            if self._is_deployed and not self._is_own:  # a cluster of our own ends with us
+                await asyncio.to_thread(ray_serve.delete, self._name, _blocking=False)
+            await asyncio.wait({deploying})  # which nobody can end
+            raise
         self._watching = asyncio.create_task(self._watch(replicas))
         return self
 
@@ -252,12 +283,34 @@ class RayBackend:
 
     def _deploy(self) -> RayLink:
         if not ray.is_initialized():
-            self._is_own = not _join(self._cluster)
+            self._is_own = not _join(self._config.replicas.cluster, self._config.cluster_timeout_s)
         if os.environ["RAY_AUTH_MODE"].lower() != "token":
             _log.warning("whoever reaches this Ray cluster can run code in it: RAY_AUTH_MODE is not token")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray_serve.start(proxy_location="Disabled")
-        return RayLink(ray_serve.run(self._app, name=self._name, route_prefix=None))
+        if self._name in ray_serve.status().applications:
+            raise ConfigError(
+                f"an application {self._name!r} runs on this Ray cluster already; give serve.replicas.application "
+                f"another name, or end that one: serve delete {self._name}"
+            )
+        self._warn_of_missing_room()
+        self._is_deployed = True
+        application = self.application(ray.get_runtime_context().get_job_id())
+        return RayLink(ray_serve.run(application, name=self._name, route_prefix=None))
+
+    def _warn_of_missing_room(self) -> None:
+        wanted, free = self._config.replicas, ray.available_resources()
+        num = len(self.runtime.engines) if wanted.split else wanted.min_replicas
+        for kind, each in (("CPU", wanted.num_cpus), ("GPU", wanted.num_gpus)):
+            if num * each > free.get(kind, 0.0):
+                _log.warning(
+                    "the replicas wait for room: they ask for %g %ss, and %g are free in this Ray cluster; lower "
+                    "serve.replicas.num_%ss, end what holds them, or start a cluster of its own with cluster: local",
+                    num * each,
+                    kind,
+                    free.get(kind, 0.0),
+                    kind.lower(),
+                )
 
     def _end(self) -> None:
         self.replicas, self.ready = None, 0
@@ -283,7 +336,8 @@ def serve_on_ray(settings: Config, config: ServeConfig, announce: Callable[[str]
     """Engines and policies in replicas, the endpoint in this process."""
     engines = {role: partial(build_engine, role, engine) for role, engine in settings.engines.items()}
     limits, tools = settings.limits.to_limits(), partial(build_tools, settings)
-    serve(RayBackend(engines, settings.policies, config, limits=limits, build_tools=tools), config, announce)
+    name = config.replicas.application or f"reasonrt-{secrets.token_hex(4)}"
+    serve(RayBackend(engines, settings.policies, config, name, limits, tools), config, announce)
 
 
 def _make_runtime(
@@ -295,7 +349,22 @@ def _make_runtime(
     return Runtime(engines, options, tools=build_tools(), limits=limits)
 
 
-def _application(engines: Mapping[str, BuildEngine], make_runtime: MakeRuntime, config: ServeConfig) -> Any:
+async def _end_after(gateway_job: str) -> None:
+    """End the application that this replica is of, when its server is gone: a cluster that others use goes on."""
+    name = ray_serve.get_replica_context().app_name
+    while True:
+        await asyncio.sleep(_LOOK_FOR_GATEWAY_S)
+        try:
+            jobs = await asyncio.to_thread(ray_state.job_table)
+            if any(job["JobID"] == gateway_job and job["IsDead"] for job in jobs):
+                await asyncio.to_thread(ray_serve.delete, name, _blocking=False)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is asked again; without a cluster this ends too)
+            _log.warning("the cluster does not say whether the server lives: %r", error)
+
+
+def _application(
+    engines: Mapping[str, BuildEngine], make_runtime: MakeRuntime, config: ServeConfig, gateway_job: str
+) -> Any:
     wanted, folder = config.replicas, os.getcwd()
     common = _common_options(wanted, config)
     own_deployments: dict[str, Any] = {}
@@ -313,7 +382,8 @@ def _application(engines: Mapping[str, BuildEngine], make_runtime: MakeRuntime, 
         target_ongoing_requests=wanted.target_ongoing_requests,
     )
     replica = ray_serve.deployment(name="replica", autoscaling_config=scaling, **common)(Replica)
-    return replica.bind(dict(engines), make_runtime, own_deployments, folder)
+    silence_s = config.bounds.engine_silence_s
+    return replica.bind(dict(engines), make_runtime, own_deployments, folder, silence_s, gateway_job)
 
 
 def _common_options(wanted: ReplicaConfig, config: ServeConfig) -> dict[str, Any]:
@@ -322,30 +392,80 @@ def _common_options(wanted: ReplicaConfig, config: ServeConfig) -> dict[str, Any
         "max_queued_requests": config.bounds.running,  # the gateway sends no more; what waits, waits there
         "graceful_shutdown_timeout_s": config.grace_s,
         "health_check_period_s": 1.0,
+        "health_check_timeout_s": config.bounds.engine_silence_s / (_UNHEALTHY_AFTER + 1),
         "request_router_config": RequestRouterConfig(request_router_class=_ROUTER),
         "ray_actor_options": {"num_cpus": wanted.num_cpus, "num_gpus": wanted.num_gpus},
     }
 
 
-def _join(cluster: str) -> bool:
+def _join(cluster: str, timeout_s: float) -> bool:
     """Whether there was a cluster to join; if there need not be, one of our own is started.
 
     Raises:
         ConfigError: no cluster answers at the address that was given.
     """
+    provide_token(os.environ)
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.WARNING}
-    if cluster != "local":
-        try:
-            ray.init(cluster, **quiet)
-            return True
-        except ConnectionError:
-            if cluster != "auto":
-                raise ConfigError(f"no Ray cluster answers at {cluster}; correct serve.replicas.cluster") from None
-    # Ray takes this machine's address on the network unless it believes that clusters are not supported here
+    if (address := _address(cluster, timeout_s)) is not None:
+        ray.init(address, **quiet)
+        _log.info("joined the Ray cluster at %s", address)
+        return True
+    _stay_on_loopback()
+    os.environ.update(owned_environment())  # and for those, that they end with us
+    ray.init("local", include_dashboard=False, **quiet)
+    remove_at_end(Path(global_worker.node.get_session_dir_path()))
+    return False
+
+
+def _address(cluster: str, timeout_s: float) -> str | None:
+    """Of the cluster to join, which answers; None where one of our own is to be started.
+
+    Ray itself would try for minutes.
+    """
+    if cluster == "local" or "://" in cluster:
+        return None if cluster == "local" else cluster
+    is_chosen = cluster != "auto" or bool(os.environ.get(ray_constants.RAY_ADDRESS_ENVIRONMENT_VARIABLE))
+    try:
+        given = services.get_ray_address_from_environment(cluster, None) if cluster == "auto" else cluster
+        usual = given and services.canonicalize_bootstrap_address(given)
+    except ConnectionError:
+        given = usual = None
+    except ValueError as error:
+        raise ConfigError(f"serve.replicas.cluster: {error}; give HOST:PORT, auto or local") from None
+    if given is None:
+        return None
+    # Ray takes the machine's address on its network for 127.0.0.1, where a cluster of ours does not listen
+    addresses = [str(usual), str(given)] if is_loopback(str(given).rpartition(":")[0]) else [str(usual)]
+    give_up = time.monotonic() + (timeout_s if is_chosen else min(timeout_s, _STALE_S))
+    while time.monotonic() < give_up:
+        for address in addresses:
+            if _answers(address, min(_TRY_S, timeout_s)):
+                if is_loopback(address.rpartition(":")[0]):
+                    _stay_on_loopback()
+                return address
+    if not is_chosen:
+        return None  # it has ended without taking its address back
+    raise ConfigError(
+        f"no Ray cluster answers at {given} within {timeout_s:g} s; correct serve.replicas.cluster, or raise "
+        "serve.cluster_timeout_s"
+    )
+
+
+def _stay_on_loopback() -> None:
+    """Ray takes this machine's address on the network unless it believes that clusters are not supported here."""
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for its other processes
-    ray.init("local", include_dashboard=False, **quiet)
-    return False
+
+
+def _answers(address: str, timeout_s: float) -> bool:
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True  # as far as this can tell
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=timeout_s)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 @contextmanager
@@ -357,5 +477,5 @@ def _translated() -> Iterator[None]:
         raise error.cause from None
     except BackPressureError as error:
         raise ApiError(503, "the replicas are full", code=OVERLOADED, retry_after_s=2.0) from error
-    except (RayError, RayServeException, RpcError) as error:
+    except (RayError, RayServeException, grpc.RpcError) as error:
         raise EngineError(f"a replica died while it worked on this request: {type(error).__name__}") from error

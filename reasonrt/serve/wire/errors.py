@@ -1,10 +1,11 @@
 """Errors as the wire knows them; the one table from ours to theirs."""
 
+import logging
 import math
 
 from starlette.responses import Response
 
-from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError
+from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError, in_one_line
 from reasonrt.serve.wire.responses import Error, ErrorBody
 
 OVERLOADED = "overloaded"
@@ -13,6 +14,7 @@ OVERLOADED = "overloaded"
 ABSENT = "engine_absent"
 """The code of what another replica may have an engine for; no caller sees it."""
 
+_log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}
 
 
@@ -36,7 +38,8 @@ class ApiError(ReasonRTError):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(status, message, param, code, retry_after_s)  # all of it, so that it can be pickled
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.code = status, in_one_line(message, 1000), code
+        self.param = None if param is None else in_one_line(param)  # the name of a field, which a caller may make up
         self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
@@ -44,9 +47,7 @@ class ApiError(ReasonRTError):
 
     def body(self) -> Error:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        # a message may quote half of a surrogate pair, which UTF-8 cannot hold
-        message = self.message.encode(errors="backslashreplace").decode()
-        return Error(error=ErrorBody(message=message, type=kind, param=self.param, code=self.code))
+        return Error(error=ErrorBody(message=self.message, type=kind, param=self.param, code=self.code))
 
     def response(self) -> Response:
         headers = {"x-should-retry": "false" if self.retry_after_s is None else "true"}
@@ -57,8 +58,12 @@ class ApiError(ReasonRTError):
         return Response(self.body().to_json(), self.status, headers, "application/json")
 
 
-def to_api_error(error: BaseException) -> ApiError:
-    """What the caller is told of `error`; of one that is not ours, no more than that it happened."""
+def to_api_error(error: BaseException, request_id: str) -> ApiError:
+    """What the caller is told of `error`.
+
+    Of what failed here, no more than that it did: the log has the cause, which may name what is the operator's, such as
+    the address of another server and what that one has said.
+    """
     match error:
         case ApiError():
             return error
@@ -67,6 +72,10 @@ def to_api_error(error: BaseException) -> ApiError:
         case ConfigError():  # of the policy that was asked for; the others are served
             return ApiError(400, str(error), code="not_configured")
         case EngineError():
-            return ApiError(503, str(error), code="engine_error", retry_after_s=2.0)
+            _log.error("request %s: an engine failed", request_id, exc_info=error)
+            message = f"an engine failed; the server's log has the cause under this request's id, {request_id}"
+            return ApiError(503, message, code="engine_error", retry_after_s=2.0)
         case _:
-            return ApiError(500, "the server failed; its log has the cause under this request's id", code="internal")
+            _log.error("request %s failed", request_id, exc_info=error)
+            message = f"the server failed; its log has the cause under this request's id, {request_id}"
+            return ApiError(500, message, code="internal")

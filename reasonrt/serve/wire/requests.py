@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from reasonrt.errors import in_one_line
 from reasonrt.serve.config import Effort
 from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.fields import MESSAGE_FIELDS, PART_FIELDS, REQUEST_FIELDS, Known
@@ -333,5 +334,5 @@ def wrong_field(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     where = [str(part) for part in first["loc"] if not str(part).startswith("#")]  # our word for one of several forms
     if param := first.get("ctx", {}).get("param"):
         where.append(param)
-    name = ".".join(where)
-    return ApiError(400, f"{name}: {first['msg']}" if name else str(first["msg"]), name or None)
+    name, message = in_one_line(".".join(where)), in_one_line(str(first["msg"]), 200)
+    return ApiError(400, f"{name}: {message}" if name else message, name or None)

@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -269,18 +268,18 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
-def test_a_full_disk_is_one_line_and_the_try_was_not_made(file: Path) -> None:
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_a_full_disk_is_one_line_and_the_try_was_not_made(file: Path, disk_with: Any, room: int) -> None:
     number(file, problems(0, 20), "a")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    content = file.read_bytes()
 
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, before[1]))
-    try:
-        with pytest.raises(CalibrationError, match=r"cannot write the ledger .*File too large"):
-            number(file, problems(0, 20), "b")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        disk_with(len(content) + room),
+        pytest.raises(CalibrationError, match=r"cannot write the ledger .*File too large"),
+    ):
+        number(file, problems(0, 20), "b")
 
-    assert not file.read_bytes().endswith(b"\n")
+    assert file.read_bytes() == content
     assert number(file, problems(0, 20), "c") == 2
 
 

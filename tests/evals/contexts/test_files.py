@@ -22,7 +22,7 @@ def test_a_line_that_is_no_problem_is_named(tmp_path: Path, line: str) -> None:
     write_problems(file, generate("variables", 1, 4_000, 0))
     file.write_text(file.read_text() + line + "\n")
 
-    with pytest.raises(EvalError, match="line 2 is no problem"):
+    with pytest.raises(EvalError, match=r"problems\.jsonl, line 2.* write problems by write_problems"):
         read_problems(file)
 
 

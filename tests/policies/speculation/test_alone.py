@@ -272,7 +272,7 @@ async def test_verification_that_does_not_take_place_is_told() -> None:
     unverified = await runtime.complete(replace(request, temperature=0.7, options={}))
 
     assert greedy.warnings == unverified.warnings == {}
-    assert drawn.warnings == {"verification": "engine 'target' cannot verify at temperature 0.7"}
+    assert drawn.warnings == {"verification": "engine 'target' verifies at temperature 0 alone"}
 
 
 async def test_kept_part_is_read_by_the_target_as_it_would_have_written_it(
@@ -298,3 +298,14 @@ async def test_kept_part_is_read_by_the_target_as_it_would_have_written_it(
     read = words.encode_text(kept.text)
     assert words.encode_text(drafted)[: len(read)] == read
     assert completion.text == wanted
+
+
+async def test_what_did_not_take_place_is_told_where_a_limit_ends_the_request() -> None:
+    runtime = make_runtime()
+    runtime.engines["reward"] = ScriptedEngine("reward", "", scores=wrong_step, max_model_len=42)
+    request = Request.ask("?", "rsd", limits=Limits(max_generated_tokens=60))
+
+    completion = await runtime.complete(request)
+
+    assert completion.finish_reason is FinishReason.BUDGET
+    assert "max_model_len 42" in completion.warnings["speculation"]

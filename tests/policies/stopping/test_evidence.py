@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,26 @@ def test_a_digest_is_of_roles_and_texts() -> None:
     others = (asked[:1], [Message("user", "ab")], [Message("system", "a")])
     assert digest(asked) == "e9090a957d1421f5"  # in every process
     assert len({digest(asked), *map(digest, others)}) == 4
+
+
+@pytest.mark.parametrize("room", [0, 1, 40, 100, 200, 300, 1000])
+def test_disk_that_is_full_leaves_what_was_kept(tmp_path: Path, disk_with: Any, room: int) -> None:
+    def opened() -> EvidenceFile:
+        file = EvidenceFile(tmp_path / "evidence.jsonl", "seed")
+        file.open()
+        return file
+
+    file, kept = opened(), [{"first": 1}]
+    file.replace(kept[0])
+    with disk_with(room), suppress(CalibrationError):
+        for number in range(9):
+            if not file.add([number]):
+                break
+            kept.append([number])  # type: ignore[arg-type]
+    file.close()
+
+    again = EvidenceFile(tmp_path / "evidence.jsonl", "seed")
+    assert again.open() == kept
+    assert again.add("more")
+    again.close()
+    assert again.read() == [*kept, "more"]

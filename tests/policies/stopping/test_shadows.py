@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reasonrt import Completion, Request, Runtime
 from reasonrt.calibration import Certificate, TraceSet, certify, read_traces, upper_threshold_rules
@@ -138,3 +140,29 @@ async def test_where_nothing_can_be_recorded_the_request_is_served(
     assert completion.content == r"\boxed{7}"
     assert completion.details["stopping"]["is_shadow"]
     assert [record.message.partition(":")[0] for record in caplog.records] == [f"cannot record shadows in {tmp_path}"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(room=st.integers(0, 1500))
+def test_disk_that_is_full_at_any_byte_leaves_whole_traces(
+    room: int, tmp_path_factory: pytest.TempPathFactory, disk_with: Any
+) -> None:
+    path = tmp_path_factory.mktemp("shadows") / "s.jsonl"
+    shadows, prints = ShadowTraces(path), Fingerprints(model="m")
+
+    with disk_with(room):
+        added = [name for name in "abcdef" if shadows.add(Trace(name, [], 1, "1"), prints)]
+
+    assert shadows.add(Trace("g", [], 1, "1"), prints)
+    assert [trace.problem_id for trace in read_traces(path)] == [*added, "g"]
+
+
+def test_half_a_trace_of_a_process_that_died_is_cut_off(tmp_path: Path) -> None:
+    path, prints = tmp_path / "s.jsonl", Fingerprints(model="m")
+    for name in "ab":
+        assert ShadowTraces(path).add(Trace(name, [], 1, "1"), prints)
+    path.write_bytes(path.read_bytes()[:-20])
+
+    assert ShadowTraces(path).add(Trace("c", [], 1, "1"), prints)
+
+    assert [trace.problem_id for trace in read_traces(path)] == ["a", "c"]

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +20,7 @@ from reasonrt import Completion, Request, Step
 from reasonrt.calibration import TraceSet, certify, upper_threshold_rules
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.engines.scripted import ScriptedEngine
-from reasonrt.errors import RequestError
+from reasonrt.errors import ConfigError, RequestError
 from reasonrt.policies.single import Target
 from reasonrt.policies.stopping.evidence import Vote
 from reasonrt.runtime import Prepared
@@ -52,7 +54,7 @@ def make_backend(name: str, **replicas: Any) -> Any:
 @pytest.mark.parametrize("queued", [0, 1])
 def test_replicas_have_room_for_what_the_gateway_lets_in(queued: int) -> None:
     config = ServeConfig.model_validate({"bounds": {"running": 7, "queued": queued}})
-    app = ray_app.RayBackend({}, {}, config)._app
+    app = ray_app.RayBackend({}, {}, config).application("a job")
 
     assert app._bound_deployment.max_queued_requests == 7
 
@@ -113,6 +115,36 @@ async def test_a_replica_that_lacks_an_engine_hands_on(
     assert events == [Accepted(1, False, frozenset())]
     assert len({session for session, _ in asked}) == len(asked) == num_cold + 1
     assert asked[-1][1] is is_patient
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_cluster_that_does_not_answer_is_told_of_in_time(is_open: bool) -> None:
+    """At a port that nobody listens at, and at one that accepts and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        if not is_open:
+            silent.close()
+        began = time.monotonic()
+
+        with pytest.raises(ConfigError, match=f"no Ray cluster answers at 127.0.0.1:{port} within 0.5 s") as raised:
+            ray_app._address(f"127.0.0.1:{port}", 0.5)
+
+    assert time.monotonic() - began < 5
+    assert "\n" not in str(raised.value)
+
+
+def test_cluster_of_ours_is_found_where_it_listens(backend: Any) -> None:
+    """On loopback alone; Ray would look for it at this machine's address on its network."""
+    address = ray_app.ray.get_runtime_context().gcs_address
+
+    assert address.startswith("127.0.0.1:")
+    assert ray_app._address(address, 5) == ray_app._address("auto", 5) == address
+    assert ray_app._address("local", 5) is None
+
+
+def test_cluster_whose_address_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"serve\.replicas\.cluster: .*; give HOST:PORT, auto or local"):
+        ray_app._address("nonsense", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +277,49 @@ async def test_engines_may_stand_apart(backend: Any, policy: str) -> None:
 
     assert [step.text for step in steps] == STEPS
     assert completion.usage["target"].generated > 0
+
+
+async def test_a_name_that_another_server_has_is_refused_and_that_one_serves_on(backend: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"an application 'two' runs .* give serve\.replicas\.application another name"
+    ):
+        await make_backend("two").__aenter__()
+
+    *_, completion = await collect(backend, Request.ask("?"))
+    assert completion.content == r"\boxed{7}"
+
+
+SERVER = """
+import asyncio, sys
+from functools import partial
+from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.serve.backends.ray import RayBackend
+from reasonrt.serve.config import ServeConfig
+
+async def main():
+    config = ServeConfig.model_validate({"replicas": {"num_cpus": 0.1, "cluster": sys.argv[1]}})
+    async with RayBackend({"target": partial(ScriptedEngine, "target", "")}, {}, config, "killed"):
+        print("up", flush=True)
+        await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_server_that_is_killed_leaves_nothing_in_a_cluster_that_others_use(backend: Any) -> None:
+    address = ray_app.ray.get_runtime_context().gcs_address
+    with subprocess.Popen([sys.executable, "-c", SERVER, address], stdout=-1, text=True) as server:  # noqa: ASYNC220
+        assert server.stdout is not None
+        assert await asyncio.to_thread(server.stdout.readline) == "up\n"
+        assert "killed" in ray_app.ray_serve.status().applications
+        server.kill()
+
+    give_up = time.monotonic() + 30
+    while "killed" in ray_app.ray_serve.status().applications:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.2)
+    *_, completion = await collect(backend, Request.ask("?"))
+    assert completion.content == r"\boxed{7}"
 
 
 async def test_only_replicas_listen_beyond_loopback(backend: Any) -> None:

@@ -210,7 +210,7 @@ def test_prompts_may_be_many_and_token_ids(prompt: Any, texts: list[str]) -> Non
     asked = [(choice.request.messages[0].content, choice.request.seed) for choice in job.choices]
     seeds = [choice.request.seed for choice in to_job(n=2, seed=5).choices]  # the same for each prompt
     assert asked == [(text, seed) for text in texts for seed in seeds]
-    assert (job.num_prompts, job.places) == (len(texts), 2 * len(texts))
+    assert (job.num_prompts, len(job.choices)) == (len(texts), 2 * len(texts))
 
 
 @pytest.mark.parametrize(
@@ -280,9 +280,9 @@ def test_what_is_not_said_stays_within_the_bounds() -> None:
 def test_every_generation_takes_a_place() -> None:
     rule = {"kind": "upper_threshold", "signal": {"kind": "agreement"}, "threshold": 3}
 
-    assert to_job(n=2).places == 2
-    assert to_job(model="self_consistency@k=3", n=2).places == 6
-    assert to_job(reasonrt={"options": {"stopping": {"rule": rule}}}).places == 2  # a probe runs beside the text
+    assert to_job(n=2).streams == 1
+    assert to_job(model="self_consistency@k=3", n=2).streams == 3
+    assert to_job(reasonrt={"options": {"stopping": {"rule": rule}}}).streams == 2  # a probe runs beside the text
 
 
 @pytest.mark.parametrize(
@@ -293,6 +293,7 @@ def test_every_generation_takes_a_place() -> None:
         {"stopping": {"certificate": "/etc/passwd"}},
         {"stopping": {"rule": {}, "max_running": 1000}},
         {"stopping": {"rule": {}, "patience_s": 1000}},
+        {"stopping": {"rule": {}, "suffix": "x"}},
         {"stopping": {"rule": {}, "shadow": 1}},
         {"router_file": "/etc/passwd"},
     ],
@@ -374,7 +375,7 @@ def test_any_json_is_a_job_or_one_clear_error(fields: dict[str, Any]) -> None:
     try:
         job = CATALOG.to_job(parse(ChatRequest, body))
     except ReasonRTError as error:
-        told = to_api_error(error).body().to_json().decode()
+        told = to_api_error(error, "id").body().to_json().decode()
     if told:
         assert "\\n" not in told
     else:
