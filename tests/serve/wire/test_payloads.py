@@ -145,7 +145,7 @@ def test_what_cannot_be_given_is_refused_by_name(fields: dict[str, Any], message
     with pytest.raises(ReasonRTError) as raised:
         to_job(ChatRequest, fields)
 
-    told = to_api_error(raised.value)
+    told = to_api_error(raised.value, "an id")
     assert told.status == 400
     assert told.message.startswith(message)
     assert len(told.message) < 200

@@ -231,7 +231,7 @@ def test_prompts_that_are_none_are_refused_by_place(prompt: Any, message: str) -
     with pytest.raises(ReasonRTError) as raised:
         completions(prompt)
 
-    assert to_api_error(raised.value).message.startswith(message)
+    assert to_api_error(raised.value, "an id").message.startswith(message)
 
 
 def test_fields_arrive() -> None:
