@@ -25,6 +25,7 @@ from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.policies.stopping.shadows import shadow_traces
 from reasonrt.policies.stopping.traces import Fingerprints
+from reasonrt.policies.structured import structured
 from reasonrt.ports import OPERATOR_ONLY, Capability, Engine, Engines, Policy, RequestEngine
 from reasonrt.types import Message, PolicyEvent, Request, Stop, Tokenizer
 
@@ -178,7 +179,8 @@ class Stopping(Policy):
         try:
             terms = self._terms(request, engines)
         except CalibrationError as error:
-            async with aclosing(answered(self.inner, request, engines)) as events:
+            solve = structured if request.structure else answered
+            async with aclosing(solve(self.inner, request, engines)) as events:
                 async for event in events:
                     yield _with_fallback(event, str(error))
             return
@@ -221,6 +223,8 @@ class Stopping(Policy):
     def _terms(self, request: Request, engines: Mapping[str, RequestEngine]) -> Terms:
         """Raises: CalibrationError: why the request must think to the end."""
         options, engine = self.options, engines[self._role]
+        if request.structure:
+            raise CalibrationError("the answer has a structure, which one that a probe asks for has not")
         if Capability.LOGPROBS not in engine.capabilities:
             raise CalibrationError(f"engine {engine.name!r} returns no log-probabilities, so nothing can be probed")
         suffix = tuple(engine.tokenizer.encode(options.suffix))

@@ -55,6 +55,8 @@ class VllmEngine:
         self.tokenizer = HFTokenizer(model, self.settings.boundary)
         scoring = {Capability.SCORE}
         generating = set(Capability) - scoring - {Capability.VERIFY_SAMPLED}  # found out at the start
+        if not self.settings.structured:
+            generating -= {Capability.STRUCTURE}
         self.capabilities = frozenset(scoring if self.settings.scores else generating)
         self.restarts = 0
         self._llm: Any = None
@@ -280,7 +282,7 @@ class _Stream:
 
     def _params(self) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         # where passes bring several tokens, they are counted by the outputs that come one by one
         is_whole = self._is_whole and not self._engine.settings.speculative
@@ -296,6 +298,7 @@ class _Stream:
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             flat_logprobs=True,
             detokenize=False,
+            structured_outputs=StructuredOutputsParams(**sampling.structure) if sampling.structure else None,
             output_kind=RequestOutputKind.FINAL_ONLY if is_whole else RequestOutputKind.DELTA,
         )
 
