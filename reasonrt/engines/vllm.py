@@ -371,10 +371,13 @@ def _prompt(token_ids: Sequence[int], cache_salt: str) -> dict[str, Any]:
 @contextmanager
 def _translated(engine: VllmEngine) -> Iterator[None]:
     """vLLM's errors in our words."""
+    from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     try:
         yield
+    except VLLMClientError as error:  # of a structure, for instance, that cannot be held
+        raise RequestError(f"engine {engine.name!r} refuses it: {' '.join(str(error).split())[:_MAX_REASON]}") from None
     except (EngineDeadError, EngineGenerateError) as error:
         raise EngineError(f"engine {engine.name!r} died while it worked on this request; ask again") from error
 

@@ -273,7 +273,7 @@ class _Generation(_Wire):
         Raises:
             ApiError: two structures, one that is none, or a large one.
         """
-        given = {name: value for name, value in self.structured_outputs.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in self.structured_outputs.items() if value is not None}
         where = "structured_outputs"
         if self.response_format.type != "text":
             if given:
