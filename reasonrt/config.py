@@ -55,6 +55,7 @@ class VllmConfig(_Strict):
     compile: bool | None = Field(None, description="torch.compile and CUDA graphs; None: on GPUs alone")
     tensor_parallel: int = Field(1, ge=1, le=1024)
     scores: bool = False
+    structured: bool = Field(False, description="answers can be held to a structure; vLLM then loads a tokenizer, too")
     thinking_marks: ThinkingMarks = None
     boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
     speculative: dict[str, Any] | None = Field(None, description="vLLM's own speculation; a `model` in it as above")

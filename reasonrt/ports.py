@@ -32,6 +32,7 @@ class Capability(StrEnum):
     SCORE = "score"
     VERIFY = "verify"
     VERIFY_SAMPLED = "verify_sampled"  # at temperatures above 0 as well
+    STRUCTURE = "structure"  # holds a text to a schema, a choice, an expression or a grammar
     TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); gives ids; without it, generations come as text
 
 

@@ -25,6 +25,7 @@ from reasonrt.policies.answering import answered
 from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.policies.stopping.service import ServedCertificates
+from reasonrt.policies.structured import can_hold_structure, structured
 from reasonrt.ports import Allowance, Engine, Engines, Policy, RequestEngine, Tool
 from reasonrt.scopes import LimitReached, Scope
 from reasonrt.sync import SyncRuntime
@@ -225,6 +226,11 @@ class Runtime:
         policy.accept(request, engines)
         if (request.top_k or request.min_p) and not policy.has_one_author:
             raise RequestError(f"policy {request.policy} does not draw by top_k and min_p alone; leave them out")
+        if request.structure and not can_hold_structure(policy, engines):
+            raise RequestError(
+                f"policy {request.policy} cannot hold its answer to a structure here; the engine that writes it must "
+                "be one of vLLM with `structured: true`"
+            )
         if request.thinking_tokens is not None and policy.reads_context:
             raise RequestError(f"policy {request.policy} commits no thinking; leave its limit out")
         return Prepared(request, policy, engines)
@@ -444,4 +450,5 @@ def _events(prepared: Prepared, engines: Engines) -> AsyncGenerator[PolicyEvent,
     if isinstance(policy, Stopping) and not is_finished:
         return policy.solve(prepared.request, engines)
     inner = policy.inner if isinstance(policy, Stopping) else policy
-    return answered(inner, prepared.request, engines, is_finished=is_finished)
+    solve = structured if prepared.request.structure else answered
+    return solve(inner, prepared.request, engines, is_finished=is_finished)

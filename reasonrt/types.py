@@ -47,6 +47,8 @@ class Sampling:
             and refuses what it does not know.
         top_k: so many of the most probable tokens are drawn from; 0 is all.
         min_p: tokens with less than this share of the highest probability are left out, in [0, 1].
+        structure: what the text must be, in vLLM's words: one of `json` (a schema), `json_object`, `regex`, `choice`
+            and `grammar`; for an engine with `Capability.STRUCTURE`. Empty is any text.
     """
 
     max_tokens: int
@@ -59,6 +61,7 @@ class Sampling:
     decoding: Mapping[str, Any] = field(default_factory=dict, hash=False)
     top_k: int = 0
     min_p: float = 0.0
+    structure: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
@@ -168,6 +171,7 @@ class Request:
         report: called by a policy that works long before it commits anything, with what it knows so far, by name. It
             stays in this process, and is not handed to sub-requests; None where nobody listens.
         thinking_tokens: of the thinking, at most; it is then closed, and the answer asked for. At 0 there is none.
+        structure: as in `Sampling`, of the answer; the thinking is free.
         top_k, min_p: as in `Sampling`; a policy that does not draw by them alone refuses them.
     """
 
@@ -186,6 +190,7 @@ class Request:
     thinking_tokens: int | None = None
     top_k: int = 0
     min_p: float = 0.0
+    structure: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.messages or not self.messages[-1].content.strip():

@@ -25,6 +25,7 @@ from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.policies.stopping.shadows import shadow_traces
 from reasonrt.policies.stopping.traces import Fingerprints
+from reasonrt.policies.structured import structured
 from reasonrt.ports import OPERATOR_ONLY, Capability, Engine, Engines, Policy, RequestEngine
 from reasonrt.types import Message, PolicyEvent, Request, Stop, Tokenizer
 
@@ -180,7 +181,8 @@ class Stopping(Policy):
         except CalibrationError as error:
             reason = str(error)
             engines.at_limit(lambda: {"stopping": _fallback(reason)}, lambda: {"stopping": reason})
-            async with aclosing(answered(self.inner, request, engines)) as events:
+            solve = structured if request.structure else answered
+            async with aclosing(solve(self.inner, request, engines)) as events:
                 async for event in events:
                     yield _with_fallback(event, reason)
             return
@@ -223,6 +225,8 @@ class Stopping(Policy):
     def _terms(self, request: Request, engines: Mapping[str, RequestEngine]) -> Terms:
         """Raises: CalibrationError: why the request must think to the end."""
         options, engine = self.options, engines[self._role]
+        if request.structure:
+            raise CalibrationError("the answer has a structure, which one that a probe asks for has not")
         if Capability.LOGPROBS not in engine.capabilities:
             raise CalibrationError(f"engine {engine.name!r} returns no log-probabilities, so nothing can be probed")
         suffix = tuple(engine.tokenizer.encode(options.suffix))

@@ -161,6 +161,8 @@ def completion_body(
         fields["seed"] = sampling.seed
     if sampling.logprobs or sampling.top_logprobs:
         fields["logprobs"] = max(sampling.top_logprobs, 1)
+    if sampling.structure:
+        fields["structured_outputs"] = dict(sampling.structure)
     if cache_salt:
         fields["cache_salt"] = cache_salt
     return fields

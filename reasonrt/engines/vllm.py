@@ -61,6 +61,8 @@ class VllmEngine:
         self.tokenizer = HFTokenizer(model, self.settings.boundary)
         scoring = {Capability.SCORE}
         generating = set(Capability) - scoring - {Capability.VERIFY_SAMPLED}  # found out at the start
+        if not self.settings.structured:
+            generating -= {Capability.STRUCTURE}
         self.capabilities = frozenset(scoring if self.settings.scores else generating)
         self.restarts = 0
         self._llm: Any = None
@@ -321,7 +323,7 @@ class _Stream:
 
     def _params(self) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         # where passes bring several tokens, they are counted by the outputs that come one by one
         is_whole = self._is_whole and not self._engine.settings.speculative
@@ -337,6 +339,7 @@ class _Stream:
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             flat_logprobs=True,
             detokenize=False,
+            structured_outputs=StructuredOutputsParams(**sampling.structure) if sampling.structure else None,
             output_kind=RequestOutputKind.FINAL_ONLY if is_whole else RequestOutputKind.DELTA,
         )
 
@@ -409,10 +412,13 @@ def _prompt(token_ids: Sequence[int], cache_salt: str) -> dict[str, Any]:
 @contextmanager
 def _translated(engine: VllmEngine) -> Iterator[None]:
     """vLLM's errors in our words."""
+    from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     try:
         yield
+    except VLLMClientError as error:  # of a structure, for instance, that cannot be held
+        raise RequestError(f"engine {engine.name!r} refuses it: {' '.join(str(error).split())[:_MAX_REASON]}") from None
     except (EngineDeadError, EngineGenerateError) as error:
         raise EngineError(f"engine {engine.name!r} died while it worked on this request; ask again") from error
 

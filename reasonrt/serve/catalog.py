@@ -11,6 +11,7 @@ from reasonrt.errors import ConfigError, RequestError
 from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.options import parse_policy
 from reasonrt.policies.registry import CONTROLS, policy_names, refuse_operator_options
+from reasonrt.policies.structured import can_hold_structure
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.wire.errors import ApiError
@@ -98,6 +99,8 @@ class Catalog:
             parameters += ["top_k", "min_p"]
         if not any(one.policy.reads_context for one in prepared):
             parameters += ["include_reasoning", "reasoning"]
+        if prepared and all(can_hold_structure(one.policy, one.engines) for one in prepared):
+            parameters += ["response_format", "structured_outputs"]
         lengths = [one.engines[role].max_model_len for one in prepared for role in one.policy.engines]
         return {"supported_parameters": sorted(parameters)} | ({"context_length": min(lengths)} if lengths else {})
 
@@ -142,6 +145,7 @@ class Catalog:
             min_p=body.min_p,
             cache_salt=cache_salt,
             context=context,
+            structure=body.structure(),
             thinking_tokens=self._thinking_tokens(body, policy, options),
         )
         asked = (replace(first, messages=messages, prompts=Prompts()) for messages in conversations)

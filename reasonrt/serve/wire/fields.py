@@ -11,7 +11,7 @@ from typing import Any
 _CALIBRATED = "it would change what routers and certificates were calibrated on"
 _ONLY_TEXT = "only text is served"
 _NO_LOGPROBS = "several models may write; reasonrt.trace returns each step's mean log-probability"
-_NO_STRUCTURE = "steps are free text"
+_NO_STRUCTURE = "use response_format or structured_outputs"
 _NO_TOOLS = "tools are not served"
 _OWN_TEMPLATE = "the model's own template is used as it stands"
 _NO_REASONING = "earlier reasoning is left out of the prompt, as chat templates expect"
@@ -73,13 +73,11 @@ REQUEST_FIELDS: Mapping[str, Known] = {
     "presence_penalty": Known(_CALIBRATED, (0,)),
     "prompt_logprobs": Known(_NO_LOGPROBS, (False,)),
     "repetition_penalty": Known(_CALIBRATED, (1,)),
-    "response_format": Known(_NO_STRUCTURE, ({"type": "text"},)),
     "separate_reasoning": Known("the reasoning is always told apart from the answer", (True,)),
     "service_tier": Known("there is one tier", ("auto", "default")),
     "skip_special_tokens": Known("control tokens are never text here", (True,)),
     "stop_token_ids": Known("token ids mean different things to the models of a policy", ([],)),
     "store": Known("nothing is stored", (False,)),
-    "structured_outputs": Known(_NO_STRUCTURE, ({},)),
     "suffix": Known("text is only written at the end", ("",)),
     "tool_choice": Known(_NO_TOOLS, ("none", "auto")),
     "tools": Known(_NO_TOOLS, ([],)),

@@ -13,7 +13,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, to_json
 
 from reasonrt.errors import in_one_line
 from reasonrt.serve.config import Effort
@@ -30,6 +30,16 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 ThinkingTokens = Annotated[int, Field(ge=0, le=10**9)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1 << 22)]
+
+
+_STRUCTURE_BYTES = 1 << 16
+_STRUCTURES: Mapping[str, Callable[[Any], bool]] = {
+    "json": lambda value: isinstance(value, dict),
+    "json_object": lambda value: value is True,
+    "regex": lambda value: isinstance(value, str) and value != "",
+    "choice": lambda value: isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value),
+    "grammar": lambda value: isinstance(value, str) and value.strip() != "",
+}
 
 
 class _Wire(BaseModel):
@@ -190,6 +200,13 @@ class TemplateSettings(_Wire):
         return self.enable_thinking, self.thinking
 
 
+class ResponseFormat(_Wire):
+    """As OpenAI has it; `json_schema` holds the schema under `schema`, beside its name."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 class _Generation(_Wire):
     """What chats and plain completions have in common."""
 
@@ -216,6 +233,8 @@ class _Generation(_Wire):
     enable_thinking: bool | None = None
     chat_template_kwargs: TemplateSettings = TemplateSettings()
     include_reasoning: bool = True
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    structured_outputs: dict[str, JsonValue] = Field(default_factory=dict)
     prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
     reasonrt: OwnFields = OwnFields()
 
@@ -248,6 +267,28 @@ class _Generation(_Wire):
             self.thinking_budget,
         )
         return min((budget for budget in budgets if budget is not None), default=None)
+
+    def structure(self) -> dict[str, Any]:
+        """What the answer must be, in vLLM's words; empty where it may be any text.
+
+        Raises:
+            ApiError: two structures, one that is none, or a large one.
+        """
+        given: dict[str, Any] = {name: value for name, value in self.structured_outputs.items() if value is not None}
+        where = "structured_outputs"
+        if self.response_format.type != "text":
+            if given:
+                raise ApiError(400, "structured_outputs and response_format differ; give one", where)
+            where = "response_format"
+            is_object = self.response_format.type == "json_object"
+            given = {"json_object": True} if is_object else {"json": self.response_format.json_schema.get("schema")}
+        for name, value in given.items():
+            if len(given) > 1 or name not in _STRUCTURES or not _STRUCTURES[name](value):
+                one_of = "one of json (a schema), json_object (true), regex, choice (texts) and grammar"
+                raise ApiError(400, f"{where}: give {one_of}; {name[:64]!r} is none, or one too many", where)
+            if len(to_json(value)) > _STRUCTURE_BYTES:
+                raise ApiError(400, f"{where}: a structure has at most {_STRUCTURE_BYTES} bytes here", where)
+        return given
 
     @property
     def shows_reasoning(self) -> bool:

@@ -85,6 +85,10 @@ TAKEN: dict[str, dict[str, Any]] = {
     "openai: both token limits": {"max_tokens": 50, "max_completion_tokens": 50},
     "openai: nulls": {"stop": None, "seed": None, "logit_bias": None, "response_format": None, "user": None},
     "openai: stream_options": {"stream": True, "stream_options": {"include_usage": True}},
+    "inspect_ai: json_object": {"response_format": {"type": "json_object"}},
+    "langchain: json_schema": {"response_format": SCHEMA},
+    "vllm: choice": {"structured_outputs": {"choice": ["7", "8"], "regex": None}},
+    "vllm: regex": {"structured_outputs": {"regex": r"\d"}},
     "openai: format of text": {"response_format": {"type": "text"}},
 }
 EFFORTS = ["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -104,8 +108,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "logprobs": ({"logprobs": True, "top_logprobs": 5}, "logprobs: not served: "),
     "tools": ({"tools": [TOOL]}, "tools: not served: "),
     "tool calls": (after(content=None, tool_calls=[CALL]), "messages.1.tool_calls: not served: "),
-    "json_object": ({"response_format": {"type": "json_object"}}, "response_format: not served: "),
-    "json_schema": ({"response_format": SCHEMA}, "response_format: not served: "),
+    "json_object and no schema": ({"response_format": {"type": "json_schema"}}, "response_format: give one of json"),
+    "two structures": ({"response_format": SCHEMA, "structured_outputs": {"choice": ["a"]}}, "structured_outputs and"),
+    "guided_json": ({"guided_json": {}}, "guided_json: not served: "),
 }
 PROMPTS: dict[str, Any] = {
     "vllm bench": {"prompt": "3 + 4?", "repetition_penalty": 1.0, "ignore_eos": False},

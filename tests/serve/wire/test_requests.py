@@ -165,6 +165,54 @@ def test_effort_has_two_spellings() -> None:
         to_job(reasoning={"effort": "high"})
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "structure"),
+    [
+        ({"response_format": {"type": "text"}, "structured_outputs": {}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "strict": True, "schema": SCHEMA},
+                }
+            },
+            {"json": SCHEMA},
+        ),
+        ({"structured_outputs": {"json": SCHEMA, "choice": None}}, {"json": SCHEMA}),
+        ({"structured_outputs": {"choice": ["a"]}}, {"choice": ["a"]}),
+        ({"structured_outputs": {"grammar": "root ::= 'a'"}}, {"grammar": "root ::= 'a'"}),
+    ],
+)
+def test_structure_of_the_answer_arrives(fields: Any, structure: Any) -> None:
+    assert to_job(**fields).request.structure == structure
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"json": 7},
+        {"json": "{}"},
+        {"json_object": False},
+        {"regex": ""},
+        {"choice": []},
+        {"choice": [7]},
+        {"grammar": " "},
+        {"structural_tag": "x"},
+        {"regex": "a", "choice": ["a"]},
+        {"json": {"enum": ["x" * (1 << 16)]}},
+    ],
+)
+def test_structure_that_is_none_is_refused(structure: Any) -> None:
+    with pytest.raises(ApiError, match=r"^structured_outputs: ") as raised:
+        to_job(structured_outputs=structure)
+
+    assert raised.value.param == "structured_outputs"
+
+
 @pytest.mark.parametrize("policy", ["target", "draft", "self_consistency"])
 def test_top_k_and_min_p_reach_the_one_author(policy: str) -> None:
     request = to_job(model=policy, top_k=20, min_p=0.1).request
