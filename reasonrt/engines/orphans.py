@@ -83,7 +83,8 @@ def end_orphans() -> None:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
             for file in left:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink()
             settled = time.monotonic() + _SETTLED_S
         time.sleep(0.05)
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
@@ -179,11 +180,12 @@ def _mapped_by(pid: int) -> list[Path]:
 
 
 def _remove(folder: Path) -> None:
-    for link in folder.glob("*.link"):
-        target = link.readlink()
-        shutil.rmtree(target, ignore_errors=True)
-        with suppress(OSError):
-            target.unlink()
+    with suppress(OSError):  # another watcher may be faster
+        for link in folder.glob("*.link"):
+            target = link.readlink()
+            shutil.rmtree(target, ignore_errors=True)
+            if not target.is_dir():
+                target.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from reasonrt.engines import orphans
+from reasonrt.programs.sandbox.launch import Launcher
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is watched here")
 OWNER = f"""
@@ -124,7 +126,9 @@ def test_what_an_earlier_owner_has_left_is_ended_and_no_more() -> None:
         dead.process.wait()
         assert not dead.is_gone
 
-        orphans.end_orphans()
+        with ThreadPoolExecutor(4) as watchers:  # several may find it
+            for found in [watchers.submit(orphans.end_orphans) for _ in range(4)]:
+                found.result()
 
         until(lambda: dead.is_gone)
         assert all(map(is_alive, alive.workers))
@@ -156,3 +160,12 @@ def test_a_family_is_killed_though_it_is_stopped() -> None:
         until(lambda: not is_alive(below))
         assert process.wait(5) == -signal.SIGKILL
         orphans.kill_family(process.pid)  # nothing is there any more
+
+
+def test_folders_of_sandboxes_are_removed_too() -> None:
+    """As they are at an exit, which a SIGKILL is not."""
+    orphans.owned_environment()
+    launcher = Launcher(None)
+
+    folder = Path(launcher.library).parent
+    assert folder in [link.readlink() for link in orphans.owned_folder().glob("*.link")]

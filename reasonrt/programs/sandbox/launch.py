@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from reasonrt.engines.orphans import remove_at_end
 from reasonrt.errors import ConfigError
 from reasonrt.programs.sandbox import confine
 
@@ -73,6 +74,7 @@ class Launcher:
         self._confinement = confinement
         self._folder = Path(tempfile.mkdtemp(prefix="reasonrt-sandbox-"))
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # at exit, at the latest
+        remove_at_end(self._folder)  # or after a SIGKILL
         self._wrapper = self._compile(confine.__file__, "confine.pyc")
 
     @property
