@@ -57,6 +57,10 @@ class SelfConsistency(PolicyOptions):
         return (self.engine,)
 
     @property
+    def has_one_author(self) -> bool:
+        return True
+
+    @property
     def num_streams(self) -> int:
         return 1 if self.temperature == 0 else self.k
 

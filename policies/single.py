@@ -26,6 +26,10 @@ class Single(PolicyOptions):
     def engines(self) -> tuple[str, ...]:
         return (self.engine,)
 
+    @property
+    def has_one_author(self) -> bool:
+        return True
+
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
         transcript = Transcript.of(request, engines)

@@ -29,6 +29,12 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+ThinkingMarks = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] | None,
+    Field(description="what its model opens and closes its thinking with; None: found from template and vocabulary"),
+]
+
+
 class VllmConfig(_Strict):
     """A model in vLLM. The fields after `own_process` are those of `engines.vllm_settings.VllmSettings`."""
 
@@ -49,6 +55,8 @@ class VllmConfig(_Strict):
     compile: bool | None = Field(None, description="torch.compile and CUDA graphs; None: on GPUs alone")
     tensor_parallel: int = Field(1, ge=1, le=1024)
     scores: bool = False
+    structured: bool = Field(False, description="answers can be held to a structure; vLLM then loads a tokenizer, too")
+    thinking_marks: ThinkingMarks = None
     boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
     speculative: dict[str, Any] | None = Field(None, description="vLLM's own speculation; a `model` in it as above")
 
@@ -73,6 +81,7 @@ class DiffusionConfig(_Strict):
     compile: bool | None = Field(None, description="torch.compile; None: on GPUs alone")
     reference_model: str | None = Field(None, description="for residual_start: reference; named as `model`")
     passes_together: int = Field(1, ge=1, le=64, description="passes that follow each other before the host sees any")
+    thinking_marks: ThinkingMarks = None
     decoding: dict[str, Any] = Field(default_factory=dict, description="defaults of a request's own decoding")
     boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
 
@@ -91,6 +100,7 @@ class RemoteConfig(_Strict):
     base_url: SecretUrl
     model: str = Field(description="its name on that server")
     tokenizer: Path = Field(description="a folder with the model's tokenizer, or named as `model` of kind `vllm`")
+    thinking_marks: ThinkingMarks = None
     api_key: SecretStr | None = None
     max_model_len: int = Field(4096, ge=16)
     timeout_s: float = Field(60.0, gt=0)

@@ -32,6 +32,7 @@ class Capability(StrEnum):
     SCORE = "score"
     VERIFY = "verify"
     VERIFY_SAMPLED = "verify_sampled"  # at temperatures above 0 as well
+    STRUCTURE = "structure"  # holds a text to a schema, a choice, an expression or a grammar
     TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); gives ids; without it, generations come as text
 
 
@@ -380,6 +381,11 @@ class Policy(Protocol):
     def commits_as_it_goes(self) -> bool:
         """Whether it has just written what it commits, so that stopping it saves the rest."""
         return True
+
+    @property
+    def has_one_author(self) -> bool:
+        """Whether one engine draws each token, by the request's sampling alone, `top_k` and `min_p` included."""
+        return False
 
     @property
     def reads_context(self) -> bool:

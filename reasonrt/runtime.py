@@ -21,8 +21,11 @@ from reasonrt.errors import ConfigError, EngineError, PluginError, ReasonRTError
 from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
 from reasonrt.plugins import FAILURES, reason_of
+from reasonrt.policies.answering import answered
 from reasonrt.policies.registry import build_policy
+from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.policies.stopping.service import ServedCertificates
+from reasonrt.policies.structured import can_hold_structure, structured
 from reasonrt.ports import Allowance, Engine, Engines, Policy, RequestEngine, Tool
 from reasonrt.scopes import LimitReached, Scope
 from reasonrt.sync import SyncRuntime
@@ -37,6 +40,7 @@ from reasonrt.types import (
     Event,
     FinishReason,
     Limits,
+    PolicyEvent,
     Request,
     Step,
     Stop,
@@ -220,6 +224,15 @@ class Runtime:
                 f"policy {request.policy} uses a tool {shown(missing[0])}; there are {known}: configure it"
             )
         policy.accept(request, engines)
+        if (request.top_k or request.min_p) and not policy.has_one_author:
+            raise RequestError(f"policy {request.policy} does not draw by top_k and min_p alone; leave them out")
+        if request.structure and not can_hold_structure(policy, engines):
+            raise RequestError(
+                f"policy {request.policy} cannot hold its answer to a structure here; the engine that writes it must "
+                "be one of vLLM with `structured: true`"
+            )
+        if request.thinking_tokens is not None and policy.reads_context:
+            raise RequestError(f"policy {request.policy} commits no thinking; leave its limit out")
         return Prepared(request, policy, engines)
 
     def asked_roles(
@@ -410,23 +423,32 @@ async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator
     request, steps = prepared.request, engines.steps
     left = request.limits.max_tokens - sum(len(step.token_ids) for step in request.committed)
     stop = Stop(FinishReason.STOP)
-    if not prepared.is_finished:
-        try:
-            async with aclosing(before(engines.scope.deadline, prepared.policy.solve(request, engines))) as events:
-                async for event in events:
-                    if isinstance(event, Stop):
-                        stop = event
-                        break
-                    left -= len(event.token_ids)
-                    if left < 0:
-                        stop = engines.ended_by(FinishReason.LENGTH)
-                        break
-                    steps.append(event)
-                    yield event
-        except Expired:
-            stop = engines.ended_by(FinishReason.DEADLINE)
-        except LimitReached as limit:
-            stop = engines.ended_by(limit.reason)
+    try:
+        async with aclosing(before(engines.scope.deadline, _events(prepared, engines))) as events:
+            async for event in events:
+                if isinstance(event, Stop):
+                    stop = event
+                    break
+                left -= len(event.token_ids)
+                if left < 0:
+                    stop = engines.ended_by(FinishReason.LENGTH)
+                    break
+                steps.append(event)
+                yield event
+    except Expired:
+        stop = engines.ended_by(FinishReason.DEADLINE)
+    except LimitReached as limit:
+        stop = engines.ended_by(limit.reason)
     seconds, is_open = time.perf_counter() - started, prepared.prompt_opens_thinking
     whole = *request.committed, *steps
     yield Completion(whole, stop.reason, engines.usage(), seconds, stop.details, is_open, stop.warnings)
+
+
+def _events(prepared: Prepared, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+    """Of the policy, with an answer; a rule that gives up asks for none."""
+    policy, is_finished = prepared.policy, prepared.is_finished
+    if isinstance(policy, Stopping) and not is_finished:
+        return policy.solve(prepared.request, engines)
+    inner = policy.inner if isinstance(policy, Stopping) else policy
+    solve = structured if prepared.request.structure else answered
+    return solve(inner, prepared.request, engines, is_finished=is_finished)

@@ -11,6 +11,7 @@ from typing import Self
 
 from reasonrt.errors import RequestError
 from reasonrt.ports import Engine
+from reasonrt.thinking import CLOSING
 from reasonrt.types import Message, Prompts, Request, Step, Tokenizer
 
 
@@ -129,7 +130,8 @@ class Transcript:
         reading, vocabulary = self._readings[tokenizer.fingerprint], vocabulary_of(tokenizer)
         for step in self.steps[reading.num_steps :]:
             is_own = self._vocabularies.get(step.author) == vocabulary
-            reading.ids.extend(step.token_ids if is_own else tokenizer.encode_text(step.text))
+            encode = tokenizer.encode if step.author == CLOSING else tokenizer.encode_text  # that one is ours
+            reading.ids.extend(step.token_ids if is_own else encode(step.text))
             if step.is_complete:
                 reading.closed = len(reading.ids)
         reading.num_steps = len(self.steps)

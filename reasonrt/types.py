@@ -45,6 +45,10 @@ class Sampling:
         top_logprobs: how many of the highest log-probabilities come with each token, in [0, 20].
         decoding: the engine's own schedule, such as how a block of masked tokens becomes text; the engine checks it
             and refuses what it does not know.
+        top_k: so many of the most probable tokens are drawn from; 0 is all.
+        min_p: tokens with less than this share of the highest probability are left out, in [0, 1].
+        structure: what the text must be, in vLLM's words: one of `json` (a schema), `json_object`, `regex`, `choice`
+            and `grammar`; for an engine with `Capability.STRUCTURE`. Empty is any text.
     """
 
     max_tokens: int
@@ -55,11 +59,16 @@ class Sampling:
     logprobs: bool = False
     top_logprobs: int = 0
     decoding: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    top_k: int = 0
+    min_p: float = 0.0
+    structure: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _require(1 <= self.max_tokens <= 1_000_000, "max_tokens must be in [1, 1000000]", self.max_tokens)
         _require(0.0 <= self.temperature <= 2.0, "temperature must be in [0, 2]", self.temperature)
         _require(0.0 < self.top_p <= 1.0, "top_p must be in (0, 1]", self.top_p)
+        _require(0 <= self.top_k <= 1_000_000, "top_k must be in [0, 1000000]", self.top_k)
+        _require(0.0 <= self.min_p <= 1.0, "min_p must be in [0, 1]", self.min_p)
         _require(self.seed is None or abs(self.seed) < 2**63, "seed must fit into 64 bits", self.seed)
         _require(0 <= self.top_logprobs <= 20, "top_logprobs must be in [0, 20]", self.top_logprobs)
 
@@ -161,6 +170,9 @@ class Request:
         prompts: the conversation as token ids, shared with every request that was made from this one.
         report: called by a policy that works long before it commits anything, with what it knows so far, by name. It
             stays in this process, and is not handed to sub-requests; None where nobody listens.
+        thinking_tokens: of the thinking, at most; it is then closed, and the answer asked for. At 0 there is none.
+        structure: as in `Sampling`, of the answer; the thinking is free.
+        top_k, min_p: as in `Sampling`; a policy that does not draw by them alone refuses them.
     """
 
     messages: tuple[Message, ...]
@@ -175,11 +187,18 @@ class Request:
     context: tuple[Document, ...] = ()
     prompts: Prompts = field(default_factory=Prompts, repr=False, compare=False)
     report: Callable[[Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
+    thinking_tokens: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    structure: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.messages or not self.messages[-1].content.strip():
             raise RequestError("the prompt is empty; give a question")
-        Sampling(self.limits.max_tokens, self.temperature, self.top_p, self.seed)  # the same bounds hold here
+        Sampling(
+            self.limits.max_tokens, self.temperature, self.top_p, self.seed, top_k=self.top_k, min_p=self.min_p
+        )  # the same bounds hold here
+        _require((self.thinking_tokens or 0) >= 0, "thinking_tokens must be at least 0", self.thinking_tokens)
 
     @classmethod
     def ask(

@@ -23,6 +23,7 @@ def sampling_for(request: Request, transcript: Transcript, engine: Engine, **cha
     max_tokens = max(1, min(left, transcript.room(engine)))
     seed = seed_of(request.seed, engine.name, transcript.num_tokens) if transcript.num_tokens else request.seed
     wanted: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p, "seed": seed}
+    wanted |= {"top_k": request.top_k, "min_p": request.min_p}
     return Sampling(**({"max_tokens": max_tokens} | wanted | changes))
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from reasonrt.errors import ReasonRTError
+from reasonrt.policies.answering import answered
 from reasonrt.policies.stopping.probes import Answer, Probe, full_answer
 from reasonrt.policies.stopping.replay import Outcome
 from reasonrt.policies.stopping.rules import Action, StoppingRule, Watch
@@ -138,10 +139,11 @@ class StoppingLoop:
         finally:
             await cancel(self._writing, *self._asking)
 
-    async def _write(self, request: Request) -> None:
+    async def _write(self, request: Request, *, is_finished: bool = False) -> None:
         """Take what the inner policy writes, so that it never waits for a probe."""
         try:
-            async with aclosing(self._inner.solve(request, self._engines)) as events:
+            events = answered(self._inner, request, self._engines, is_finished=is_finished)
+            async with aclosing(events):
                 async for event in events:
                     self._written.put_nowait((event, self._ask(event) if isinstance(event, Step) else None))
             self._written.put_nowait((Stop(FinishReason.STOP), None))  # after the policy's own, if it has yielded one
@@ -229,11 +231,8 @@ class StoppingLoop:
         """Let it write again after all steps that are written, if it was paused."""
         if not self._writing.cancelled():
             return
-        if self._has_ended:
-            self._written.put_nowait((Stop(FinishReason.STOP), None))
-        else:
-            request = replace(self._request, committed=tuple(self._transcript.steps))
-            self._writing = asyncio.create_task(self._write(request))
+        request = replace(self._request, committed=tuple(self._transcript.steps))
+        self._writing = asyncio.create_task(self._write(request, is_finished=self._has_ended))
 
     def _checkpoint(self, asked: _Asked, signals: Mapping[str, float], answer: Answer | None) -> Checkpoint:
         if answer is None:

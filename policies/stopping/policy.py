@@ -15,6 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from reasonrt.errors import CalibrationError, ConfigError, RequestError, shown
+from reasonrt.policies.answering import answered
 from reasonrt.policies.stopping.files import canonical
 from reasonrt.policies.stopping.loop import StoppingLoop, Terms
 from reasonrt.policies.stopping.probes import SUFFIX
@@ -24,6 +25,7 @@ from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.policies.stopping.shadows import shadow_traces
 from reasonrt.policies.stopping.traces import Fingerprints
+from reasonrt.policies.structured import structured
 from reasonrt.ports import OPERATOR_ONLY, Capability, Engine, Engines, Policy, RequestEngine
 from reasonrt.types import Message, PolicyEvent, Request, Stop, Tokenizer
 
@@ -139,6 +141,10 @@ class Stopping(Policy):
         return self.inner.num_streams + 1
 
     @property
+    def has_one_author(self) -> bool:
+        return self.inner.has_one_author
+
+    @property
     def reads_context(self) -> bool:
         return self.inner.reads_context
 
@@ -175,7 +181,8 @@ class Stopping(Policy):
         except CalibrationError as error:
             reason = str(error)
             engines.at_limit(lambda: {"stopping": _fallback(reason)}, lambda: {"stopping": reason})
-            async with aclosing(self.inner.solve(request, engines)) as events:
+            solve = structured if request.structure else answered
+            async with aclosing(solve(self.inner, request, engines)) as events:
                 async for event in events:
                     yield _with_fallback(event, reason)
             return
@@ -196,12 +203,14 @@ class Stopping(Policy):
             schedule, suffix: in place of those in the options.
         """
         tokenizer = engines[self._role].tokenizer
+        # absent where they do nothing: certificates are older than they are
+        cuts = {name: cut for name, cut in (("top_k", request.top_k), ("min_p", float(request.min_p))) if cut}
         return Fingerprints(
             model=engines[self._role].model_fingerprint,
             tokenizer=tokenizer.fingerprint,
             template=_template_fingerprint(tokenizer),
             engine=canonical({role: engine.fingerprint for role, engine in engines.items()}),
-            sampling=canonical({"temperature": float(request.temperature), "top_p": float(request.top_p)}),
+            sampling=canonical({"temperature": float(request.temperature), "top_p": float(request.top_p), **cuts}),
             schedule=(schedule or self.options.schedule).to_json(),
             probes={PROBE: tuple(suffix or tokenizer.encode(self.options.suffix))},
             policy=canonical({"name": self.name, "options": dict(self.inner.settings)}),
@@ -216,12 +225,16 @@ class Stopping(Policy):
     def _terms(self, request: Request, engines: Mapping[str, RequestEngine]) -> Terms:
         """Raises: CalibrationError: why the request must think to the end."""
         options, engine = self.options, engines[self._role]
+        if request.structure:
+            raise CalibrationError("the answer has a structure, which one that a probe asks for has not")
         if Capability.LOGPROBS not in engine.capabilities:
             raise CalibrationError(f"engine {engine.name!r} returns no log-probabilities, so nothing can be probed")
         suffix = tuple(engine.tokenizer.encode(options.suffix))
         patience_s = None if options.record else options.patience_s
         if not options.certificates:
             return Terms(options.rule, options.schedule, suffix, options.max_running, patience_s)
+        if request.thinking_tokens is not None:
+            raise CalibrationError("the request limits its thinking, and what was certified did not")
         if request.committed:  # a rule that remembers would decide otherwise than in replay
             raise CalibrationError("the request continues after committed steps, whose signals are not known")
         served = self.certificates.pick(options.certificates, self.tolerated)

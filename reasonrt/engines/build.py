@@ -2,8 +2,18 @@
 
 from collections.abc import Collection
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from reasonrt.config import Config, DiffusionConfig, EngineConfig, PluginConfig, RemoteConfig, model_folder
+from reasonrt.config import (
+    Config,
+    DiffusionConfig,
+    EngineConfig,
+    PluginConfig,
+    RemoteConfig,
+    VllmConfig,
+    model_folder,
+)
 from reasonrt.engines.fingerprint import cache_folder
 from reasonrt.engines.linked import LinkedEngine
 from reasonrt.engines.local_link import LocalLink
@@ -38,7 +48,7 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
     if isinstance(config, RemoteConfig):
         from reasonrt.engines.remote import RemoteEngine
 
-        return RemoteEngine(
+        remote = RemoteEngine(
             role,
             config.base_url.get_secret_value(),
             config.model,
@@ -48,19 +58,31 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
             timeout_s=config.timeout_s,
             boundary=config.boundary,
         )
+        return _marked(remote, model_folder(str(config.tokenizer)), config)
     if isinstance(config, DiffusionConfig):
         from reasonrt.engines.diffusion import DiffusionEngine, DiffusionSettings
 
-        chosen = config.model_dump(exclude={"kind", "model", "own_process"})
+        chosen = config.model_dump(exclude={"kind", "model", "own_process", "thinking_marks"})
         if config.reference_model is not None:
             chosen["reference_model"] = model_folder(config.reference_model)
-        return DiffusionEngine(role, model_folder(config.model), DiffusionSettings(**chosen))
+        model = model_folder(config.model)
+        return _marked(DiffusionEngine(role, model, DiffusionSettings(**chosen)), model, config)
     from reasonrt.engines.inflate import inflated
     from reasonrt.engines.vllm import VllmEngine
     from reasonrt.engines.vllm_settings import VllmSettings
 
-    settings = config.model_dump(exclude={"kind", "model", "inflate", "own_process"})
+    settings = config.model_dump(exclude={"kind", "model", "inflate", "own_process", "thinking_marks"})
     if config.speculative and "model" in config.speculative:
         settings["speculative"] = config.speculative | {"model": str(model_folder(str(config.speculative["model"])))}
     folder = inflated(config.model, config.inflate, cache_folder() / "inflated")
-    return VllmEngine(role, folder, VllmSettings(**settings))
+    return _marked(VllmEngine(role, folder, VllmSettings(**settings)), folder, config)
+
+
+def _marked(engine: Any, tokenizer: Path, config: VllmConfig | DiffusionConfig | RemoteConfig) -> Engine:
+    """`engine`, not started, with the marks of thinking that its configuration names."""
+    if config.thinking_marks is not None:
+        from reasonrt.engines.tokenizer import HFTokenizer
+
+        engine.tokenizer = HFTokenizer(tokenizer, config.boundary, config.thinking_marks)
+    marked: Engine = engine
+    return marked

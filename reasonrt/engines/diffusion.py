@@ -220,6 +220,10 @@ class DiffusionEngine:
             RequestError: the prompt does not fit, is empty or has ids that are none, or the decoding is not known.
         """
         self._check_prompt(prompt, sampling.max_tokens)
+        if sampling.structure:
+            raise CapabilityError(f"engine {self.name!r} writes in blocks, which no structure can hold; leave it out")
+        if sampling.top_k or sampling.min_p:
+            raise CapabilityError(f"engine {self.name!r} draws by temperature and top_p; leave top_k and min_p out")
         decoding = self._read_decoding(sampling.decoding)
         if sampling.top_logprobs and decoding.edit_threshold is not None:
             raise RequestError("top_logprobs do not go with edit_threshold; leave one of them out")

@@ -150,8 +150,8 @@ def completion_body(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         # what a server would else take from the model's generation_config.json
-        "top_k": -1,
-        "min_p": 0.0,
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
         "repetition_penalty": 1.0,
         "stop_token_ids": sorted(stop_token_ids),
         "return_token_ids": True,
@@ -161,6 +161,8 @@ def completion_body(
         fields["seed"] = sampling.seed
     if sampling.logprobs or sampling.top_logprobs:
         fields["logprobs"] = max(sampling.top_logprobs, 1)
+    if sampling.structure:
+        fields["structured_outputs"] = dict(sampling.structure)
     if cache_salt:
         fields["cache_salt"] = cache_salt
     return fields

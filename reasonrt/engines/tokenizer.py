@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from tokenizers import Tokenizer as BackendTokenizer
 from reasonrt.boundaries import BoundaryKind
 from reasonrt.engines.control_tokens import ControlTokens, encode_with
 from reasonrt.errors import ConfigError, RequestError
+from reasonrt.thinking import END_THINK, THINK, Marks, find_marks
 from reasonrt.types import Message
 
 _ANCHOR = "a"
+_SWITCHES = frozenset({"enable_thinking", "thinking"})  # of templates of models that can do without
 _BEFORE = ("\n", ".", "1", _ANCHOR)  # what may stand before a text; one of them merges with nothing
 
 
@@ -43,12 +46,18 @@ class HFTokenizer:
     Args:
         folder: with `tokenizer.json`, `tokenizer_config.json` and a chat template.
         boundary: what ends a step of the model's.
+        thinking_marks: what the model opens and closes its thinking with; None looks for known ones.
+
+    Attributes:
+        can_skip_thinking: the template has a switch for the thinking.
 
     Raises:
         ConfigError: one of these is missing or cannot be read.
     """
 
-    def __init__(self, folder: Path, boundary: BoundaryKind = "blank_line") -> None:
+    def __init__(
+        self, folder: Path, boundary: BoundaryKind = "blank_line", thinking_marks: tuple[str, str] | None = None
+    ) -> None:
         self.boundary = boundary
         file = folder / "tokenizer.json"
         if not file.is_file():
@@ -70,9 +79,15 @@ class HFTokenizer:
             raise ConfigError(f"the chat template in {folder} is broken: {_first_line(error)}; correct it") from None
         used = meta.find_undeclared_variables(parsed)
         self._names = {name: names[name] for name in sorted(used & names.keys())}
+        self.can_skip_thinking = bool(used & _SWITCHES)
         self.eos_token_ids = self._find_eos(folder, names.get("eos_token"))
         self._controls = ControlTokens(self._backend, self.eos_token_ids, [*self._names.values(), *_written_by(parsed)])
-        parts = (content, template.encode(), json.dumps(self._names).encode())
+        added = {token.content: token.special for token in self._backend.get_added_tokens_decoder().values()}
+        self._marks = Marks(*thinking_marks) if thinking_marks else find_marks(added, template)
+        self._of_marks = self._find_tokens(added)
+        parts = [content, template.encode(), json.dumps(self._names).encode()]
+        if thinking_marks:
+            parts.append(json.dumps(thinking_marks).encode())
         self._anchor = self._backend.encode(_ANCHOR, add_special_tokens=False).ids
         self._anchor_length = len(self._backend.decode(self._anchor))
         spaced = self._backend.encode(f"{_ANCHOR} 1 x", add_special_tokens=False).ids
@@ -90,17 +105,25 @@ class HFTokenizer:
         return hashlib.sha256(known.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return self._inside(self._encode_alone, text)
+        own = text.replace(THINK, self._marks.opening).replace(END_THINK, self._marks.closing)
+        return self._inside(self._encode_alone, own)
 
     def encode_text(self, text: str) -> list[int]:
         """As `encode`, for what people, documents and models write: what reads like a control token is text."""
         if not self._controls.may_stand_in(text):
-            return self.encode(text)
+            return self._inside(self._encode_alone, text)
         with _valid_unicode():
             return self._inside(self._controls.encode_text, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return self._decode_inside(token_ids) if self._loses_space else self._decode_alone(token_ids)
+        if not self._of_marks and self._marks.opening == THINK:
+            return self._text_of(token_ids)
+        runs = groupby(token_ids, key=self._of_marks.get)  # a special token of theirs would decode to nothing
+        shown = "".join([mark * len(list(run)) if mark else self._text_of(list(run)) for mark, run in runs])
+        text = shown.replace(self._marks.closing, END_THINK).replace(self._marks.opening, THINK)
+        for other in (*self._marks.others, *self._of_marks.values()):
+            text = text if other in (THINK, END_THINK) else text.replace(other, "")
+        return text
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """See the protocol.
@@ -120,6 +143,15 @@ class HFTokenizer:
             ids = sorted(self._backend.get_vocab(with_added_tokens=True).values())
             self._vocabulary = {token_id: self.decode([token_id]) for token_id in ids}
         return self._vocabulary
+
+    def _text_of(self, token_ids: Sequence[int]) -> str:
+        return self._decode_inside(token_ids) if self._loses_space else self._decode_alone(token_ids)
+
+    def _find_tokens(self, added: Mapping[str, bool]) -> dict[int, str]:
+        """The special tokens that the marks are made of, by id."""
+        marks = (self._marks.opening, self._marks.closing, *self._marks.others)
+        texts = [text for text, is_special in added.items() if is_special and any(text in mark for mark in marks)]
+        return {token_id: text for text in texts if (token_id := self._backend.token_to_id(text)) is not None}
 
     def _encode_alone(self, text: str) -> list[int]:
         with _valid_unicode():

@@ -61,6 +61,8 @@ class VllmEngine:
         self.tokenizer = HFTokenizer(model, self.settings.boundary)
         scoring = {Capability.SCORE}
         generating = set(Capability) - scoring - {Capability.VERIFY_SAMPLED}  # found out at the start
+        if not self.settings.structured:
+            generating -= {Capability.STRUCTURE}
         self.capabilities = frozenset(scoring if self.settings.scores else generating)
         self.restarts = 0
         self._llm: Any = None
@@ -321,7 +323,7 @@ class _Stream:
 
     def _params(self) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         # where passes bring several tokens, they are counted by the outputs that come one by one
         is_whole = self._is_whole and not self._engine.settings.speculative
@@ -330,11 +332,14 @@ class _Stream:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             seed=sampling.seed,
             stop_token_ids=sorted(sampling.stop_token_ids | self._engine.tokenizer.eos_token_ids),
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             flat_logprobs=True,
             detokenize=False,
+            structured_outputs=StructuredOutputsParams(**sampling.structure) if sampling.structure else None,
             output_kind=RequestOutputKind.FINAL_ONLY if is_whole else RequestOutputKind.DELTA,
         )
 
@@ -407,10 +412,13 @@ def _prompt(token_ids: Sequence[int], cache_salt: str) -> dict[str, Any]:
 @contextmanager
 def _translated(engine: VllmEngine) -> Iterator[None]:
     """vLLM's errors in our words."""
+    from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     try:
         yield
+    except VLLMClientError as error:  # of a structure, for instance, that cannot be held
+        raise RequestError(f"engine {engine.name!r} refuses it: {' '.join(str(error).split())[:_MAX_REASON]}") from None
     except (EngineDeadError, EngineGenerateError) as error:
         raise EngineError(f"engine {engine.name!r} died while it worked on this request; ask again") from error
 

@@ -37,6 +37,7 @@ class VllmSettings:
         compile: torch.compile and CUDA graphs: a slow start, a faster step; None does so on GPUs alone.
         tensor_parallel: GPUs that the model is spread over.
         scores: the model has a scalar head; it answers `score` and generates nothing.
+        structured: it can hold texts to a structure; vLLM then loads a tokenizer of its own.
         speculative: vLLM's own speculation, token by token, as its `speculative_config` takes it: {"method": "ngram",
             "num_speculative_tokens": 4, "prompt_lookup_max": 4}, or {"method": "draft_model", "model": a folder,
             "num_speculative_tokens": 4}.
@@ -56,6 +57,7 @@ class VllmSettings:
     scores: bool = False
     speculative: dict[str, Any] | None = None
     boundary: BoundaryKind = "blank_line"
+    structured: bool = False
 
 
 @cache
@@ -117,7 +119,7 @@ def engine_arguments(model: Path, settings: VllmSettings, on_cpu: bool) -> dict[
         memory["kv_cache_memory_bytes"] = settings.kv_cache_mib << 20
     return {
         "model": str(model),
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not settings.structured,
         "dtype": number_format(settings, on_cpu),
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,

@@ -136,7 +136,8 @@ def _add_solving(app: FastAPI, catalog: Catalog, config: ServeConfig) -> None:
 
 def _add_models(app: FastAPI, catalog: Catalog) -> None:
     def describe(model_id: str) -> Model:
-        return Model(id=model_id, object="model", created=0, owned_by="reasonrt")
+        facts = catalog.facts(model_id)
+        return Model(id=model_id, object="model", created=0, owned_by="reasonrt", **facts)
 
     @app.get("/v1/models")
     async def models() -> ModelList:
@@ -221,6 +222,8 @@ async def _tell(http: Request, error: Exception) -> Response:
         return response
     told = to_api_error(error, http.state.request_id)
     http.state.note["error"] = told.code or "invalid"
+    if told.param:
+        http.state.note["param"] = told.param[:128]
     return told.response()
 
 

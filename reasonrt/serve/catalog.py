@@ -4,17 +4,19 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.options import parse_policy
 from reasonrt.policies.registry import CONTROLS, policy_names, refuse_operator_options
+from reasonrt.policies.structured import can_hold_structure
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest
-from reasonrt.types import Document, Message, Request
+from reasonrt.types import Document, Message, Prompts, Request
 from reasonrt.writing import seed_of
 
 _log = logging.getLogger(__name__)
@@ -22,6 +24,9 @@ AUTO = "auto"
 """The model id under which `reasoning_effort` chooses the policy."""
 
 _DEFAULT_EFFORT: Effort = "medium"
+_MOST_NAMED, _NAME_CHARACTERS = 32, 64  # of the fields that are not known
+
+_PARAMETERS = ("max_completion_tokens", "max_tokens", "n", "seed", "stop", "temperature", "top_p")
 
 Number = TypeVar("Number", int, float)
 
@@ -35,6 +40,8 @@ class Job:
         streams: generations that one choice runs concurrently on one engine.
         stop: the answer ends before the first of these; the reasoning is not searched.
         session: equal for the requests of one conversation, so that they find the same prefix cache.
+        num_prompts: so many conversations are answered, each by as many of the choices, one after another.
+        ignored: paths of fields that are not known here.
     """
 
     choices: tuple[Prepared, ...]
@@ -46,6 +53,9 @@ class Job:
     has_usage_chunk: bool
     has_running_usage: bool
     has_trace: bool
+    num_prompts: int = 1
+    shows_reasoning: bool = True
+    ignored: tuple[str, ...] = ()
 
     @property
     def request(self) -> Request:
@@ -72,6 +82,28 @@ class Catalog:
     def has(self, model: str) -> bool:
         return model.partition("@")[0] in self.model_ids
 
+    def facts(self, model: str) -> dict[str, Any]:
+        """What a client may want to know of a model before it asks; nothing where its options are wrong.
+
+        Of `auto` it holds for every policy that an effort may choose.
+        """
+        presets = [(preset.policy, preset.options) for preset in self._config.efforts.values()]
+        try:
+            named = presets if model == AUTO else [parse_policy(model)]
+            asked = [Request.ask("?", policy, options=options) for policy, options in named if policy in self.policies]
+            prepared = [self._runtime.prepare(request) for request in asked]
+        except (RequestError, ConfigError):
+            return {}
+        parameters = [*_PARAMETERS, *["reasoning_effort"] * (model == AUTO)]
+        if all(one.policy.has_one_author for one in prepared):
+            parameters += ["top_k", "min_p"]
+        if not any(one.policy.reads_context for one in prepared):
+            parameters += ["include_reasoning", "reasoning"]
+        if prepared and all(can_hold_structure(one.policy, one.engines) for one in prepared):
+            parameters += ["response_format", "structured_outputs"]
+        lengths = [one.engines[role].max_model_len for one in prepared for role in one.policy.engines]
+        return {"supported_parameters": sorted(parameters)} | ({"context_length": min(lengths)} if lengths else {})
+
     def to_job(self, body: ChatRequest | CompletionRequest, cache_salt: str = "", num_bytes: int = 0) -> Job:
         """`body` in our words.
 
@@ -84,6 +116,9 @@ class Catalog:
             RequestError: options that the policy does not take, or that only the configuration may set.
             ConfigError: an engine that the options name is not there.
         """
+        unknown = list(body.unknown_fields())
+        if unknown and self._config.strict:
+            raise ApiError(400, f"{unknown[0][:_NAME_CHARACTERS]}: unknown field", unknown[0][:_NAME_CHARACTERS])
         policy, options = self._choose(body)
         body, context = self._take_context(body, policy, options, num_bytes)
         bounds, own, usual = self._config.bounds, body.reasonrt, self._runtime.limits
@@ -96,21 +131,27 @@ class Catalog:
                 bounds.engine_calls, "reasonrt.max_engine_calls", own.max_engine_calls, usual.max_engine_calls
             ),
         )
-        messages = body.to_messages()
+        conversations = body.conversations(partial(self._decode, policy, options))
+        _within(bounds.prompts, "prompt: their number", len(conversations), 1)
         first = Request(
-            messages,
+            conversations[0],
             policy,
             options,
             limits,
             body.temperature or 0.0,
             body.top_p,
             body.seed,
+            top_k=max(0, body.top_k),  # -1 is 0 in vLLM's words
+            min_p=body.min_p,
             cache_salt=cache_salt,
             context=context,
+            structure=body.structure(),
+            thinking_tokens=self._thinking_tokens(body, policy, options),
         )
-        requests = [replace(first, seed=_choice_seed(body.seed, index)) for index in range(num_choices)]
+        asked = [replace(first, messages=messages, prompts=Prompts()) for messages in conversations]
+        seeds = [_choice_seed(body.seed, index) for index in range(num_choices)]
         try:
-            choices = tuple(map(self._runtime.prepare, requests))
+            choices = tuple(self._runtime.prepare(replace(request, seed=seed)) for request in asked for seed in seeds)
         except ReasonRTError:
             raise
         except FAILURES as error:  # it may be code of others
@@ -120,23 +161,26 @@ class Catalog:
             choices[0].policy.num_streams,
             body.model,
             (body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
-            body.prompt_cache_key or _conversation(messages),
+            body.prompt_cache_key or _conversation(conversations[0]),
             body.stream,
             body.stream_options.include_usage,
             body.stream_options.continuous_usage_stats,
             own.trace,
+            len(conversations),
+            body.shows_reasoning,
+            tuple(name[:_NAME_CHARACTERS] for name in unknown[:_MOST_NAMED]),
         )
 
     def _choose(self, body: ChatRequest | CompletionRequest) -> tuple[str, dict[str, Any]]:
         name, asked = parse_policy(body.model)
         own = body.reasonrt
         if name == AUTO and own.policy is None:
-            preset = self._config.efforts.get(body.reasoning_effort or _DEFAULT_EFFORT)
+            preset = self._config.efforts.get(body.effort() or _DEFAULT_EFFORT)
             if preset is None:
                 raise ApiError(400, "this server has no preset for it", "reasoning_effort")
             name, options = preset.policy, dict(preset.options)
         else:
-            if body.reasoning_effort is not None:
+            if body.effort() not in (None, "none"):  # which leaves out the thinking of any policy
                 raise ApiError(400, f"it chooses the policy of model {AUTO!r}; here one is named", "reasoning_effort")
             if own.policy not in (None, name) and name != AUTO:
                 raise ApiError(400, f"model names another policy; send model {AUTO!r} with it", "reasonrt.policy")
@@ -174,6 +218,28 @@ class Catalog:
         if is_large:
             raise ApiError(413, f"without a context the body must have at most {bounds.body_bytes} bytes here")
         return rest, context
+
+    def _thinking_tokens(
+        self, body: ChatRequest | CompletionRequest, policy: str, options: Mapping[str, Any]
+    ) -> int | None:
+        """The limit of the thinking; with the effort `none`, models that can do without think no more."""
+        limit = body.thinking_tokens()
+        if limit is not None or body.effort() != "none":
+            return limit
+        if parse_policy(body.model)[0] != AUTO:
+            return 0
+        engines = self._runtime.prepare(Request.ask("?", policy, options=options)).engines.values()
+        return 0 if any(getattr(engine.tokenizer, "can_skip_thinking", False) for engine in engines) else None
+
+    def _decode(self, policy: str, options: Mapping[str, Any], token_ids: Sequence[int]) -> str:
+        """Token ids of a prompt as the text that they stand for, to the policy's first engine."""
+        prepared = self._runtime.prepare(Request.ask("?", policy, options=options))
+        if not prepared.policy.engines:
+            raise ApiError(400, f"policy {policy} has no vocabulary of its own; send text", "prompt")
+        try:
+            return prepared.engines[prepared.policy.engines[0]].tokenizer.decode(token_ids)
+        except (ValueError, OverflowError):
+            raise ApiError(400, "a token id is none of this model's; send text", "prompt") from None
 
     def _reads_context(self, policy: str) -> bool:
         try:

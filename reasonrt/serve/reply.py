@@ -12,7 +12,7 @@ from reasonrt.serve.catalog import Job
 from reasonrt.serve.choice import Choice
 from reasonrt.serve.gateway import Gateway, Update
 from reasonrt.serve.wire.errors import ApiError, to_api_error
-from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, ReplyFormat, own_fields, to_event, usage
+from reasonrt.serve.wire.rendering import DONE, KEEP_ALIVE, ReplyFormat, own_fields, to_event, usage, warning
 from reasonrt.tasks import cancel
 from reasonrt.types import Completion
 
@@ -38,6 +38,8 @@ class Reply(Response):
         """Raises what `Gateway.solve` raises, as long as nothing was sent."""
         request = self._job.request
         self._note |= {"model": self._job.model, "policy": request.policy, "stream": self._job.is_stream}
+        if self._job.ignored:
+            self._note["ignored"] = self._job.ignored
         if self._gateway.config.log_prompts:
             self._note["messages"] = [[message.role, message.content] for message in request.messages]
         request_id = scope["state"]["request_id"]
@@ -77,7 +79,7 @@ class Reply(Response):
         body = self._layout.whole(ended)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
         self._is_over = True
-        await _start(send, headers)
+        await _start(send, headers | warning(self._job))
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send, request_id: str) -> None:
@@ -86,7 +88,7 @@ class Reply(Response):
             async with aclosing(self._gateway.solve(self._job, self._key)) as updates:
                 async for update in updates:
                     if not self._is_started and update is not None:
-                        await _start(send, _STREAM_HEADERS)
+                        await _start(send, _STREAM_HEADERS | warning(self._job))
                         self._is_started = True
                     if self._is_started and (chunk := self._chunk(update)):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -114,7 +116,7 @@ class Reply(Response):
         return self._layout.delta(update.choice, update.new)
 
     def _note_end(self, choices: list[Choice]) -> None:
-        counted = usage(choices)
+        counted = usage(choices, self._job.num_prompts)
         self._note["finish_reason"] = [own_fields(choice).finish_reason for choice in choices]
         self._note |= counted.model_dump(include={"prompt_tokens", "completion_tokens"})
 

@@ -133,7 +133,7 @@ async def is_built_from_its_options(case: PolicyCase) -> None:
     require(
         isinstance(streams, int) and streams >= 1, f"`num_streams` is {streams!r:.60}, and not a number of 1 or more"
     )
-    for word in ("commits_as_it_goes", "reads_context"):
+    for word in ("commits_as_it_goes", "has_one_author", "reads_context"):
         value = getattr(policy, word)
         require(isinstance(value, bool), f"`{word}` is {value!r:.60}, and not true or false")
 

@@ -208,9 +208,9 @@ def test_settings_of_speed_and_size_change_nothing(folder: Path) -> None:
     """Every field of the settings is one or the other: a new one must choose."""
     harmless = {
         "max_model_len": 99, "max_num_seqs": 3, "kv_cache_mib": 7, "gpu_share": 0.1, "block_size": 64, "cores": "0",
-        "niceness": 5, "compile": True, "tensor_parallel": 2, "scores": True,
+        "niceness": 5, "compile": True, "tensor_parallel": 2, "scores": True, "structured": True,
     }  # fmt: skip
-    computing = {"dtype", "speculative"}
+    computing = {"boundary", "dtype", "speculative"}
     assert {field.name for field in dataclasses.fields(VllmSettings)} == harmless.keys() | computing
 
     assert fingerprints(folder, **harmless) == fingerprints(folder)

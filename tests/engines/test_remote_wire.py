@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from reasonrt.engines.remote_wire import logprobs_of
+from reasonrt.engines.remote_wire import completion_body, logprobs_of
 from reasonrt.errors import EngineError
 from reasonrt.types import Sampling
 
@@ -69,3 +69,12 @@ def test_a_server_that_mixes_up_reads_and_generations_is_told() -> None:
 
     with pytest.raises(EngineError, match=r"lost the highest log-probabilities .* V2 model runner"):
         logprobs_of(mixed_up, Sampling(9, top_logprobs=2), 1)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "top_k", "min_p"), [(Sampling(9), -1, 0.0), (Sampling(9, top_k=5, min_p=0.1), 5, 0.1)]
+)
+def test_body_says_what_is_drawn_from(sampling: Sampling, top_k: int, min_p: float) -> None:
+    body = completion_body("model", [1], sampling, [2], "")
+
+    assert (body["top_k"], body["min_p"]) == (top_k, min_p)

@@ -1,6 +1,7 @@
 """A Hugging Face tokenizer folder behind the protocol."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from reasonrt.boundaries import Boundaries
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import ConfigError, RequestError
+from reasonrt.thinking import END_THINK, KNOWN_MARKS, THINK, Marks, opens_thinking
 from reasonrt.types import Message
 
 TEXTS = ["", "a", " two  spaces ", "29 * 73 = 2117.\n\nSo\n", "naïve 数学 😀", "<think>\n</think>\\boxed{7}"]
@@ -195,3 +197,49 @@ def test_it_agrees_with_transformers_on_our_models(nano_draft: Path, nano_target
         )
         assert ours.chat(QUESTION) == chat
         assert theirs.eos_token_id in ours.eos_token_ids
+
+
+def with_tokens(folder: Path, tokens: dict[str, bool], template: str = "") -> None:
+    """Add tokens, special or not, and what the template writes at the end."""
+    from tokenizers import AddedToken, Tokenizer
+
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text, is_special in tokens.items():
+        token = AddedToken(text, special=is_special, normalized=False)
+        (backend.add_special_tokens if is_special else backend.add_tokens)([token])
+    backend.save(str(folder / "tokenizer.json"))
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text() + template)
+
+
+@pytest.mark.parametrize("marks", KNOWN_MARKS, ids=lambda marks: marks.opening)
+@pytest.mark.parametrize("is_special", [True, False])
+def test_every_known_mark_of_thinking_is_read_and_written_as_one(folder: Path, marks: Marks, is_special: bool) -> None:
+    pieces = re.findall(r"<\|\w+\|>", marks.opening + marks.closing) or [marks.opening, marks.closing]
+    with_tokens(folder, dict.fromkeys([*pieces, *marks.others[1:]], is_special), "{# " + marks.opening + " #}")
+    tokenizer = HFTokenizer(folder)
+    raw = HFTokenizer(folder, thinking_marks=("never", "written"))._encode_alone
+
+    said = [*raw(marks.opening), *raw("\nI think [THAT]\n"), *raw(marks.closing), *raw("\n\n7")]
+
+    assert tokenizer.decode(said) == f"{THINK}\nI think [THAT]\n{END_THINK}\n\n7"
+    assert tokenizer.encode(f"{THINK}\nI think [THAT]\n{END_THINK}\n\n7") == said
+    for other in marks.others:
+        assert tokenizer.decode([*raw(other), *raw("7")]) == "7"
+
+
+def test_template_that_opens_the_thinking_by_a_special_mark_is_seen_to(folder: Path) -> None:
+    with_tokens(folder, {"[THINK]": True, "[/THINK]": True}, "[THINK]")
+    tokenizer = HFTokenizer(folder)
+
+    assert opens_thinking(tokenizer.decode, tokenizer.chat(QUESTION))
+    user = tokenizer.chat([Message("user", "<think> [THINK]")])
+    assert user.count(tokenizer.encode(THINK)[0]) == 1  # the template's
+
+
+def test_marks_can_be_named(folder: Path) -> None:
+    named, found = HFTokenizer(folder, thinking_marks=("<plan>", "</plan>")), HFTokenizer(folder)
+
+    assert named.decode(found.encode("<plan>a</plan>b")) == f"{THINK}a{END_THINK}b"
+    assert named.encode(THINK) == found.encode("<plan>")
+    assert named.fingerprint != found.fingerprint

@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from reasonrt import Completion, FinishReason, Step
 from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.choice import Choice, Shown
+from reasonrt.serve.wire.rendering import finish_reason
 
 PIECES = st.sampled_from(["<think>", "</think>", "\n\n", " ", "a", "b", "ab", "<", "/thi", "nk>", "\\boxed{7}"])
 TEXTS = st.lists(PIECES, max_size=12)
 STOPS = st.lists(st.text("ab\n ", min_size=1, max_size=3), max_size=3)
 
 
-def play(pieces: list[str], is_open: bool, stop_texts: list[str]) -> tuple[Choice, list[Shown]]:
+def play(
+    pieces: list[str], is_open: bool, stop_texts: list[str], reason: FinishReason = FinishReason.STOP
+) -> tuple[Choice, list[Shown]]:
     """A choice after these steps, and what it has shown with each; a stop text ends it."""
     choice = Choice(0, stop_texts)
     choice.accepted = Accepted(3, is_open, frozenset({"target"}))
@@ -26,7 +29,7 @@ def play(pieces: list[str], is_open: bool, stop_texts: list[str]) -> tuple[Choic
         shown.append(choice.add(steps[-1]))
         if shown[-1].stop_text is not None:
             break
-    end = Completion(tuple(steps), FinishReason.STOP, {}, 0.0, prompt_opens_thinking=is_open)
+    end = Completion(tuple(steps), reason, {}, 0.0, prompt_opens_thinking=is_open)
     return choice, [*shown, choice.add(end)]
 
 
@@ -84,3 +87,25 @@ def test_reasoning_tokens_are_those_of_the_thinking_with_its_tags(
     choice, _ = play(pieces, is_open, [])
 
     assert choice.reasoning_tokens() == reasoning_tokens
+
+
+@given(
+    pieces=TEXTS,
+    is_open=st.booleans(),
+    stop_texts=STOPS,
+    reason=st.sampled_from(FinishReason),
+    size=st.integers(1, 9),  # characters
+)
+def test_no_answer_is_empty_and_whole_however_a_stream_is_cut(
+    pieces: list[str], is_open: bool, stop_texts: list[str], reason: FinishReason, size: int
+) -> None:
+    text = "".join(pieces)
+    cuts = [text[place : place + size] for place in range(0, len(text), size)]
+    choice, shown = play(cuts, is_open, stop_texts, reason)
+    whole, _ = play([text], is_open, stop_texts, reason)
+
+    assert "".join(new.content for new in shown) == choice.shown.content
+    assert finish_reason(choice) == finish_reason(whole) or choice.shown.stop_text is not None
+    if finish_reason(choice) == "stop" and choice.shown.stop_text is None:
+        assert choice.shown.content
+        assert reason is FinishReason.STOP

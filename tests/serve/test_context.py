@@ -135,9 +135,9 @@ def test_policy_that_reads_none_says_so(reading: Any, model: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "status", "message"),
     [
-        ({"context": ["a text"]}, 400, "reasonrt.context.documents.0: "),
-        ({"context": 7}, 400, "reasonrt.context.documents: Input should be a valid array"),
-        ({"context": [{"name": "a"}]}, 400, "reasonrt.context.documents.0.text: Field required"),
+        ({"context": ["a text"]}, 400, "reasonrt.context.0: "),
+        ({"context": 7}, 400, "reasonrt.context: Input should be a valid string"),
+        ({"context": [{"name": "a"}]}, 400, "reasonrt.context.0.text: Field required"),
         ({"context": [{"text": "a", "path": "/etc/passwd"}]}, 400, "path: unknown field"),
         ({"context": [{"text": "a"}] * 4}, 400, "the context must have at most 3 documents here, got 4"),
         ({"context": "x" * 10_001}, 413, "the context must have at most 10000 bytes here, got 10001"),

@@ -166,11 +166,13 @@ def test_limit_ends_with_length(running: Any) -> None:
 
 @pytest.mark.parametrize("prompt_opens", [True, False])
 @pytest.mark.parametrize("is_stream", [True, False])
-def test_text_that_ends_inside_the_thinking_is_no_whole_answer(
-    start: Any, opening_tokenizer: Any, prompt_opens: bool, is_stream: bool
+@pytest.mark.parametrize(("answer_text", "reason"), [(r"\boxed{7}", "stop"), ("", "length")])
+def test_text_that_ends_inside_the_thinking_is_asked_for_its_answer(
+    start: Any, opening_tokenizer: Any, prompt_opens: bool, is_stream: bool, answer_text: str, reason: str
 ) -> None:
-    """The model itself ended there, and says so; OpenAI's word for an answer that is not there is `length`."""
-    server = start(("" if prompt_opens else "<think>\n") + "One.\n\nTwo.")
+    """OpenAI's word for an answer that does not come is `length`."""
+    thinking = ("" if prompt_opens else "<think>\n") + "One.\n\nTwo."
+    server = start(lambda prompt, _: answer_text if "</think>" in prompt else thinking)
     if prompt_opens:
         for engine in server.engines:
             engine.tokenizer = opening_tokenizer
@@ -180,9 +182,10 @@ def test_text_that_ends_inside_the_thinking_is_no_whole_answer(
     chunks = list(answer) if is_stream else [answer]
     texts = [chunk.choices[0].delta if is_stream else chunk.choices[0].message for chunk in chunks]
     assert "".join(getattr(text, "reasoning", None) or "" for text in texts) == "One.\n\nTwo."
-    assert "".join(text.content or "" for text in texts) == ""
+    assert "".join(text.content or "" for text in texts) == (answer_text or "Final answer:")
     last = chunks[-1].choices[0]
-    assert (last.finish_reason, last.reasonrt["finish_reason"]) == ("length", "stop")
+    assert (last.finish_reason, last.reasonrt["finish_reason"]) == (reason, reason)
+    assert last.reasonrt["details"]["closed"] == "end"
 
 
 def test_models_are_the_policies(running: Any) -> None:
@@ -191,6 +194,11 @@ def test_models_are_the_policies(running: Any) -> None:
     ids = {model.id for model in client.models.list()}
 
     assert {"auto", *POLICIES} <= ids
+    target, arbitrage, auto = (client.models.retrieve(name) for name in ("target", "arbitrage@verify=no", "auto"))
+    assert target.context_length == 100_000
+    assert {"reasoning", "temperature", "top_k"} <= set(target.supported_parameters)
+    assert set(target.supported_parameters) - set(arbitrage.supported_parameters) == {"top_k", "min_p"}
+    assert set(auto.supported_parameters) - set(arbitrage.supported_parameters) == {"reasoning_effort"}
     assert client.models.retrieve("target@k=3").id == "target@k=3"
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'; there are auto, "):
         client.models.retrieve("gpt")
@@ -217,11 +225,15 @@ def test_models_are_the_policies(running: Any) -> None:
         ({"max_tokens": 10**6}, openai.BadRequestError, "max_tokens must be at most 32768"),
         ({"logprobs": True}, openai.BadRequestError, "logprobs: not served: several models may write"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools: not served"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format: not served"),
+        ({"response_format": {"type": "xml"}}, openai.BadRequestError, r"response_format\.type: Input should be"),
         ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty: not served"),
         ({"reasoning_effort": "low"}, openai.BadRequestError, "reasoning_effort|chooses the policy of model 'auto'"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, openai.BadRequestError, "chat_template: not served: the model"),
-        ({"extra_body": {"top_k": 5}}, openai.BadRequestError, "top_k: unknown field"),
+        (
+            {"model": "arbitrage", "extra_body": {"top_k": 5}},
+            openai.BadRequestError,
+            "does not draw by top_k and min_p",
+        ),
         ({"extra_body": {"reasonrt": {"budget": 5}}}, openai.BadRequestError, r"reasonrt\.budget: unknown field"),
         ({"extra_body": {"reasonrt": {"policy": "draft"}}}, openai.BadRequestError, "model names another policy"),
         ({"extra_body": {"reasonrt": {"deadline_s": 1e9}}}, openai.BadRequestError, "deadline_s must be at most 600"),

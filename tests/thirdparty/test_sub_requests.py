@@ -128,7 +128,7 @@ class Peek:
         async with aclosing(engines.solve(replace(request, policy="target"))) as events:
             async for event in events:
                 if isinstance(event, Step):
-                    yield event
+                    yield replace(event, text=event.text.removeprefix("<think>"))  # or it were thinking, with no answer
                     break
         yield Stop(FinishReason.STOP)
 

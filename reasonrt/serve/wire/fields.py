@@ -1,57 +1,142 @@
-"""What becomes of each field that OpenAI defines and we do not serve: the one table, shown in `docs/serving.md`.
+"""What becomes of each known field that we do not serve: the one table, shown in `docs/serving.md`.
 
-Fields that are served are those of the models in `serve/wire/requests.py`. A field in neither place is unknown, and
-refused.
+Fields that are served are those of the models in `serve/wire/requests.py`. A field in neither place is unknown: it is
+left aside, and the answer names it.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-NO_EFFECT = {
-    "metadata": "nothing is stored that it could be attached to",
-    "parallel_tool_calls": "there are no tool calls",
-    "prompt_cache_options": "the prefix cache is always on",
-    "prompt_cache_retention": "the prefix cache evicts what was used longest ago",
-    "safety_identifier": "requests are told apart by their API key",
-    "user": "requests are told apart by their API key",
-}
-"""Accepted, and nothing that the caller could notice depends on it."""
+_CALIBRATED = "it would change what routers and certificates were calibrated on"
+_ONLY_TEXT = "only text is served"
+_NO_LOGPROBS = "several models may write; reasonrt.trace returns each step's mean log-probability"
+_NO_STRUCTURE = "use response_format or structured_outputs"
+_NO_TOOLS = "tools are not served"
+_OWN_TEMPLATE = "the model's own template is used as it stands"
+_NO_REASONING = "earlier reasoning is left out of the prompt, as chat templates expect"
 
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "audio": ((), "only text is served"),
-    "best_of": ((1,), "use n, or the policy self_consistency"),
-    "chat_template": ((), "the model's own template is used; one of the caller's would run code here"),
-    "chat_template_kwargs": (({},), "the model's own template is used as it stands"),
-    "echo": ((False,), "only what is written is returned"),
-    "frequency_penalty": ((0,), "it would change what routers and certificates were calibrated on"),
-    "function_call": (("none", "auto"), "tools are not served"),
-    "functions": (([],), "tools are not served"),
-    "logit_bias": (({},), "token ids mean different things to the models of a policy"),
-    "logprobs": ((False,), "several models may write; reasonrt.trace returns each step's mean log-probability"),
-    "modalities": ((["text"],), "only text is served"),
-    "moderation": ((), "nothing is moderated here"),
-    "prediction": ((), "the draft model predicts: use a policy that speculates"),
-    "presence_penalty": ((0,), "it would change what routers and certificates were calibrated on"),
-    "response_format": (({"type": "text"},), "steps are free text"),
-    "service_tier": (("auto", "default"), "there is one tier"),
-    "store": ((False,), "nothing is stored"),
-    "suffix": (("",), "text is only written at the end"),
-    "tool_choice": (("none", "auto"), "tools are not served"),
-    "tools": (([],), "tools are not served"),
-    "top_logprobs": ((0,), "several models may write; reasonrt.trace returns each step's mean log-probability"),
-    "verbosity": (("medium",), "the models know no such setting"),
-    "web_search_options": ((), "there is no web search"),
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A field that we do not serve.
+
+    Attributes:
+        why: nothing depends on it, or it is refused.
+        neutral: the values that ask for nothing, beside null; another one is refused. None: any value is taken.
+    """
+
+    why: str
+    neutral: tuple[Any, ...] | None = None
+
+    def takes(self, value: Any) -> bool:
+        """Whether a request may hold `value` here."""
+        return self.neutral is None or any(_is_same(value, neutral) for neutral in self.neutral)
+
+
+REQUEST_FIELDS: Mapping[str, Known] = {
+    "metadata": Known("nothing is stored that it could be attached to"),
+    "parallel_tool_calls": Known("there are no tool calls"),
+    "priority": Known("requests are served in the order in which they come"),
+    "prompt_cache_options": Known("the prefix cache is always on"),
+    "prompt_cache_retention": Known("the prefix cache evicts what was used longest ago"),
+    "safety_identifier": Known("requests are told apart by their API key"),
+    "stream_reasoning": Known("a stream holds each step when it is committed"),
+    "user": Known("requests are told apart by their API key"),
+    "add_generation_prompt": Known(_OWN_TEMPLATE, (True,)),
+    "allowed_token_ids": Known("token ids mean different things to the models of a policy", ()),
+    "audio": Known(_ONLY_TEXT, ()),
+    "bad_words": Known(_CALIBRATED, ([],)),
+    "best_of": Known("use n, or the policy self_consistency", (1,)),
+    "chat_template": Known("the model's own template is used; one of the caller's would run code here", ()),
+    "continue_final_message": Known("the answer is a message of its own", (False,)),
+    "documents": Known("put them into reasonrt.context, for a policy that reads context", ([],)),
+    "echo": Known("only what is written is returned", (False,)),
+    "extra_body": Known("put its fields beside the others, as the client library does", ({},)),
+    "frequency_penalty": Known(_CALIBRATED, (0,)),
+    "function_call": Known(_NO_TOOLS, ("none", "auto")),
+    "functions": Known(_NO_TOOLS, ([],)),
+    "grammar": Known(_NO_STRUCTURE, ("",)),
+    "guided_choice": Known(_NO_STRUCTURE, ([],)),
+    "guided_grammar": Known(_NO_STRUCTURE, ("",)),
+    "guided_json": Known(_NO_STRUCTURE, ()),
+    "guided_regex": Known(_NO_STRUCTURE, ("",)),
+    "ignore_eos": Known("an answer ends where its model ends it; max_tokens is a limit, not a length", (False,)),
+    "include_stop_str_in_output": Known("the answer ends before a stop text", (False,)),
+    "length_penalty": Known("there is no beam search", (1,)),
+    "logit_bias": Known("token ids mean different things to the models of a policy", ({},)),
+    "logprobs": Known(_NO_LOGPROBS, (False,)),
+    "min_tokens": Known("an answer ends where its model ends it", (0,)),
+    "modalities": Known(_ONLY_TEXT, (["text"],)),
+    "moderation": Known("nothing is moderated here", ()),
+    "prediction": Known("the draft model predicts: use a policy that speculates", ()),
+    "presence_penalty": Known(_CALIBRATED, (0,)),
+    "prompt_logprobs": Known(_NO_LOGPROBS, (False,)),
+    "repetition_penalty": Known(_CALIBRATED, (1,)),
+    "separate_reasoning": Known("the reasoning is always told apart from the answer", (True,)),
+    "service_tier": Known("there is one tier", ("auto", "default")),
+    "skip_special_tokens": Known("control tokens are never text here", (True,)),
+    "stop_token_ids": Known("token ids mean different things to the models of a policy", ([],)),
+    "store": Known("nothing is stored", (False,)),
+    "suffix": Known("text is only written at the end", ("",)),
+    "tool_choice": Known(_NO_TOOLS, ("none", "auto")),
+    "tools": Known(_NO_TOOLS, ([],)),
+    "top_logprobs": Known(_NO_LOGPROBS, (0,)),
+    "truncate_prompt_tokens": Known("a prompt that is too long is refused, and never cut", ()),
+    "typical_p": Known(_CALIBRATED, (1,)),
+    "use_beam_search": Known("there is no beam search", (False,)),
+    "verbosity": Known("the models know no such setting", ("medium",)),
+    "web_search_options": Known("there is no web search", ()),
 }
-"""Refused with this reason, unless null or one of the values that ask for nothing."""
+"""Beside the messages or the prompt."""
+
+MESSAGE_FIELDS: Mapping[str, Known] = {
+    "annotations": Known("they are notes of a client or a server on the text"),
+    "cache_control": Known("the prefix cache is always on"),
+    "reasoning_details": Known(_NO_REASONING),
+    "refusal": Known("its text is that of the message"),
+    "thinking": Known(_NO_REASONING),
+    "thinking_blocks": Known(_NO_REASONING),
+    "audio": Known(_ONLY_TEXT, ()),
+    "function_call": Known(_NO_TOOLS, ()),
+    "images": Known(_ONLY_TEXT, ([],)),
+    "partial": Known("the answer is a message of its own", (False,)),
+    "prefix": Known("the answer is a message of its own", (False,)),
+    "tool_call_id": Known(_NO_TOOLS, ()),
+    "tool_calls": Known(_NO_TOOLS, ([],)),
+    "type": Known("a message is a text by a role", ("message", "text")),
+}
+"""In a message."""
+
+PART_FIELDS: Mapping[str, Known] = {
+    "annotations": MESSAGE_FIELDS["annotations"],
+    "cache_control": MESSAGE_FIELDS["cache_control"],
+    "logprobs": Known("they say nothing to a model"),
+}
+"""In a part of a message's content."""
 
 
 def as_markdown() -> str:
-    """Both tables, for the documentation."""
-    rows = ["| field | | why |", "|---|---|---|"]
-    rows += [f"| `{name}` | no effect | {reason} |" for name, reason in NO_EFFECT.items()]
-    for name, (neutral, reason) in REFUSED.items():
-        unless = " or ".join(f"`{_as_json(value)}`" for value in neutral)
-        rows.append(f"| `{name}` | refused{', unless ' + unless if unless else ''} | {reason} |")
+    """The tables, for the documentation."""
+    tables = {"field": REQUEST_FIELDS, "field of a message": MESSAGE_FIELDS, "field of a part": PART_FIELDS}
+    return "\n\n".join(_table(title, fields) for title, fields in tables.items())
+
+
+def _table(title: str, fields: Mapping[str, Known]) -> str:
+    rows = [f"| {title} | | why |", "|---|---|---|"]
+    for name, known in sorted(fields.items(), key=lambda item: (item[1].neutral is not None, item[0])):
+        if known.neutral is None:
+            fate = "no effect"
+        else:
+            unless = " or ".join(f"`{_as_json(value)}`" for value in known.neutral)
+            fate = f"refused{', unless ' + unless if unless else ''}"
+        rows.append(f"| `{name}` | {fate} | {known.why} |")
     return "\n".join(rows)
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    """For JSON: to Python, false is 0 and true is 1."""
+    return value == neutral and isinstance(value, bool) is isinstance(neutral, bool)
 
 
 def _as_json(value: object) -> str:

@@ -1,5 +1,6 @@
 """Answers on the wire: events become choices and chunks, completions become usage. HTTP's words begin here."""
 
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ class ReplyFormat:
     """
 
     def __init__(self, kind: Literal["chat", "text"], job: Job, reasoning_fields: Sequence[str]) -> None:
-        self._is_chat, self._job, self._names = kind == "chat", job, tuple(reasoning_fields)
+        self._is_chat, self._job = kind == "chat", job
+        self._names = tuple(reasoning_fields) if job.shows_reasoning else ()
         self.id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
@@ -145,7 +147,9 @@ class ReplyFormat:
         request = self._job.request
         engines = total_usage(choice.completion.usage for choice in choices)
         own = OwnOfAnswer(policy=request.policy, options=dict(request.options), usage=dict(engines))
-        return {"usage": usage(choices), "reasonrt": own}
+        if self._job.ignored:
+            own.ignored = list(self._job.ignored)
+        return {"usage": usage(choices, self._job.num_prompts), "reasonrt": own}
 
 
 def to_event(answer: Answer) -> bytes:
@@ -154,9 +158,15 @@ def to_event(answer: Answer) -> bytes:
 
 
 def finish_reason(choice: Choice) -> Literal["stop", "length"]:
-    """OpenAI's word; a text that ends inside the thinking has no answer, whoever ended it, and so was cut off."""
-    is_cut_off = choice.completion.finish_reason in _CUT_OFF or choice.is_thinking
-    return "length" if is_cut_off else "stop"
+    """OpenAI's word; an answer that is not there was cut off, whoever ended it, unless by a stop text of the caller."""
+    is_empty = not choice.shown.content and choice.shown.stop_text is None
+    return "length" if is_empty or choice.completion.finish_reason in _CUT_OFF else "stop"
+
+
+def warning(job: Job) -> dict[str, str]:
+    """The header that names the fields that were left aside, where there are any."""
+    names = ", ".join(re.sub(r"[^\w.-]", "?", name, flags=re.ASCII) for name in job.ignored)
+    return {"warning": f'299 reasonrt "not known here and ignored: {names}"'} if names else {}
 
 
 def own_fields(choice: Choice) -> OwnOfChoice:
@@ -167,14 +177,16 @@ def own_fields(choice: Choice) -> OwnOfChoice:
     return OwnOfChoice(finish_reason=reason, seconds=round(ended.seconds, 6), details=dict(ended.details), **present)
 
 
-def usage(choices: Sequence[Choice]) -> Usage:
-    """OpenAI's `usage`.
+def usage(choices: Sequence[Choice], num_prompts: int = 1) -> Usage:
+    """OpenAI's `usage`; each of `num_prompts` counts once, whatever the number of its choices.
 
     `completion_tokens` counts what any engine generated, as OpenAI counts rejected predictions. `cached_tokens` is
     there when one call read the prompt: of several calls, each reads the prompt and what was written since.
     """
     engines = total_usage(choice.completion.usage for choice in choices)
-    totals = _totals(choices[0].accepted.prompt_tokens, sum(engine.generated for engine in engines.values()))
+    prompts = choices[:: len(choices) // num_prompts]
+    prompt_tokens = sum(choice.accepted.prompt_tokens for choice in prompts)
+    totals = _totals(prompt_tokens, sum(engine.generated for engine in engines.values()))
     totals.completion_tokens_details = CompletionDetails(
         reasoning_tokens=sum(choice.reasoning_tokens() for choice in choices)
     )

@@ -43,10 +43,14 @@ class Version(Answer):
 
 
 class Model(Answer):
+    """`context_length` (tokens) and `supported_parameters` are OpenRouter's words; absent where they are not known."""
+
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    context_length: int | None = None
+    supported_parameters: list[str] | None = None
 
 
 class ModelList(Answer):
@@ -96,9 +100,12 @@ class OwnOfChoice(Answer):
 
 
 class OwnOfAnswer(Answer):
+    """`ignored`: paths of the fields of the request that are not known."""
+
     policy: str
     options: dict[str, Any]
     usage: dict[str, EngineUsage]
+    ignored: list[str] | None = None
 
 
 class AssistantMessage(Answer):

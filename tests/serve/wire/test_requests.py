@@ -13,13 +13,13 @@ from openai.types.chat.chat_completion_message_param import ChatCompletionMessag
 from pydantic import TypeAdapter
 
 from reasonrt import Limits, ReasonRTError, Runtime
-from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig, load_serve_config
 from reasonrt.serve.wire.errors import ApiError, to_api_error
-from reasonrt.serve.wire.fields import NO_EFFECT, REFUSED, as_markdown
-from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
+from reasonrt.serve.wire.fields import MESSAGE_FIELDS, PART_FIELDS, REQUEST_FIELDS, as_markdown
+from reasonrt.serve.wire.requests import ChatMessage, ChatRequest, CompletionRequest, TextPart, parse
 from reasonrt.serve.wire.responses import ChatCompletion, ChatCompletionChunk, TextCompletion
 from reasonrt.writing import seed_of
 
@@ -47,37 +47,239 @@ def test_each_field_of_openai_is_served_or_in_the_table(params: Any, model: Any)
     known |= set(params.CompletionCreateParamsBase.__annotations__)
 
     assert len(known) > 15
-    assert known <= model.model_fields.keys() | NO_EFFECT.keys() | REFUSED.keys()
+    assert known <= model.model_fields.keys() | REQUEST_FIELDS.keys()
 
 
 def test_no_field_has_two_places() -> None:
     served = ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
 
-    assert not served & (NO_EFFECT.keys() | REFUSED.keys())
-    assert not NO_EFFECT.keys() & REFUSED.keys()
+    assert not served & REQUEST_FIELDS.keys()
+    assert not ChatMessage.model_fields.keys() & MESSAGE_FIELDS.keys()
+    assert not TextPart.model_fields.keys() & PART_FIELDS.keys()
 
 
 def test_documentation_shows_the_table() -> None:
     assert as_markdown() in DOCS.read_text()
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_field_is_refused_unless_it_asks_for_nothing(name: str) -> None:
-    neutral, reason = REFUSED[name]
-    for value in (*neutral, None):
-        to_job(**{name: value})
+def in_place(place: str, name: str, value: Any) -> dict[str, Any]:
+    """A request with the field in this place."""
+    if place == "request":
+        return {name: value}
+    part = {"type": "text", "text": "3 + 4?"} | ({name: value} if place == "part" else {})
+    return {"messages": [{"role": "user", "content": [part]} | ({name: value} if place == "message" else {})]}
+
+
+KNOWN = [
+    (place, name)
+    for place, fields in (("request", REQUEST_FIELDS), ("message", MESSAGE_FIELDS), ("part", PART_FIELDS))
+    for name in fields
+]
+PATHS = {"request": "", "message": "messages.0.", "part": "messages.0.content.0."}
+
+
+@pytest.mark.parametrize(("place", "name"), KNOWN)
+def test_field_that_asks_for_nothing_is_taken_and_another_value_is_refused_with_its_reason(
+    place: str, name: str
+) -> None:
+    known = {"request": REQUEST_FIELDS, "message": MESSAGE_FIELDS, "part": PART_FIELDS}[place][name]
+    for value in ("x", {"a": 1}) if known.neutral is None else (*known.neutral, None):
+        assert to_job(**in_place(place, name, value)).ignored == ()
+    if known.neutral is None:
+        return
 
     with pytest.raises(ApiError) as raised:
-        to_job(**{name: {"something": "else"}})
+        to_job(**in_place(place, name, {"something": "else"}))
 
-    assert raised.value.param == name
-    assert raised.value.message == f"{name}: not served: {reason}"
-    assert raised.value.status == 400
+    path = PATHS[place] + name
+    assert (raised.value.param, raised.value.status) == (path, 400)
+    assert raised.value.message == f"{path}: not served: {known.why}"
 
 
-@pytest.mark.parametrize("name", NO_EFFECT)
-def test_field_without_effect_is_accepted(name: str) -> None:
-    assert to_job(**{name: "x"}) == to_job()
+STRICT = catalog_of(["draft", "target"], Limits(max_tokens=100), ServeConfig(strict=True), {})
+
+
+@pytest.mark.parametrize("place", PATHS)
+@pytest.mark.parametrize("value", [0, "", {}, [{}], {"text": "x" * 9}])
+def test_field_that_is_not_known_is_named_and_refused_only_by_a_strict_server(place: str, value: Any) -> None:
+    fields = in_place(place, "chat_id", value)
+    path = PATHS[place] + "chat_id"
+
+    assert to_job(**fields).ignored == (path,)
+    with pytest.raises(ApiError, match=f"{path}: unknown field") as raised:
+        STRICT.to_job(parse(ChatRequest, json.dumps({"model": "target", "messages": ASK} | fields).encode()))
+    assert raised.value.param == path
+
+
+def test_names_of_what_is_ignored_are_bounded() -> None:
+    ignored = to_job(**{f"{'x' * 100}{number}": 1 for number in range(100)}).ignored
+
+    assert (len(ignored), {len(name) for name in ignored}) == (32, {64})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (7, "messages.0.content: Input should be a valid string"),
+        ([{"type": "text", "text": 7}], "messages.0.content.0.text: Input should be a valid string"),
+        (
+            [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}],
+            "messages.0.content.1.type: parts of type 'image_url' are not served: only text is",
+        ),
+        ([7], "messages.0.content.0: Input should be an object"),
+    ],
+)
+def test_errors_of_parts_name_type_and_place_as_the_caller_wrote_them(content: Any, message: str) -> None:
+    with pytest.raises(ApiError) as raised:
+        to_job(messages=[{"role": "user", "content": content}])
+
+    assert raised.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [
+        ({}, None),
+        ({"reasoning": {"max_tokens": 9}}, 9),
+        ({"thinking": {"type": "enabled", "budget_tokens": 8}}, 8),
+        ({"thinking": {"type": "adaptive"}, "thinking_token_budget": 7, "thinking_budget": 6}, 6),
+        ({"thinking": {"type": "disabled"}}, 0),
+        ({"enable_thinking": False, "thinking_budget": 6}, 0),
+        ({"enable_thinking": True, "reasoning": {"enabled": True, "summary": "auto"}}, None),
+        ({"reasoning": {"enabled": False}}, 0),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, 0),
+        ({"chat_template_kwargs": {"thinking": False}}, 0),
+        ({"reasoning_effort": "none"}, 0),
+    ],
+)
+def test_every_clients_word_for_a_limit_of_the_thinking_is_understood(fields: Any, limit: int | None) -> None:
+    assert to_job(**fields).request.thinking_tokens == limit
+
+
+def test_effort_has_two_spellings() -> None:
+    assert to_job(model="auto", reasoning={"effort": "high"}).request.policy == "target"
+    assert to_job(model="auto", reasoning={"effort": "none"}).request.thinking_tokens is None  # it is no hybrid model
+    with pytest.raises(ApiError, match="it differs from reasoning_effort; give one"):
+        to_job(model="auto", reasoning_effort="low", reasoning={"effort": "high"})
+    with pytest.raises(ApiError, match="it chooses the policy of model 'auto'; here one is named"):
+        to_job(reasoning={"effort": "high"})
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "structure"),
+    [
+        ({"response_format": {"type": "text"}, "structured_outputs": {}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"json_object": True}),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "strict": True, "schema": SCHEMA},
+                }
+            },
+            {"json": SCHEMA},
+        ),
+        ({"structured_outputs": {"json": SCHEMA, "choice": None}}, {"json": SCHEMA}),
+        ({"structured_outputs": {"choice": ["a"]}}, {"choice": ["a"]}),
+        ({"structured_outputs": {"grammar": "root ::= 'a'"}}, {"grammar": "root ::= 'a'"}),
+    ],
+)
+def test_structure_of_the_answer_arrives(fields: Any, structure: Any) -> None:
+    assert to_job(**fields).request.structure == structure
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"json": 7},
+        {"json": "{}"},
+        {"json_object": False},
+        {"regex": ""},
+        {"choice": []},
+        {"choice": [7]},
+        {"grammar": " "},
+        {"structural_tag": "x"},
+        {"regex": "a", "choice": ["a"]},
+        {"json": {"enum": ["x" * (1 << 16)]}},
+    ],
+)
+def test_structure_that_is_none_is_refused(structure: Any) -> None:
+    with pytest.raises(ApiError, match=r"^structured_outputs: ") as raised:
+        to_job(structured_outputs=structure)
+
+    assert raised.value.param == "structured_outputs"
+
+
+@pytest.mark.parametrize("policy", ["target", "draft", "self_consistency"])
+def test_top_k_and_min_p_reach_the_one_author(policy: str) -> None:
+    request = to_job(model=policy, top_k=20, min_p=0.1).request
+
+    assert (request.top_k, request.min_p, to_job(top_k=-1).request.top_k) == (20, 0.1, 0)
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 20}, {"min_p": 0.1}])
+def test_top_k_and_min_p_are_refused_where_several_models_draw(fields: Any) -> None:
+    with pytest.raises(RequestError, match="policy arbitrage does not draw by top_k and min_p alone; leave them out"):
+        to_job(model="arbitrage", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_shown"),
+    [({}, True), ({"include_reasoning": False}, False), ({"reasoning": {"exclude": True}}, False)],
+)
+def test_reasoning_can_be_left_out(fields: Any, is_shown: bool) -> None:
+    assert to_job(**fields).shows_reasoning is is_shown
+
+
+def test_other_settings_of_a_template_are_refused() -> None:
+    with pytest.raises(ApiError, match=r"chat_template_kwargs\.tools: not served: the model's own template"):
+        to_job(chat_template_kwargs={"tools": 1})
+
+
+def completions(prompt: Any, **fields: Any) -> Any:
+    return CATALOG.to_job(parse(CompletionRequest, json.dumps({"model": "target", "prompt": prompt} | fields).encode()))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        (CharacterTokenizer().encode("a b"), ["a b"]),
+        ([CharacterTokenizer().encode("a"), CharacterTokenizer().encode("b")], ["a", "b"]),
+    ],
+)
+def test_prompts_may_be_many_and_token_ids(prompt: Any, texts: list[str]) -> None:
+    job = completions(prompt, n=2, seed=5)
+
+    asked = [(choice.request.messages[0].content, choice.request.seed) for choice in job.choices]
+    seeds = [choice.request.seed for choice in to_job(n=2, seed=5).choices]  # the same for each prompt
+    assert asked == [(text, seed) for text in texts for seed in seeds]
+    assert (job.num_prompts, len(job.choices)) == (len(texts), 2 * len(texts))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "prompt: List should have at least 1 item"),
+        ([[]], "prompt.0: List should have at least 1 item"),
+        (["a", 7], "prompt.1: Input should be a valid string"),
+        ([7, "a"], "prompt.1: Input should be a valid integer"),
+        ([-1], "prompt.0: Input should be greater than or equal to 0"),
+        ([2**31 - 1], "a token id is none of this model's; send text"),
+        (["a"] * 65, "prompt: their number must be at most 64"),
+        ({"a": 1}, "prompt: Input should be a valid array"),
+        (None, "prompt: Field required"),
+    ],
+)
+def test_prompts_that_are_none_are_refused_by_place(prompt: Any, message: str) -> None:
+    with pytest.raises(ReasonRTError) as raised:
+        completions(prompt)
+
+    assert to_api_error(raised.value, "an id").message.startswith(message)
 
 
 def test_fields_arrive() -> None:
@@ -210,7 +412,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-NAMES = st.sampled_from(sorted(ChatRequest.model_fields.keys() | NO_EFFECT.keys() | REFUSED.keys() | {"nonsense"}))
+NAMES = st.sampled_from(sorted(ChatRequest.model_fields.keys() | REQUEST_FIELDS.keys() | {"nonsense"}))
 
 
 @settings(deadline=None, max_examples=300)
