@@ -182,9 +182,9 @@ async def test_draft_without_log_probabilities_drafts_for_routers_that_read_none
     assert ("gives no log-probabilities" in completion.details["fallback"]) != writes
 
 
-@pytest.mark.parametrize("limits", [Limits(deadline_s=0.05), Limits(max_engine_calls=3), Limits(max_tokens=30)])
+@pytest.mark.parametrize("limits", [Limits(deadline_s=0.5), Limits(max_engine_calls=3), Limits(max_tokens=30)])
 async def test_request_that_a_limit_ends_tells_what_was_done(limits: Limits) -> None:
-    runtime = make_runtime(draft=["a\n\n"] * 200, seconds_per_token=0.001, chunk_tokens=1, scores=lambda text: 1.0)
+    runtime = make_runtime(draft=["a\n\n"] * 400, seconds_per_token=0.001, chunk_tokens=1, scores=lambda text: 1.0)
 
     completion = await runtime.complete(Request.ask("?", "rsd", limits=limits))
 

@@ -252,7 +252,7 @@ async def test_oracle_takes_the_better_step_of_both() -> None:
     ("policy", "options", "message"),
     [
         ("rsd", {"max_target_share": 2}, r"max_target_share must be a number in \[0, 1\], got 2"),
-        ("rsd", {"price": -1}, "price must be a number in .0, 1e.06. or null, got -1"),
+        ("rsd", {"price": -1}, r"price must be a number in \[0, 1000000\] or null, got -1"),
         ("oracle", {"threshold": "abc"}, "threshold must be a number"),
         ("arbitrage", {"verify": "no"}, "verify must be true or false, got 'no'"),
         ("target", {"engine": {}}, "engine must be text, got {}"),
