@@ -22,6 +22,7 @@ from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.policies.stopping.drift import DriftMonitor
 from reasonrt.policies.stopping.evidence_file import EvidenceFile, InUseError
 from reasonrt.policies.stopping.files import FILES, canonical
+from reasonrt.policies.stopping.traces import problem_hash
 from reasonrt.types import Message
 
 SCHEMA: Final = "reasonrt.evidence/2"
@@ -289,8 +290,8 @@ class ReportedEvidence:
 
 
 def digest(messages: Sequence[Message]) -> str:
-    """The same for the same messages in every process."""
-    asked = canonical([(message.role, message.content) for message in messages])
+    """The same for the same questions in every process, as `problem_hash` knows them: `end?` and `end` are one."""
+    asked = canonical([(message.role, problem_hash(message.content)) for message in messages])
     return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
