@@ -54,14 +54,15 @@ class JoinedStreams:
         await self._ended.aclose()
 
     async def _run(self) -> AsyncGenerator[tuple[int, TokenDelta], None]:
-        running = {asyncio.create_task(self._drained(index)) for index in range(len(self._streams))}
+        tasks = [asyncio.create_task(self._drained(index)) for index in range(len(self._streams))]
+        running = set(tasks)
         try:
             while running:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for ended in sorted([task.result() for task in done], key=lambda item: item[0]):
                     yield ended
         finally:
-            await cancel(*running)
+            await cancel(*tasks)  # those that failed together with the first one as well: their errors are read
 
     async def _drained(self, index: int) -> tuple[int, TokenDelta]:
         deltas: list[TokenDelta] = []

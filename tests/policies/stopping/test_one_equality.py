@@ -73,12 +73,8 @@ def test_risks_count_losing_it(gold: str, answer: str) -> None:
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 async def test_votes_count_them_together(a: str, b: str) -> None:
     texts = [rf"\boxed{{{a}}}", r"\boxed{77}", rf"\boxed{{{b}}}", r"\boxed{78}"]
-
-    def script(prompt: str, sampling: Sampling) -> str:
-        assert sampling.seed is not None
-        return texts[sampling.seed]
-
-    runtime = Runtime({"target": ScriptedEngine("target", script)})
+    left = iter(texts)
+    runtime = Runtime({"target": ScriptedEngine("target", lambda prompt, sampling: next(left))})
     completion = await runtime.complete(Request.ask("?", "self_consistency", options={"k": 4}, seed=0))
 
     assert completion.details["votes"] == 2
