@@ -80,23 +80,27 @@ def predict(
         drawings: of the requests.
         targets: the positions that the rows of each request predict; rows come request after request.
     """
-    tokens, _, entropies, chances = surest(stats)
-    drawn, begin = tokens.clone(), 0
+    drawn, logprobs = stats.argmax.clone(), stats.max_prob.log()
+    begin = 0
     for drawing, positions in zip(drawings, targets, strict=True):
         rows = slice(begin, begin + len(positions))
         if drawing.temperature > 0 and len(positions):
             assert logits is not None  # noqa: S101 - for the type checker
             drawn[rows] = _draw(logits[rows], drawing, positions)
-            both = logits[rows].gather(-1, torch.stack((drawn[rows], tokens[rows]), 1))
-            chances[rows] += both[:, 0] - both[:, 1]  # never above 0, as the logit less `lse` may be by rounding
+            both = logits[rows].gather(-1, torch.stack((drawn[rows], stats.argmax[rows]), 1))
+            logprobs[rows] += both[:, 0] - both[:, 1]  # never above 0, as the logit less `lse` may be by rounding
         begin += len(positions)
-    return Predictions(*(column.cpu().numpy() for column in (drawn, chances.exp(), entropies, chances)))
+    return Predictions(*(column.cpu().numpy() for column in _columns(drawn, logprobs, stats)))
 
 
 def surest(stats: RowStats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same for requests that draw nothing, where it was computed: the columns of `Predictions`."""
-    chances = stats.max_prob.log().double()
-    return stats.argmax, chances.exp(), stats.entropy.double(), chances
+    return _columns(stats.argmax, stats.max_prob.log(), stats)
+
+
+def _columns(tokens: Tensor, logprobs: Tensor, stats: RowStats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chances = logprobs.double()
+    return tokens, chances.exp(), stats.entropy.double(), chances
 
 
 def entropy(probs: Tensor) -> Tensor:
