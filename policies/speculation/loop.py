@@ -21,7 +21,7 @@ from reasonrt.ports import Capability, Engine, RequestEngine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
 from reasonrt.tasks import cancel
-from reasonrt.thinking import opens_thinking, split
+from reasonrt.thinking import CLOSING, opens_thinking, split
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
 from reasonrt.writing import sampling_for, seed_of, write_step, write_steps
@@ -265,7 +265,9 @@ class SpeculationLoop:
     def _resume(self, committed: Sequence[Step]) -> tuple[Standing, bool]:
         """How the target stands to what comes after the committed steps, and whether the draft alone has begun it."""
         begun = [*takewhile(lambda step: not step.is_complete, reversed(committed))]
-        if begun:  # only what the target was asked for is committed in parts
+        if begun and begun[0].author == CLOSING:  # nobody has been asked about what comes after it
+            return Standing.UNASKED, True
+        if begun:  # else only what the target was asked for is committed in parts
             return Standing.CORRECTED, all(step.author == self._draft.name for step in begun)
         if not committed:
             return Standing.UNASKED, True
