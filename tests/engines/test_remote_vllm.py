@@ -15,6 +15,7 @@ pytestmark = pytest.mark.vllm
 async def test_vllm_gives_all_but_scores_verifications_and_its_length(remote_engine: RemoteEngine) -> None:
     assert remote_engine.capabilities == set(Capability) - {
         Capability.SCORE,
+        Capability.STRUCTURE,
         Capability.VERIFY,
         Capability.VERIFY_SAMPLED,
     }

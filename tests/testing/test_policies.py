@@ -318,7 +318,7 @@ FAULTS: list[tuple[type, str, str]] = [
     (NoEngines, "says which `engines` it asks", "NoEngines has no engines"),
     (NoFromOptions, "is made by `from_options`", "NoFromOptions has no from_options"),
     (OneName, "says which `engines`", "engines is 'target', and not a tuple of names"),
-    (OddNumber, "`from_options` makes the policy", "`num_streams` is 'two'"),
+    (OddNumber, "says which `engines`", "num_streams is 'two', and not a number"),
     (TakesAnything, "`from_options` raises RequestError", "is taken, which nobody knows"),
     (OptionsUnchecked, "`from_options` raises RequestError", "raises TypeError"),
     (ValuesUnchecked, "`from_options` raises RequestError", "the option 'level' with the value None raises TypeError"),
