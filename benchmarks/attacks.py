@@ -11,12 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from reasonrt.engines.scripted import continuing
 from reasonrt.policies.stopping.probes import SUFFIX
 
 KEPT_BYTES = 2000  # that an answer to nonsense may have
 HEADERS_S, BODY_S = 10.0, 30.0  # that a caller has for them
 SLACK_S = 5.0
+UNHEARD_S = 15.0  # for the kernel to bring a connection whose last packet met a full backlog
 _CLOSED_S = 2.0
 _REFUSED = (400, 403, 404, 405, 408, 411, 413, 414, 415, 417, 421, 431, 501, 505)
 _BUSY = (429, 503)
@@ -202,7 +205,7 @@ async def slow_callers(target: Target, dice: random.Random, num: int, outcome: O
     async def one(index: int) -> None:
         is_body = index % 20 == 0
         content = begun if is_body else begun[: dice.choice([0, 1, 40, len(begun) - 2])]
-        patience_s = (BODY_S if is_body else HEADERS_S) + SLACK_S
+        patience_s = (BODY_S if is_body else HEADERS_S) + SLACK_S + (0 if content else UNHEARD_S)
         trickles = dice.random() < 0.5
         began = time.perf_counter()
         try:
@@ -219,7 +222,7 @@ async def slow_callers(target: Target, dice: random.Random, num: int, outcome: O
                 await asyncio.wait({reading}, timeout=1)
                 if trickles:
                     writer.write(b"a")
-            is_over = reading.done()
+            is_over = reading.done() or not _has_arrived(writer, target.port)
             reading.cancel()
         except OSError:
             is_over = True
@@ -313,6 +316,15 @@ async def heavy_texts(target: Target, dice: random.Random, num: int, outcome: Ou
         outcome.note(is_held, f"{place}, {size} bytes: {reply}")
 
     await _each(num, one)
+
+
+def _has_arrived(writer: asyncio.StreamWriter, port: int) -> bool:
+    """Whether the server's kernel knows the connection; of a silent one, it has none where its backlog was full."""
+    own = writer.get_extra_info("sockname")
+    return any(
+        each.raddr == own and each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED
+        for each in psutil.net_connections("tcp4")
+    )
 
 
 async def control_tokens(target: Target, dice: random.Random, num: int, outcome: Outcome) -> None:

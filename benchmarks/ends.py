@@ -56,14 +56,16 @@ class End:
 def main() -> None:
     options = _options()
     ends: list[End] = []
-    for turn in range(options.times):
-        for on in options.on:
-            for index, name in enumerate(options.signals):
-                dice = random.Random(f"{options.seed} {turn} {on} {name}")
-                ends.append(asyncio.run(one_end(End(on, name, (turn + index) % 2 == 0), dice, options)))
-                print(json.dumps(asdict(ends[-1])), flush=True)
-                if options.json:
-                    options.json.write_text(json.dumps(summary(ends), indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as compiled:  # torch's, for all starts: some of them are killed as they write it
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+        for turn in range(options.times):
+            for on in options.on:
+                for index, name in enumerate(options.signals):
+                    dice = random.Random(f"{options.seed} {turn} {on} {name}")
+                    ends.append(asyncio.run(one_end(End(on, name, (turn + index) % 2 == 0), dice, options)))
+                    print(json.dumps(asdict(ends[-1])), flush=True)
+                    if options.json:
+                        options.json.write_text(json.dumps(summary(ends), indent=2) + "\n")
 
 
 def summary(ends: list[End]) -> dict[str, Any]:

@@ -4,8 +4,9 @@
     python benchmarks/kernels.py --device cpu --rows 64 --hidden 512 --vocab 151936 --dtype float32
 
 On a GPU the ops are the Triton kernels, on a CPU their torch path. The roofline is that of this run: a copy and a
-matrix product are timed first. On a CPU rivals are timed in turn, a round of each after the other, by the seconds that
-this process computed (other work disturbs little; set OMP_NUM_THREADS=1), and `torch.compile` only with --compile.
+matrix product are timed first. On a CPU rivals are timed in turn, a round of each after the other, and `torch.compile`
+only with --compile: with OMP_NUM_THREADS=1 by the seconds that this process computed, which other work disturbs little;
+with more threads, which compute while they wait for each other, by the clock.
 cut-cross-entropy and Liger give the log-probability of the target and nothing else; FlashInfer draws with noise of its
 own.
 """
@@ -212,12 +213,13 @@ def time_us(runs: dict[str, Run], device: str, rounds: int) -> dict[str, float]:
         from triton.testing import do_bench
 
         return {name: 1e3 * do_bench(run, return_mode="median") for name, run in runs.items()}
+    seconds = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
-            began = time.process_time()
+            began = seconds()
             run()
-            samples[name].append(1e6 * (time.process_time() - began))
+            samples[name].append(1e6 * (seconds() - began))
     return {name: median(sample[1:]) for name, sample in samples.items()}  # the first warms up
 
 

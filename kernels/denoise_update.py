@@ -5,8 +5,11 @@ host, so that passes can follow each other without waiting for it.
 """
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reasonrt.kernels.denoising import Predicted, Residual, Update
@@ -20,6 +23,7 @@ from reasonrt.kernels.dispatch import (
 )
 
 _CONFIDENCES = (torch.float32, torch.float64)
+Array = NDArray[Any]
 
 
 def denoise_update(
@@ -42,8 +46,9 @@ def denoise_update(
     if runs_on_triton(predicted.tokens, None if residual is None else residual.expected):
         from reasonrt.kernels.triton.denoise_update import launch_denoise_update
 
-        return launch_denoise_update(predicted, thresholds, end_ids, canvas, residual)
-    return _denoise_update_torch(predicted, thresholds, end_ids, canvas, residual)
+        with torch.cuda.device_of(predicted.tokens):  # Triton launches on the current one
+            return launch_denoise_update(predicted, thresholds, end_ids, canvas, residual)
+    return _denoise_update_host(predicted, thresholds, end_ids, canvas, residual)
 
 
 def denoise_update_reference(
@@ -77,38 +82,46 @@ def _blend_reference(residual: Residual, row: int) -> Tensor:
     return alpha * residual.expected[row].double() + (1 - alpha) * residual.mask.double()
 
 
-def _denoise_update_torch(
+def _denoise_update_host(
     predicted: Predicted, thresholds: Tensor, end_ids: Tensor, canvas: Tensor, residual: Residual | None
 ) -> Update:
-    num_rows, num_blocks, device = len(predicted.tokens), len(thresholds), canvas.device
-    rows = torch.arange(num_rows, device=device)
-    blocks = torch.arange(num_blocks, device=device).repeat_interleave(predicted.starts.diff(), output_size=num_rows)
+    """In numpy, which takes a microsecond where torch takes five: the rows are few. The embeddings are torch's."""
+    tokens, slots, is_open = predicted.tokens.numpy(), predicted.slots.numpy(), predicted.is_open.numpy()
+    starts = predicted.starts.numpy()
+    lengths = np.diff(starts)
+    has_rows = lengths > 0
+    heads, head_lengths = starts[:-1][has_rows], lengths[has_rows]
+    rows = np.arange(len(tokens))
 
-    def first_of(is_wanted: Tensor) -> Tensor:
+    def of_block(reduce: np.ufunc, values: Array) -> Array:
+        """[R], the reduction of the block of each row."""
+        return np.repeat(reduce.reduceat(values, heads), head_lengths)
+
+    def first_of(is_wanted: Array) -> Array:
         """[R], of the block of each row the first row that is wanted, or no row."""
-        wanted = rows.where(is_wanted, num_rows)
-        return rows.new_full((num_blocks,), num_rows).scatter_reduce(0, blocks, wanted, "amin")[blocks]
+        return of_block(np.minimum, np.where(is_wanted, rows, len(rows)))
 
-    confidences = predicted.confidences.double().masked_fill(~predicted.is_open, -1)
-    best = confidences.new_full((num_blocks,), -1).scatter_reduce(0, blocks, confidences, "amax")[blocks]
+    confidences = np.where(is_open, predicted.confidences.numpy().astype(np.float64), -1)
     # where any is above the threshold, so is the best: it is committed in either case
-    is_chosen = (confidences > thresholds[blocks]) | (rows == first_of(confidences == best))
-    is_committed = is_chosen & predicted.is_open
-    is_masked = predicted.is_open & ~is_chosen
-    is_open = is_masked & (rows < first_of(is_committed & torch.isin(predicted.tokens, end_ids)))
-    canvas[predicted.slots[is_committed]] = predicted.tokens[is_committed]
+    is_best = rows == first_of(confidences == of_block(np.maximum, confidences))
+    is_chosen = (confidences > np.repeat(thresholds.numpy(), lengths)) | is_best
+    is_committed, is_masked = is_open & is_chosen, is_open & ~is_chosen
+    is_end = is_committed & (tokens[:, None] == end_ids.numpy()).any(1)
+    stays_open = is_masked & (rows < first_of(is_end))
+    canvas.numpy()[slots[is_committed]] = tokens[is_committed]
     if residual is not None:
-        residual.embeds[predicted.slots[is_masked]] = _blend(residual, is_masked)
-    num_open = blocks.new_zeros(num_blocks).index_add_(0, blocks, is_open.long())
-    return Update(is_committed, is_open, num_open == 0)
+        residual.embeds.index_copy_(0, torch.from_numpy(slots[is_masked]), _blend(residual, is_masked))
+    is_done = np.ones(len(thresholds), dtype=bool)
+    is_done[has_rows] = ~np.logical_or.reduceat(stays_open, heads)
+    return Update(*map(torch.from_numpy, (is_committed, stays_open, is_done)))
 
 
-def _blend(residual: Residual, rows: Tensor) -> Tensor:
-    expected = residual.expected[rows]
+def _blend(residual: Residual, is_masked: Array) -> Tensor:
+    expected = residual.expected.index_select(0, torch.from_numpy(is_masked.nonzero()[0]))
     if residual.weight is not None:
-        return residual.weight * expected + (1 - residual.weight) * residual.mask
-    alpha = (residual.entropies[rows, None] / math.log(residual.num_tokens)).clamp_(0, 1).to(expected.dtype)
-    return alpha * expected + (1 - alpha) * residual.mask
+        return torch.lerp(residual.mask, expected, residual.weight)
+    alpha = np.clip(residual.entropies.numpy()[is_masked] / math.log(residual.num_tokens), 0, 1)
+    return torch.lerp(residual.mask, expected, torch.from_numpy(alpha)[:, None].to(expected.dtype))
 
 
 def _check(

@@ -20,7 +20,7 @@ _COLUMNS_STEP = 64
 def runs_on_triton(tensor: Tensor, *others: Tensor | None) -> bool:
     """Whether an op on these tensors launches its Triton kernel: on CUDA and HIP devices, and where TRITON_INTERPRET=1.
 
-    Everything else, CPU tensors above all, and float64, is computed by torch. Triton is not imported to find out.
+    Everything else, CPU tensors above all, and float64, stays on torch's path. Triton is not imported to find out.
     """
     is_double = any(each is not None and each.dtype == torch.float64 for each in (tensor, *others))
     return not is_double and (bool(tensor.is_cuda) or os.environ.get("TRITON_INTERPRET") == "1")

@@ -58,7 +58,8 @@ def expected_embedding(
     if runs_on_triton(logits, embedding):
         from reasonrt.kernels.triton.expected_embedding import launch_expected_embedding
 
-        return launch_expected_embedding(logits, lse, embedding, rows, temperature)
+        with torch.cuda.device_of(logits):  # Triton launches on the current one
+            return launch_expected_embedding(logits, lse, embedding, rows, temperature)
     return _expected_embedding_torch(logits.detach(), lse.detach(), embedding.detach(), rows, temperature)
 
 
@@ -97,7 +98,8 @@ def expected_embedding_top(top_logprobs: Tensor, top_ids: Tensor, embedding: Ten
     if runs_on_triton(embedding, top_logprobs):
         from reasonrt.kernels.triton.expected_embedding import launch_expected_embedding_top
 
-        return launch_expected_embedding_top(top_logprobs, top_ids, embedding)
+        with torch.cuda.device_of(embedding):  # Triton launches on the current one
+            return launch_expected_embedding_top(top_logprobs, top_ids, embedding)
     weights, table = top_logprobs.detach().softmax(1).to(embedding.dtype), embedding.detach()
     return torch.nn.functional.embedding_bag(top_ids.clamp(min=0), table, per_sample_weights=weights, mode="sum")
 

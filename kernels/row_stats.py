@@ -39,7 +39,8 @@ def row_stats(
     if runs_on_triton(logits):
         from reasonrt.kernels.triton.row_stats import launch_row_stats
 
-        return launch_row_stats(logits, wanted)
+        with torch.cuda.device_of(logits):  # Triton launches on the current one
+            return launch_row_stats(logits, wanted)
     return _row_stats_torch(logits.detach(), wanted)
 
 

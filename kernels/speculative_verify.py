@@ -74,7 +74,8 @@ def speculative_verify(
     if runs_on_triton(own):
         from reasonrt.kernels.triton.speculative_verify import launch_accept
 
-        return Verification(*launch_accept(own, drafted, lengths))
+        with torch.cuda.device_of(own):  # Triton launches on the current one
+            return Verification(*launch_accept(own, drafted, lengths))
     starts = lengths.cumsum(0) - lengths
     places = torch.arange(len(drafted), device=drafted.device) - starts[request_of_row]
     ends = torch.where(own == drafted, lengths[request_of_row], places)
@@ -113,7 +114,8 @@ def draw(logits: Tensor, keys: Tensor, temperature: Tensor, top_p: Tensor) -> Te
     if runs_on_triton(logits):
         from reasonrt.kernels.triton.speculative_verify import launch_draw
 
-        return launch_draw(logits, keys, temperature, top_p)
+        with torch.cuda.device_of(logits):  # Triton launches on the current one
+            return launch_draw(logits, keys, temperature, top_p)
     parts = zip(*(rows.split(_ROWS) for rows in (logits, keys, temperature, top_p)), strict=True)
     return torch.cat([_draw(*part) for part in parts])
 

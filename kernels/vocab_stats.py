@@ -66,7 +66,8 @@ def vocab_stats(
     if runs_on_triton(hidden, logits):
         from reasonrt.kernels.triton.vocab_stats import launch_vocab_stats
 
-        return launch_vocab_stats(hidden, weight, softcap, wanted, logits)
+        with torch.cuda.device_of(hidden):  # Triton launches on the current one
+            return launch_vocab_stats(hidden, weight, softcap, wanted, logits)
     return _vocab_stats_torch(hidden.detach(), weight.detach(), softcap, wanted, logits)
 
 

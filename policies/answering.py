@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from reasonrt.ports import Engine, Engines, Policy
-from reasonrt.thinking import CLOSING, END_THINK, THINK, Split, opens_thinking, split
+from reasonrt.thinking import CLOSING, END_THINK, THINK, Split, closing_text, opens_thinking, split
 from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
 
 LEAD = "Final answer:"
@@ -25,11 +25,17 @@ async def answered(
 ) -> AsyncGenerator[PolicyEvent, None]:
     """As `policy.solve`, with an answer wherever the limits leave room for one.
 
-    The details of the `Stop` say why the thinking was `closed`: at its `end` or at its `limit`.
+    The details of the `Stop` say why the thinking was `closed`: at its `end` or at its `limit`. A policy that holds its
+    own answers to the limit is asked for the whole.
 
     Args:
         is_finished: what is committed is all that the engines had to write.
     """
+    if request.thinking_tokens is not None and policy.holds_structure and not is_finished:
+        async with aclosing(policy.solve(request, engines)) as events:
+            async for event in events:
+                yield event
+        return
     text, most = _Text(policy, request, engines), request.limits.max_tokens
     details: dict[str, Any] = {}
     warnings: dict[str, str] = {}
@@ -42,13 +48,15 @@ async def answered(
             async with aclosing(policy.solve(text.request(), engines)) as events:
                 async for event in events:
                     if isinstance(event, Stop):
-                        reason, details = event.reason, {**event.details, **details}
+                        reason, details = event.reason, {**details, **event.details}
                         warnings |= event.warnings
                         break
                     if text.num_tokens + len(event.token_ids) > limit < most:
                         reason = FinishReason.LENGTH
+                        request.tell_discarded(event, "limit")
                         break
                     if text.opens_again(event):
+                        request.tell_discarded(event, "reopened")
                         break
                     text.add(event)
                     yield event
@@ -108,11 +116,13 @@ class _Text:
     def opens_again(self, step: Step) -> bool:
         """Whether `step` opens the thinking that was closed before it."""
         was_closed = self._steps and self._steps[-1].author == CLOSING and self._num_closings < _MOST_CLOSINGS
-        return bool(was_closed) and step.text.lstrip().startswith(THINK)
+        is_written = step.author in self._ends  # and no answer that a program has computed
+        return bool(was_closed) and is_written and step.text.lstrip().startswith(THINK)
 
     def closing(self, *, is_limited: bool) -> Step | None:
         """The step to continue after; None where an answer is there or has begun, or nothing helps."""
-        if self._tokenizer is None:
+        last = self._steps[-1].author if self._steps else CLOSING
+        if self._tokenizer is None or last not in (*self._ends, CLOSING):  # no engine has written it, or continues it
             return None
         parts, wanted = self._split(), ""
         if is_limited:
@@ -121,11 +131,11 @@ class _Text:
             if self._is_limited:  # within the tag
                 self._tag_tokens = tag_tokens
             elif parts.is_thinking:
-                wanted = self._closing_tag()
+                wanted = closing_text(self._text)
             elif not begun and tag_tokens == 1:  # a thinking model, not begun yet
                 wanted = f"{THINK}\n\n{END_THINK}\n\n"
         elif not parts.content.strip() and parts.num_reasoning_characters + parts.is_thinking > 0:
-            wanted = self._closing_tag() if parts.is_thinking else f"\n\n{LEAD}"
+            wanted = closing_text(self._text) if parts.is_thinking else f"\n\n{LEAD}"
         if not wanted or self._num_closings >= _MOST_CLOSINGS:
             return None
         return Step(wanted, tuple(self._tokenizer.encode(wanted)), CLOSING, wanted.endswith("\n\n"))
@@ -135,19 +145,14 @@ class _Text:
         """Whether the answer was asked for, and nothing came of it."""
         return self._num_closings > 0 and self._split().content.strip() == LEAD
 
-    def _closing_tag(self) -> str:
-        return f"{'' if self._text.endswith(chr(10)) else chr(10)}{END_THINK}\n\n"
-
     def _split(self) -> Split:
         if self._tokenizer is None:
             return split(self._text)
-        prompt = self._request.prompts.token_ids(self._tokenizer, self._request.messages)
+        prompt = self._request.prompt(self._tokenizer)
         return split(self._text, opens_thinking(self._tokenizer.decode, prompt))
 
     def _without_end(self, step: Step) -> Step:
         ends = self._ends.get(step.author, frozenset())
         if not step.token_ids or step.token_ids[-1] not in ends:
             return step
-        return replace(
-            step, token_ids=step.token_ids[:-1], logprobs=step.logprobs[:-1], top_logprobs=step.top_logprobs[:-1]
-        )
+        return step.beginning(len(step.token_ids) - 1, step.text, is_complete=step.is_complete)

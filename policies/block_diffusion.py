@@ -18,7 +18,7 @@ from reasonrt.policies.options import read_together
 from reasonrt.policies.single import Role
 from reasonrt.ports import ChecksDecoding, Engine, Engines, Policy
 from reasonrt.transcript import Transcript
-from reasonrt.types import FinishReason, PolicyEvent, Request, Stop
+from reasonrt.types import FinishReason, PolicyEvent, Request, Stop, TokenDelta
 from reasonrt.writing import sampling_for, write_steps
 
 
@@ -57,6 +57,10 @@ class BlockDiffusion(Policy):
         return (self.engine,)
 
     @property
+    def gives_logprobs(self) -> bool:
+        return True
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         return {"engine": self.engine, **self.decoding}
 
@@ -69,7 +73,27 @@ class BlockDiffusion(Policy):
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
         transcript = Transcript.of(request, engines)
-        sampling = sampling_for(request, transcript, engine, decoding=self.decoding)
-        async with aclosing(write_steps(engine, transcript, sampling)) as written:
+        sampling = sampling_for(request, transcript, engine, decoding=self.decoding, passes=request.trace)
+        at_tokens = transcript.num_tokens
+
+        def watch(delta: TokenDelta) -> None:
+            nonlocal at_tokens
+            if request.trace:
+                request.tell("canvas", **_canvas(engine, transcript.num_tokens, delta), at_tokens=at_tokens)
+            at_tokens += len(delta.token_ids)
+
+        async with aclosing(write_steps(engine, transcript, sampling, watch)) as written:
             async for event in written:
                 yield Stop(event) if isinstance(event, FinishReason) else event
+
+
+def _canvas(engine: Engine, begun: int, delta: TokenDelta) -> dict[str, Any]:
+    """How the block filled up, as a trace has it: `texts` have settled, and each of `passes` has the places that were
+    masked before it, counted from the beginning of the answer, with the text that is expected there and how probably.
+    """
+    spell = engine.tokenizer.decode
+    passes = [
+        [[begun + place, spell([token]), round(probability, 4)] for place, token, probability in masked]
+        for masked in delta.passes
+    ]
+    return {"author": engine.name, "texts": [spell([token]) for token in delta.token_ids], "passes": passes}

@@ -37,13 +37,14 @@ from reasonrt.programs.journal import (
     journaled_below,
     replayed_below,
 )
-from reasonrt.programs.model import EngineModel
+from reasonrt.programs.model import EngineModel, PromptTooLong
 from reasonrt.programs.sandbox.base import CellLimits, Sandbox
-from reasonrt.programs.search import Found, Plan, Search
+from reasonrt.programs.search import Found, Plan, Search, does_not_fit
 from reasonrt.programs.selection import Strategy
 from reasonrt.programs.trials import Evidence, Status
 from reasonrt.programs.values import Kind, kind_of
 from reasonrt.programs.weights import Weights, check_matches
+from reasonrt.thinking import CLOSING, closing_text, opens_thinking
 from reasonrt.transcript import Transcript
 from reasonrt.types import Completion, FinishReason, Message, PolicyEvent, Request, Step, Stop
 from reasonrt.writing import sampling_for, seed_of, write_steps
@@ -80,7 +81,7 @@ class ProgramSearch(PolicyOptions):
         engine: the role of the engine that writes programs.
         sub_engine: of the one that answers sub-questions; by default the same.
         answer: of what kind it is, which decides when two answers are the same.
-        direct: whether a context that fits the engine goes to one direct call.
+        direct: whether a context that fits the engine goes to one direct call; under a certificate by `auto` none does.
         confidence: ask the model after each step how sure it is, and read one digit.
         code_first: let each message begin with a block of code, without a thought before it: for small models.
         stop_early: leave out the candidates that could not change the choice.
@@ -169,10 +170,11 @@ class ProgramSearch(PolicyOptions):
             journal.weights, journal.backend = weights.to_json() if weights else "", sandbox.backend
             journal.recurses = ask_below is not None
             ask_below = journaled_below(ask_below, journal) if ask_below else None
+        plan = plan_of(self, journal, weights is not None, sandbox.backend, _inner_deadline(engines))
         search = Search(
             journal.question,
             context,
-            plan_of(self, journal, weights is not None, sandbox.backend, _inner_deadline(engines)),
+            plan,
             model=lambda index: JournaledModel(writer, journal, f"root {index}") if self.journal else writer,
             sub_model=JournaledModel(sub_model, journal, "sub") if self.journal else sub_model,
             sandbox=sandbox,
@@ -180,10 +182,19 @@ class ProgramSearch(PolicyOptions):
             report=request.report,
             ask_below=ask_below,
         )
+        try:  # else the sandbox of each candidate is started in vain
+            await writer.check_room(search.opening().messages, plan.rules.turn_tokens)
+        except PromptTooLong as error:
+            raise does_not_fit(error) from None
         found = await search.run()
         text, reason = _said(found)
-        ids = engine.tokenizer.encode_text(text)
-        if is_cut := len(ids) > (most := request.limits.max_tokens):  # the runtime would leave all of it out
+        ids, most = engine.tokenizer.encode_text(text), request.limits.max_tokens
+        if opens_thinking(engine.tokenizer.decode, request.prompt(engine.tokenizer)):  # of which this is no part
+            closing = closing_text("")
+            closed = Step(closing, tuple(engine.tokenizer.encode(closing)), CLOSING)
+            most = max(1, most - len(closed.token_ids))
+            yield closed
+        if is_cut := len(ids) > most:  # the runtime would leave all of it out
             ids, reason = ids[:most], FinishReason.LENGTH
             text = engine.tokenizer.decode(ids)
         yield Step(text, tuple(ids), AUTHOR, is_complete=not is_cut)
@@ -211,13 +222,25 @@ class ProgramSearch(PolicyOptions):
             return None
         weights = Weights.read(Path(self.weights))
         check_matches(weights, engine.model_fingerprint, self.k, self.stop_early)
+        if weights.certificate and (route := self._beside_the_certificate):
+            raise CalibrationError(
+                f"the certificate is for what answer_mass believes of programs, {route} would answer otherwise; "
+                "leave that out, or take weights without a certificate"
+            )
         return weights
+
+    @property
+    def _beside_the_certificate(self) -> str:
+        """The option that asks for answers that never abstain; "" where none does."""
+        if self.direct == "always":
+            return "direct=always"
+        return "" if self.strategy in ("auto", "answer_mass") else f"strategy={self.strategy}"
 
     def _direct_request(self, request: Request, engine: Engine, weights: Weights | None) -> Request | None:
         """The request of one direct call; None where programs are to be searched."""
         if not request.context:
             return request
-        if self.direct == "never":
+        if self.direct == "never" or (weights and weights.certificate):  # a direct call never abstains
             return None
         window = engine.max_model_len
         most = weights.direct_below_tokens if weights and weights.direct_below_tokens is not None else None

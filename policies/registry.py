@@ -18,6 +18,7 @@ from reasonrt.policies.options import refuse_operator_only
 from reasonrt.policies.program_search import ProgramSearch
 from reasonrt.policies.self_consistency import SelfConsistency
 from reasonrt.policies.single import Draft, Target
+from reasonrt.policies.speculation.auto import Auto
 from reasonrt.policies.speculation.oracle import Oracle
 from reasonrt.policies.speculation.policy import SpeculationKind
 from reasonrt.policies.stopping.policy import CommonOptions, stopped
@@ -44,6 +45,7 @@ _OWN: Mapping[str, PolicyKind] = {
     "block_diffusion": BlockDiffusion,
     "program_search": ProgramSearch,
     "oracle": Oracle,
+    "auto": Auto,
     **{name: SpeculationKind(name, kind) for name, kind in ROUTERS.items()},
 }
 

@@ -30,6 +30,10 @@ class Single(PolicyOptions):
     def has_one_author(self) -> bool:
         return True
 
+    @property
+    def gives_logprobs(self) -> bool:
+        return True
+
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
         engine = engines[self.engine]
         transcript = Transcript.of(request, engines)

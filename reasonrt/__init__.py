@@ -5,14 +5,16 @@ Importing this package imports neither torch nor vllm nor ray; engines load them
 
 from reasonrt.errors import ReasonRTError
 from reasonrt.evals.batch import batch
+from reasonrt.evals.dataset import batch_dataset
 from reasonrt.policies.registry import register_policy
 from reasonrt.runtime import Runtime
 from reasonrt.sync import SyncRuntime
-from reasonrt.types import Completion, FinishReason, Limits, Message, Request, Step
+from reasonrt.types import Completion, FinishReason, FunctionTool, Limits, Message, Request, Step, ToolCall
 
 __all__ = [
     "Completion",
     "FinishReason",
+    "FunctionTool",
     "Limits",
     "Message",
     "ReasonRTError",
@@ -20,6 +22,8 @@ __all__ = [
     "Runtime",
     "Step",
     "SyncRuntime",
+    "ToolCall",
     "batch",
+    "batch_dataset",
     "register_policy",
 ]

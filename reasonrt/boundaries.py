@@ -46,6 +46,7 @@ class Boundaries:
         self.opens_line = frozenset(i for i, text in lines.items() if text.isspace())
         self.ends_line = frozenset(i for i, text in lines.items() if not text.rpartition("\n")[2].strip())
         self.spaces = frozenset(i for i, text in vocabulary.items() if text.isspace() and "\n" not in text)
+        self.marked = self.closing | self.ends_line | self.spaces  # all others stand within a line
         self.opens_word, self.ends_sentence = frozenset[int](), frozenset[int]()
         if kind == "sentence":
             self.opens_word = frozenset(i for i, text in vocabulary.items() if text[:1].isspace())
@@ -60,6 +61,33 @@ def boundaries_of(tokenizer: Tokenizer) -> Boundaries:
 @lru_cache(maxsize=32)
 def _boundaries_of(tokenizer: Tokenizer, kind: BoundaryKind) -> Boundaries:
     return Boundaries(tokenizer, kind)
+
+
+class Ends:
+    """Sees in a stream of token ids where a step may end, by the ids alone; whether one does, its text says.
+
+    A step that becomes too long ends elsewhere, too.
+    """
+
+    def __init__(self, boundaries: Boundaries) -> None:
+        self._boundaries = boundaries
+        self._is_at_line_begin = False
+        self._last_id = -1
+
+    def before(self, token_id: int) -> bool:
+        """Whether a step may end before this token, if it is the next."""
+        return token_id in self._boundaries.opens_word and self._last_id in self._boundaries.ends_sentence
+
+    def after(self, token_id: int) -> bool:
+        """Whether a step may end with this token, which is the next."""
+        known, self._last_id = self._boundaries, token_id
+        if token_id not in known.marked:
+            self._is_at_line_begin = False
+            return False
+        may_end = token_id in known.closing or (token_id in known.opens_line and self._is_at_line_begin)
+        if token_id not in known.spaces:
+            self._is_at_line_begin = token_id in known.ends_line
+        return may_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +112,20 @@ class StepSplitter:
         self._num_read = 0  # of these ids
         self._marks: list[str] = []  # open ones, the innermost last
         self._blank_lines = 0  # inside of _marks
-        self._is_at_line_begin = False
-        self._last_id = -1
+        self._ends = Ends(boundaries)
         self._peeked, self._num_peeked = "", 0  # text of so many of the pending ids
 
     def feed(self, token_ids: Sequence[int]) -> list[Segment]:
         """Take in new tokens and return the steps that they complete, most often none."""
         segments = []
-        known = self._boundaries
+        has_sentences = bool(self._boundaries.opens_word)
         for token_id in token_ids:
-            if token_id in known.opens_word and self._is_after_sentence() and self._closes():
+            if has_sentences and self._ends.before(token_id) and self._is_sentence() and self._closes():
                 segments.append(self._cut())
             self._pending.append(token_id)
-            if (self._may_close(token_id) and self._closes()) or self._is_too_long(token_id):
+            is_long = len(self._pending) >= LONGEST_STEP // 2
+            if (self._ends.after(token_id) and self._closes()) or (is_long and self._is_too_long(token_id)):
                 segments.append(self._cut())
-            if token_id not in known.spaces:
-                self._is_at_line_begin = token_id in known.ends_line
-            self._last_id = token_id
         return segments
 
     def peek(self) -> Segment:
@@ -118,21 +143,17 @@ class StepSplitter:
         self._read()
         return self._cut()
 
-    def _may_close(self, token_id: int) -> bool:
-        known = self._boundaries
-        return token_id in known.closing or (token_id in known.opens_line and self._is_at_line_begin)
-
     def _closes(self) -> bool:
         self._read()
         # blank lines alone are the beginning of the next step
         return self._is_outside_marks() and bool(self._text.strip())
 
-    def _is_after_sentence(self) -> bool:
-        return self._last_id in self._boundaries.ends_sentence and len(self._pending) >= _SHORTEST_SENTENCE
+    def _is_sentence(self) -> bool:
+        return len(self._pending) >= _SHORTEST_SENTENCE
 
     def _is_too_long(self, token_id: int) -> bool:
         length = len(self._pending)
-        if length < LONGEST_STEP // 2 or (length < LONGEST_STEP and token_id not in self._boundaries.ends_line):
+        if length < LONGEST_STEP and token_id not in self._boundaries.ends_line:
             return False
         is_within_character = self._boundaries.tokenizer.decode(self._pending[-_CHARACTER_TOKENS:]).endswith("\ufffd")
         if is_within_character and length < LONGEST_STEP + _CHARACTER_TOKENS:

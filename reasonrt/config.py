@@ -35,6 +35,12 @@ ThinkingMarks = Annotated[
 ]
 
 
+ToolParser = Annotated[
+    str | None,
+    Field(description="vLLM's parser of calls of tools, such as hermes; auto: found from the template; null: none"),
+]
+
+
 class VllmConfig(_Strict):
     """A model in vLLM. The fields after `own_process` are those of `engines.vllm_settings.VllmSettings`."""
 
@@ -56,6 +62,7 @@ class VllmConfig(_Strict):
     tensor_parallel: int = Field(1, ge=1, le=1024)
     scores: bool = False
     structured: bool = Field(False, description="answers can be held to a structure; vLLM then loads a tokenizer, too")
+    tool_parser: ToolParser = "auto"
     thinking_marks: ThinkingMarks = None
     boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
     speculative: dict[str, Any] | None = Field(None, description="vLLM's own speculation; a `model` in it as above")
@@ -104,6 +111,7 @@ class RemoteConfig(_Strict):
     api_key: SecretStr | None = None
     max_model_len: int = Field(4096, ge=16)
     timeout_s: float = Field(60.0, gt=0)
+    tool_parser: ToolParser = "auto"
     boundary: BoundaryKind = Field("blank_line", description="what ends a step; `calibrate boundary` finds it")
 
 

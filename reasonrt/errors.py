@@ -7,6 +7,7 @@
   + EngineError        an engine died or answered nonsense; a later call may work
     - CapabilityError  the engine can never do what was asked of it
     - UpstreamError    a server behind an engine failed; names its address and what it said, which is no caller's
+      * RefusedError   it answered that it does not do what it was asked for: to ask again soon changes nothing
   + CalibrationError   data that cannot be calibrated on
     - Infeasible       (calibration/stopping/sample_size.py) data that cannot carry the promise asked of it
   + KernelError        tensors that a kernel cannot take
@@ -50,6 +51,10 @@ class CapabilityError(EngineError):
 
 
 class UpstreamError(EngineError):
+    pass
+
+
+class RefusedError(UpstreamError):
     pass
 
 

@@ -1,14 +1,14 @@
 """An engine as one request sees it: every token is counted, and no call is made over the limit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 from reasonrt.engines.whole import generate_whole
 from reasonrt.pace import Pace
-from reasonrt.ports import Engine, Reading, Score, TokenStream, Verified, WholeStream, canvas_positions
+from reasonrt.ports import Engine, Reading, Score, TokenStream, Verified, WholeStream, calling, canvas_positions
 from reasonrt.scopes import Scope
-from reasonrt.types import GREEDY, EngineUsage, Sampling, TokenDelta
+from reasonrt.types import GREEDY, EngineUsage, FinishReason, FunctionTool, ParsedAnswer, Sampling, TokenDelta
 
 
 class MeteredEngine:
@@ -44,6 +44,8 @@ class MeteredEngine:
     def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> "_MeteredStream":
         self.scope.take_call()
         self.calls += 1
+        if self.scope.tokens_left is not None:  # a budget ends it at a token
+            sampling = replace(sampling, by_step=False)
         stream = self._engine.generate(prompt_token_ids, sampling, cache_salt or self._salt)
         return _MeteredStream(self, stream, len(prompt_token_ids))
 
@@ -54,11 +56,13 @@ class MeteredEngine:
         for _ in samplings:
             self.scope.take_call()
         self.calls += len(samplings)
+        by_budget = [False] * len(samplings)
         if (left := self.scope.tokens_left) is not None:  # nobody looks at them before they end
             most = max(1, left // len(samplings))
+            by_budget = [most < each.max_tokens for each in samplings]
             samplings = [replace(each, max_tokens=min(each.max_tokens, most)) for each in samplings]
         stream = generate_whole(self._engine, prompt_token_ids, samplings, cache_salt or self._salt)
-        return _MeteredWhole(self, stream, len(prompt_token_ids), len(samplings))
+        return _MeteredWhole(self, stream, len(prompt_token_ids), by_budget)
 
     async def read(
         self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
@@ -67,7 +71,7 @@ class MeteredEngine:
         self.has_generated(1)
         self.probe += 1
         reading = await self._engine.read(prompt_token_ids, candidate_ids, cache_salt or self._salt)
-        self.count_cached(reading.cached_tokens)
+        self.count_cached(min(reading.cached_tokens, len(prompt_token_ids)))
         return reading
 
     async def verify(
@@ -90,15 +94,28 @@ class MeteredEngine:
         watch.came(TokenDelta(verified.token_ids, cached_tokens=verified.cached_tokens - again * num_tokens))
         self.passes += again
         self.prefilled += again * num_tokens
-        self.count_cached(verified.cached_tokens)
+        self.count_cached(min(verified.cached_tokens, verified.passes * num_tokens))
         self.probe += verified.token_ids == tuple(drafted_ids)  # else its own token is part of the text
         return verified
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         self._count_probe(prompt_token_ids)
         score = await self._engine.score(prompt_token_ids, cache_salt or self._salt)
-        self.count_cached(score.cached_tokens)
+        self.count_cached(min(score.cached_tokens, len(prompt_token_ids)))
         return score
+
+    @property
+    def call_marks(self) -> tuple[str, ...]:
+        return calling(self._engine).call_marks
+
+    async def parse_calls(self, answer: str, tools: Sequence[FunctionTool], choice: str) -> ParsedAnswer:
+        return await calling(self._engine).parse_calls(answer, tools, choice)
+
+    async def structure_of_calls(
+        self, tools: Sequence[FunctionTool], choice: str, *, is_parallel: bool, structure: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        engine = calling(self._engine)
+        return await engine.structure_of_calls(tools, choice, is_parallel=is_parallel, structure=structure)
 
     def _count_probe(self, prompt_token_ids: Sequence[int]) -> None:
         self.scope.take_call()
@@ -132,15 +149,19 @@ class MeteredEngine:
 
 
 class _Counted:
-    """Adds what a stream has made since it was last looked at."""
+    """Adds what a stream has made since it was last looked at.
 
-    def __init__(self, meter: MeteredEngine, stream: TokenStream | WholeStream) -> None:
-        self._meter, self._stream = meter, stream
-        self._generated = self._passes = self._canvas = self._cached = 0
+    A server may count other tokens than ours, those of its own tokenizer: no fewer are counted as generated than it has
+    handed out, and no more as cached than it was asked with.
+    """
+
+    def __init__(self, meter: MeteredEngine, stream: TokenStream | WholeStream, prompt_tokens: int) -> None:
+        self._meter, self._stream, self._prompt_tokens = meter, stream, prompt_tokens
+        self._generated = self._passes = self._canvas = self._cached = self._handed_out = 0
 
     @property
     def generated_tokens(self) -> int:
-        return self._stream.generated_tokens
+        return max(self._stream.generated_tokens, self._handed_out)
 
     @property
     def passes(self) -> int:
@@ -150,8 +171,10 @@ class _Counted:
     def canvas_positions(self) -> int:
         return canvas_positions(self._stream)
 
-    def _count(self, cached_tokens: int) -> None:
-        generated, passes, canvas = self._stream.generated_tokens, self._stream.passes, self.canvas_positions
+    def _count(self, cached_tokens: int, handed_out: int = 0) -> None:
+        self._handed_out += handed_out
+        cached_tokens = min(cached_tokens, self._prompt_tokens)
+        generated, passes, canvas = self.generated_tokens, self._stream.passes, self.canvas_positions
         self._meter.has_generated(generated - self._generated)
         self._meter.passes += passes - self._passes
         self._meter.canvas += canvas - self._canvas
@@ -165,8 +188,7 @@ class _MeteredStream(_Counted):
     _stream: TokenStream
 
     def __init__(self, meter: MeteredEngine, stream: TokenStream, prompt_tokens: int) -> None:
-        super().__init__(meter, stream)
-        self._prompt_tokens = prompt_tokens
+        super().__init__(meter, stream, prompt_tokens)
         self._is_asked = self._has_begun = False
         self._watch = meter.pace.watch(prompt_tokens)
 
@@ -185,7 +207,7 @@ class _MeteredStream(_Counted):
         self._watch.came(delta)
         if not self._has_begun:
             self._begin()
-        self._count(delta.cached_tokens)
+        self._count(delta.cached_tokens, len(delta.token_ids))
         return delta
 
     async def aclose(self) -> None:
@@ -205,9 +227,12 @@ class _MeteredStream(_Counted):
 class _MeteredWhole(_Counted):
     _stream: WholeStream
 
-    def __init__(self, meter: MeteredEngine, stream: WholeStream, prompt_tokens: int, num: int) -> None:
-        super().__init__(meter, stream)
-        self._prompt_tokens = prompt_tokens * num
+    def __init__(
+        self, meter: MeteredEngine, stream: WholeStream, prompt_tokens: int, by_budget: Sequence[bool]
+    ) -> None:
+        """`by_budget`: which of them the budget ends, should they meet their length."""
+        num, self._by_budget = len(by_budget), by_budget
+        super().__init__(meter, stream, prompt_tokens * num)
         self._is_asked = False
         self._watches = [meter.pace.watch(prompt_tokens) for _ in range(num)]  # they learn no speed from what is whole
 
@@ -229,8 +254,10 @@ class _MeteredWhole(_Counted):
         except Exception:
             self._end()
             raise
+        if self._by_budget[index] and delta.finish_reason is FinishReason.LENGTH:
+            delta = replace(delta, finish_reason=FinishReason.BUDGET)
         self._watches[index].ended()
-        self._count(self._stream.cached_tokens)
+        self._count(self._stream.cached_tokens, len(delta.token_ids))
         return index, delta
 
     async def aclose(self) -> None:

@@ -21,7 +21,18 @@ from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.pace import Pace
-from reasonrt.types import GREEDY, Event, PolicyEvent, Request, Sampling, TokenDelta, Tokenizer
+from reasonrt.types import (
+    GREEDY,
+    EngineUsage,
+    Event,
+    FunctionTool,
+    ParsedAnswer,
+    PolicyEvent,
+    Request,
+    Sampling,
+    TokenDelta,
+    Tokenizer,
+)
 
 
 class Capability(StrEnum):
@@ -33,6 +44,7 @@ class Capability(StrEnum):
     VERIFY = "verify"
     VERIFY_SAMPLED = "verify_sampled"  # at temperatures above 0 as well
     STRUCTURE = "structure"  # holds a text to a schema, a choice, an expression or a grammar
+    TOOLS = "tools"  # tells calls of tools from the text of an answer; see `CallsTools`
     TOKEN_IDS = "token_ids"  # noqa: S105 (not that kind of token); gives ids; without it, generations come as text
 
 
@@ -45,11 +57,18 @@ class Verified:
             place of that one; all of them, at least one, where it agrees with all.
         cached_tokens: tokens of prompt and draft that its passes read from the prefix cache.
         passes: forward passes that it took, at least one.
+        logprobs, top_logprobs, top_token_ids: as in `TokenDelta`, of each token of the whole draft as this engine sees
+            it, when `Sampling` asks for them.
+        own_logprob: of the last of `token_ids`, when it asks for `logprobs`.
     """
 
     token_ids: tuple[int, ...]
     cached_tokens: int = 0
     passes: int = 1
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
+    top_token_ids: tuple[tuple[int, ...], ...] = ()
+    own_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +218,8 @@ class Engine(Protocol):
         give another one.
 
         Args:
-            sampling: of it, `temperature`, `top_p` and `seed`; without a seed, each call draws otherwise.
+            sampling: of it, `temperature`, `top_p` and `seed`; without a seed, each call draws otherwise. And
+                `logprobs` and `top_logprobs`, for those of the draft.
 
         Raises:
             CapabilityError: a temperature above 0, without `Capability.VERIFY_SAMPLED`.
@@ -223,6 +243,48 @@ class GeneratesWhole(Protocol):
 
 
 @runtime_checkable
+class CallsTools(Protocol):
+    """What an engine with `Capability.TOOLS` has: it knows how its model writes calls of tools."""
+
+    @property
+    def call_marks(self) -> tuple[str, ...]:
+        """What a call begins with in the text of an answer; empty where it may begin anywhere."""
+
+    async def parse_calls(self, answer: str, tools: Sequence[FunctionTool], choice: str) -> ParsedAnswer:
+        """Tell the calls in an answer from its text.
+
+        Args:
+            answer: what the engine has written after its thinking.
+            choice: as in `Request.tool_choice`; the answer was then written under the structure of these calls.
+        """
+
+    async def structure_of_calls(
+        self, tools: Sequence[FunctionTool], choice: str, *, is_parallel: bool, structure: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What holds an answer to what was asked for, as in `Sampling.structure`; empty where any text will do.
+
+        Args:
+            choice, is_parallel: as `Request.tool_choice` and `parallel_tool_calls`.
+            structure: of an answer that calls nothing.
+
+        Raises:
+            CapabilityError: nothing can hold this model's calls to it.
+            RequestError: a schema that cannot be held.
+        """
+
+
+def calling(engine: Engine) -> CallsTools:
+    """The engine, as one that calls tools.
+
+    Raises:
+        CapabilityError: it does not.
+    """
+    if isinstance(engine, CallsTools):
+        return engine
+    raise CapabilityError(f"engine {engine.name!r} tells no calls of tools from text")
+
+
+@runtime_checkable
 class ChecksDecoding(Protocol):
     """What an engine has that writes by schedules: it says before it is asked what it would refuse."""
 
@@ -232,6 +294,32 @@ class ChecksDecoding(Protocol):
         Raises:
             RequestError: an option that is not known, a value that is not allowed, or what this model cannot do.
         """
+
+
+@runtime_checkable
+class ChecksStructure(Protocol):
+    """What an engine has that holds texts to some kinds of structure alone: it says so before it is asked."""
+
+    def check_structure(self, structure: Mapping[str, Any]) -> None:
+        """Look at what `Sampling.structure` would hold.
+
+        Raises:
+            RequestError: a kind that it cannot hold a text to.
+        """
+
+
+@runtime_checkable
+class LearnsCapabilities(Protocol):
+    """What an engine has that finds out at its start what it can do, which may be nothing beyond writing."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has found out."""
+
+
+def is_known(engine: Engine) -> bool:
+    """Whether `engine.capabilities` are what it can do; else it may turn out to have any."""
+    return engine.is_known if isinstance(engine, LearnsCapabilities) else bool(engine.capabilities)
 
 
 @runtime_checkable
@@ -263,12 +351,15 @@ def refuse_decoding(engine_name: str, *samplings: Sampling) -> None:
             raise CapabilityError(f"engine {engine_name!r} writes token by token; leave decoding {name[:64]!r} out")
 
 
-class RequestEngine(Engine, GeneratesWhole, Protocol):
+class RequestEngine(Engine, GeneratesWhole, CallsTools, Protocol):
     """An engine as the runtime hands it to a policy: what it is asked counts for one request."""
 
     @property
     def pace(self) -> Pace:
         """Its recent speed, over all requests."""
+
+    def usage(self, committed_tokens: int) -> EngineUsage:
+        """What the request has spent on it so far, of which so many tokens are part of the committed text."""
 
 
 class OperatorOnly:
@@ -332,8 +423,17 @@ class Engines(Mapping[str, RequestEngine], ABC):
     ) -> None:
         """Where a limit ends the request, and so there is no `Stop`, what these then give are its details and warnings.
 
-        Of several, all that they give.
+        Of several, all that they give, the last one's where they tell of the same.
         """
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        """What the functions of `at_limit` give now as details.
+
+        A policy is asked again where its own text continues, after its thinking was closed for instance: at its start,
+        this is what it has told of its work before.
+        """
+        return {}
 
     @abstractmethod
     def solve(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -385,6 +485,16 @@ class Policy(Protocol):
     @property
     def has_one_author(self) -> bool:
         """Whether one engine draws each token, by the request's sampling alone, `top_k` and `min_p` included."""
+        return False
+
+    @property
+    def gives_logprobs(self) -> bool:
+        """Whether the steps of its engines have log-probabilities where `Request.logprobs` asks for them."""
+        return False
+
+    @property
+    def holds_structure(self) -> bool:
+        """Whether it holds its own answers, of which it takes one, to `Request.structure` and `thinking_tokens`."""
         return False
 
     @property

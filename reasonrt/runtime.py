@@ -22,11 +22,24 @@ from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
 from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.answering import answered
+from reasonrt.policies.echo import can_echo, echoed
 from reasonrt.policies.registry import build_policy
 from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.policies.stopping.service import ServedCertificates
-from reasonrt.policies.structured import can_hold_structure, structured
-from reasonrt.ports import Allowance, Engine, Engines, Policy, RequestEngine, Tool
+from reasonrt.policies.structured import answering_role, can_hold_structure, is_written_apart, structured
+from reasonrt.policies.tool_calls import hold_to_calls, parse_answer, refuse_tools
+from reasonrt.ports import (
+    Allowance,
+    Capability,
+    ChecksStructure,
+    Engine,
+    Engines,
+    Policy,
+    RequestEngine,
+    Tool,
+    calling,
+    is_known,
+)
 from reasonrt.scopes import LimitReached, Scope
 from reasonrt.sync import SyncRuntime
 from reasonrt.tasks import Expired, before, run_bounded
@@ -72,12 +85,39 @@ class Prepared:
         return any(last.token_ids[-1] in author.tokenizer.eos_token_ids for author in authors)
 
     @property
+    def call_marks(self) -> tuple[str, ...] | None:
+        """What a call of a tool begins with in the answer, as in `CallsTools.call_marks`; None without tools."""
+        if not self.request.tools:
+            return None
+        return calling(self.engines[answering_role(self.policy)]).call_marks
+
+    @property
     def prompt_opens_thinking(self) -> bool:
         """Whether the first engine's chat template has opened the thinking: the text then begins inside of it."""
         if not self.policy.engines:
             return False
         tokenizer = self.engines[self.policy.engines[0]].tokenizer
-        return opens_thinking(tokenizer.decode, self.request.prompts.token_ids(tokenizer, self.request.messages))
+        return opens_thinking(tokenizer.decode, self.request.prompt(tokenizer))
+
+    @property
+    def why_no_logprobs(self) -> str:
+        """Why its tokens cannot have log-probabilities; "" where they can."""
+        if not self.policy.gives_logprobs:
+            return f"policy {self.request.policy} gives no log-probabilities"
+        for engine in (self.engines[role] for role in self.policy.engines):
+            if is_known(engine) and Capability.LOGPROBS not in engine.capabilities:
+                return f"engine {engine.name!r} gives no log-probabilities"
+        return ""
+
+    @property
+    def why_no_echo(self) -> str:
+        """Why its prompt cannot come back; "" where it can."""
+        if not can_echo(self.policy):
+            return f"policy {self.request.policy} returns no prompt, as target and draft do"
+        engine = self.engines[self.policy.engines[0]]
+        if self.request.logprobs is not None and Capability.VERIFY not in engine.capabilities:
+            return f"engine {engine.name!r} does not say how likely a prompt is"
+        return "a structure is that of an answer, and a prompt is continued" if self.request.structure else ""
 
 
 class Runtime:
@@ -153,13 +193,7 @@ class Runtime:
         from reasonrt.engines.build import build_engines
         from reasonrt.tools import build_tools
 
-        if policies:
-            asking, roles = cls({}, config.policies), set()
-            for name, options in policies:
-                needed, used = asking.asked_roles(name, options)
-                if missing := [role for role in needed if role not in config.engines]:
-                    raise _no_engine(missing[0], config.engines)
-                roles |= {*needed, *used}
+        roles = roles_of(config, policies) if policies else roles
         engines = build_engines(config, None if roles is None else set(roles))
         return cls(engines, config.policies, tools=build_tools(config), limits=config.limits.to_limits())
 
@@ -215,6 +249,8 @@ class Runtime:
         """
         if request.limits is THE_RUNTIMES:
             request = replace(request, limits=self.limits)
+        if request.tool_choice == "none":
+            request = replace(request, tools=(), tool_choice="auto")
         policy = self._build(request.policy, request.options)
         engines = {role: self._engine(role) for role in policy.engines}
         engines |= {role: self.engines[role] for role in policy.optional_engines if role in self.engines}
@@ -229,11 +265,21 @@ class Runtime:
         if request.structure and not can_hold_structure(policy, engines):
             raise RequestError(
                 f"policy {request.policy} cannot hold its answer to a structure here; the engine that writes it must "
-                "be one of vLLM with `structured: true`"
+                "be one of vLLM with `structured: true`, or a server that holds texts to one"
             )
+        if request.structure and engines:
+            writer = engines[answering_role(policy)]
+            if isinstance(writer, ChecksStructure) and is_known(writer):
+                writer.check_structure(request.structure)
+        refuse_tools(request, policy, engines)
         if request.thinking_tokens is not None and policy.reads_context:
             raise RequestError(f"policy {request.policy} commits no thinking; leave its limit out")
-        return Prepared(request, policy, engines)
+        prepared = Prepared(request, policy, engines)
+        if request.logprobs is not None and (reason := prepared.why_no_logprobs):
+            raise RequestError(f"{reason}; leave them out, or choose another policy")
+        if request.echo and (reason := prepared.why_no_echo):
+            raise RequestError(f"{reason}; leave echo out")
+        return prepared
 
     def asked_roles(
         self, policy: str, options: Mapping[str, Any] | None = None
@@ -332,6 +378,22 @@ class Runtime:
             _check_files(name, policy, engines)
 
 
+def roles_of(config: Config, policies: Iterable[tuple[str, Mapping[str, Any]]]) -> set[str]:
+    """The engines that policies, by name and options, need or make use of under a configuration; none is built.
+
+    Raises:
+        ConfigError: it has no engine in a role that is needed.
+        RequestError: there is no such policy, or an option is not allowed.
+    """
+    asking, roles = Runtime({}, config.policies), set[str]()
+    for name, options in policies:
+        needed, used = asking.asked_roles(name, options)
+        if missing := [role for role in needed if role not in config.engines]:
+            raise _no_engine(missing[0], config.engines)
+        roles |= {*needed, *used}
+    return roles
+
+
 def _no_engine(role: str, known: Iterable[str]) -> ConfigError:
     there = ", ".join(known) or "none"
     return ConfigError(f"no engine has the role {shown(role)}; there are {there}: add it or choose another policy")
@@ -383,14 +445,19 @@ class _RequestEngines(Engines):
     ) -> None:
         self._told.append((details, warnings))
 
+    @property
+    def told(self) -> Mapping[str, Any]:
+        told: dict[str, Any] = {}
+        for tell_details, _ in self._told:
+            told.update(tell_details())
+        return told
+
     def ended_by(self, reason: FinishReason) -> Stop:
         """In the place of the policy's own, where a limit has ended the request."""
-        details: dict[str, Any] = {}
         warnings: dict[str, str] = {}
-        for tell_details, tell_warnings in self._told:
-            details.update(tell_details())
+        for _, tell_warnings in self._told:
             warnings.update(tell_warnings())
-        return Stop(reason, details, warnings)
+        return Stop(reason, self.told, warnings)
 
     async def solve(self, request: Request) -> AsyncGenerator[Event, None]:
         prepared = self.runtime.prepare(replace(request, cache_salt=self._request.cache_salt, report=None))
@@ -409,7 +476,8 @@ class _RequestEngines(Engines):
         for step in self.steps:
             committed[step.author] += len(step.token_ids)
         spent = self.spent().items()
-        return {name: replace(usage, discarded=usage.discarded - committed[name]) for name, usage in spent}
+        # as in `MeteredEngine.usage`, never fewer than none
+        return {name: replace(usage, discarded=max(0, usage.discarded - committed[name])) for name, usage in spent}
 
     def spent(self) -> Usage:
         """As `usage`, with nothing committed: for a sub-request, the one that asked for it says what it commits."""
@@ -432,6 +500,7 @@ async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator
                 left -= len(event.token_ids)
                 if left < 0:
                     stop = engines.ended_by(FinishReason.LENGTH)
+                    request.tell_discarded(event, "limit")
                     break
                 steps.append(event)
                 yield event
@@ -439,16 +508,29 @@ async def _solve(prepared: Prepared, engines: _RequestEngines) -> AsyncGenerator
         stop = engines.ended_by(FinishReason.DEADLINE)
     except LimitReached as limit:
         stop = engines.ended_by(limit.reason)
-    seconds, is_open = time.perf_counter() - started, prepared.prompt_opens_thinking
-    whole = *request.committed, *steps
-    yield Completion(whole, stop.reason, engines.usage(), seconds, stop.details, is_open, stop.warnings)
+    if is_written_apart(prepared.policy, request):  # the policy itself has not come to its end
+        told = engines.ended_by(stop.reason)
+        stop = Stop(stop.reason, {**told.details, **stop.details}, {**told.warnings, **stop.warnings})
+    whole, is_open = (*request.committed, *steps), prepared.prompt_opens_thinking
+    ended = Completion(whole, stop.reason, {}, 0.0, stop.details, is_open, stop.warnings)
+    if request.tools:
+        ended = await parse_answer(ended, request, engines[answering_role(prepared.policy)])
+    yield replace(ended, usage=engines.usage(), seconds=time.perf_counter() - started)
 
 
-def _events(prepared: Prepared, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
+async def _events(prepared: Prepared, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
     """Of the policy, with an answer; a rule that gives up asks for none."""
-    policy, is_finished = prepared.policy, prepared.is_finished
-    if isinstance(policy, Stopping) and not is_finished:
-        return policy.solve(prepared.request, engines)
-    inner = policy.inner if isinstance(policy, Stopping) else policy
-    solve = structured if prepared.request.structure else answered
-    return solve(inner, prepared.request, engines, is_finished=is_finished)
+    policy, request, is_finished = prepared.policy, prepared.request, prepared.is_finished
+    if request.tools:
+        request = await hold_to_calls(request, engines[answering_role(policy)])
+    if request.echo:
+        events = echoed(policy, request, engines)
+    elif isinstance(policy, Stopping) and not is_finished:
+        events = policy.solve(request, engines)
+    else:
+        inner = policy.inner if isinstance(policy, Stopping) else policy
+        solve = structured if is_written_apart(inner, request) else answered
+        events = solve(inner, request, engines, is_finished=is_finished)
+    async with aclosing(events):
+        async for event in events:
+            yield event

@@ -150,4 +150,10 @@ def bar_columns() -> "tuple[ProgressColumn, ...]":
             speed = task.finished_speed or task.speed
             return Text(f"{speed:.3g}/s" if speed else "")
 
-    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
+    return (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )

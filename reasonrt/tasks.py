@@ -36,6 +36,15 @@ async def cancel(*tasks: "asyncio.Future[Any] | None") -> None:
     await asyncio.gather(*running, return_exceptions=True)
 
 
+async def gather(*calls: Awaitable[T]) -> list[T]:
+    """The results in the order of the calls, which run concurrently; after the first error none of them runs on."""
+    running = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*running)
+    finally:
+        await cancel(*running)
+
+
 async def read_text(num_characters: int, read: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
     """`read(*arguments)`, in a thread where the text that it reads or tokenizes is long."""
     if num_characters <= LONG_CHARACTERS:
@@ -98,19 +107,52 @@ async def before(deadline: float | None, events: AsyncGenerator[T, None]) -> Asy
     """
     loop = asyncio.get_running_loop()
     async with aclosing(events):
-        while True:
-            if deadline is not None and loop.time() >= deadline:  # an iterator that never waits meets no timeout
-                raise Expired
-            try:
-                async with asyncio.timeout_at(deadline) as clock:
-                    event = await anext(events)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                if clock.expired():
-                    raise Expired from None
-                raise  # somebody else's
-            yield event
+        if deadline is None:
+            async for event in events:
+                yield event
+            return
+        alarm = _Alarm(loop, deadline)
+        try:
+            while True:
+                if loop.time() >= deadline:  # an iterator that never waits meets no alarm
+                    raise Expired
+                try:
+                    with alarm:
+                        event = await anext(events)
+                except StopAsyncIteration:
+                    return
+                yield event
+        finally:
+            alarm.off()
+
+
+class _Alarm:
+    """As `asyncio.timeout_at` for one wait after the other, with one timer for all of them.
+
+    Raises (at the end of a wait):
+        Expired: the wait was ended by it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
+        self._timer = loop.call_at(at, self._ring)
+        self._waiting: asyncio.Task[Any] | None = None
+        self._cancelling, self._has_rung = 0, False  # cancelled by others, before it waits; by this
+
+    def off(self) -> None:
+        self._timer.cancel()
+
+    def _ring(self) -> None:
+        if self._waiting is not None:
+            self._has_rung = self._waiting.cancel()
+
+    def __enter__(self) -> None:
+        self._waiting = task = asyncio.current_task()
+        self._cancelling = task.cancelling() if task else 0
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        task, self._waiting = self._waiting, None
+        if self._has_rung and task and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise Expired from None
 
 
 class LoopThread:

@@ -112,6 +112,11 @@ def opens_thinking(decode: Callable[[Sequence[int]], str], prompt_token_ids: Seq
     return decode(end[controls[-1] + 1 if controls else 0 :]).rstrip().endswith(THINK)
 
 
+def closing_text(before: str) -> str:
+    """What closes a thinking that ends with the text `before`."""
+    return f"{'' if before.endswith(chr(10)) else chr(10)}{END_THINK}\n\n"
+
+
 def ends_thinking(text: str) -> bool:
     """Whether a part of a text, such as a step, closes the thinking that was open before it."""
     return END_THINK in text

@@ -12,7 +12,7 @@ from typing import Self
 from reasonrt.errors import RequestError
 from reasonrt.ports import Engine
 from reasonrt.thinking import CLOSING
-from reasonrt.types import Message, Prompts, Request, Step, Tokenizer
+from reasonrt.types import FunctionTool, Message, PromptIds, Prompts, Request, Step, Tokenizer
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> str:
@@ -49,6 +49,7 @@ class Transcript:
             the steps of other authors are tokenized from text.
         committed: the steps that are written already.
         prompts: of the request, where there is one.
+        tools: that the conversation offers.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Transcript:
         engines: Iterable[Engine] = (),
         committed: Iterable[Step] = (),
         prompts: Prompts | None = None,
+        tools: tuple[FunctionTool, ...] = (),
     ) -> None:
-        self.messages, self.prompts = tuple(messages), prompts or Prompts()
+        self.messages, self.prompts, self.tools = tuple(messages), prompts or Prompts(), tools
         self.steps: list[Step] = []
         self.num_tokens = 0  # of the steps, as their authors wrote them
         self.num_tokens_by = Counter[str]()  # author to the same
@@ -71,10 +73,12 @@ class Transcript:
     @classmethod
     def of(cls, request: Request, engines: Mapping[str, Engine]) -> Self:
         """What is committed of a request; `engines` by role, as a policy gets them."""
-        return cls(request.messages, engines.values(), request.committed, request.prompts)
+        return cls(request.messages, engines.values(), request.committed, request.prompts, request.tools)
 
     def token_ids(self, engine: Engine) -> list[int]:
         """Prompt and committed steps in `engine`'s vocabulary. A view: valid until the next commit.
+
+        They are `PromptIds`, but where the prompt was given as ids.
 
         Raises:
             RequestError: the prompt alone fills the engine's context.
@@ -125,7 +129,9 @@ class Transcript:
     def _read(self, engine: Engine) -> _Reading:
         tokenizer = engine.tokenizer
         if tokenizer.fingerprint not in self._readings:
-            prompt = list(self.prompts.token_ids(tokenizer, self.messages))
+            prompt = list(self.prompts.token_ids(tokenizer, self.messages, self.tools))
+            if not self.prompts.are_given:
+                prompt = PromptIds(prompt, self.messages, self.tools)
             self._readings[tokenizer.fingerprint] = _Reading(prompt, len(prompt))
         reading, vocabulary = self._readings[tokenizer.fingerprint], vocabulary_of(tokenizer)
         for step in self.steps[reading.num_steps :]:

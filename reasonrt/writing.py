@@ -1,13 +1,13 @@
 """How every policy writes: one engine's tokens after a transcript, cut into steps."""
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from reasonrt.boundaries import Segment, StepSplitter, boundaries_of
-from reasonrt.ports import Engine
+from reasonrt.ports import Capability, Engine
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, Request, Sampling, Step, TokenDelta
 
@@ -24,7 +24,12 @@ def sampling_for(request: Request, transcript: Transcript, engine: Engine, **cha
     seed = seed_of(request.seed, engine.name, transcript.num_tokens) if transcript.num_tokens else request.seed
     wanted: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p, "seed": seed}
     wanted |= {"top_k": request.top_k, "min_p": request.min_p}
-    return Sampling(**({"max_tokens": max_tokens} | wanted | changes))
+    wanted |= {"max_tokens": max_tokens} | changes
+    if request.logprobs is not None:
+        wanted |= {"logprobs": True, "top_logprobs": max(request.logprobs, changes.get("top_logprobs", 0))}
+    elif request.trace and Capability.LOGPROBS in engine.capabilities:
+        wanted.setdefault("logprobs", True)
+    return Sampling(**wanted)
 
 
 def seed_of(seed: int | None, *call: str | int) -> int | None:
@@ -38,16 +43,26 @@ def seed_of(seed: int | None, *call: str | int) -> int | None:
 
 
 async def write_steps(
-    engine: Engine, transcript: Transcript, sampling: Sampling
+    engine: Engine,
+    transcript: Transcript,
+    sampling: Sampling,
+    watch: Callable[[TokenDelta], None] | None = None,
 ) -> AsyncGenerator[Step | FinishReason, None]:
     """Let `engine` write after `transcript` and cut what it writes into steps. Nothing is committed.
 
     Yields each step as soon as its boundary is there and, last, the reason for the end. What stands after the last
     boundary is a step too, marked as incomplete when the token limit cut it off.
+
+    Args:
+        watch: called with each delta before the steps that end in it; where nobody watches, the engine may put tokens
+            together up to a step's end.
     """
     written = StepWriter(engine, transcript)
+    sampling = replace(sampling, by_step=watch is None)
     async with aclosing(engine.generate(transcript.token_ids(engine), sampling)) as stream:
         async for delta in stream:
+            if watch:
+                watch(delta)
             for step in written.take(delta):
                 yield step
             if delta.finish_reason:
@@ -57,7 +72,7 @@ async def write_steps(
 
 
 async def write_step(
-    engine: Engine, transcript: Transcript, sampling: Sampling, begun: Sequence[int] = ()
+    engine: Engine, transcript: Transcript, sampling: Sampling, begun: TokenDelta | None = None
 ) -> tuple[Step | None, FinishReason | None]:
     """The next step and, where the text ends with it, the reason for the end. Nothing is committed.
 
@@ -69,12 +84,15 @@ async def write_step(
     """
     boundaries = boundaries_of(engine.tokenizer)
     written = StepWriter(engine, transcript)
-    if begun and (steps := written.take(TokenDelta(tuple(begun)))):
+    if begun and (steps := written.take(begun)):
         return steps[0], None
-    ids, left, seed = [*transcript.token_ids(engine), *begun], max(1, sampling.max_tokens - len(begun)), sampling.seed
+    ids, left, seed = transcript.token_ids(engine).copy(), sampling.max_tokens, sampling.seed
+    if begun:
+        ids += begun.token_ids
+        left = max(1, left - len(begun.token_ids))
     while True:
         # a stop token may turn out to be no boundary, inside a formula for instance: the engine then continues after it
-        part = replace(sampling, max_tokens=left, stop_token_ids=boundaries.closing, seed=seed)
+        part = replace(sampling, max_tokens=left, stop_token_ids=boundaries.closing, seed=seed, by_step=True)
         async with aclosing(engine.generate(ids, part)) as stream:
             async for delta in stream:
                 ids += delta.token_ids
@@ -115,19 +133,18 @@ class StepWriter:
         self._begun = self._splitter.peek()  # not this writer's
         self._logprobs: list[float] = []
         self._top_logprobs: list[tuple[float, ...]] = []
+        self._top_token_ids: list[tuple[int, ...]] = []
 
     def take(self, delta: TokenDelta) -> list[Step]:
         """The steps that end within `delta`."""
         self._logprobs += delta.logprobs
         self._top_logprobs += delta.top_logprobs
+        self._top_token_ids += delta.top_token_ids
         return [self._step(segment, True) for segment in self._splitter.feed(delta.token_ids)]
 
     def unfinished(self) -> Step:
         """What stands after the last boundary so far; it may still be nothing."""
-        segment = self._rest_of(self._splitter.peek())
-        length = len(segment.token_ids)
-        tops = tuple(self._top_logprobs[:length])
-        return Step(segment.text, segment.token_ids, self._author, False, tuple(self._logprobs[:length]), tops)
+        return self._of(self._rest_of(self._splitter.peek()), is_complete=False)
 
     def rest(self, *, is_complete: bool) -> Step | None:
         """What stands after the last boundary, at the end; None for nothing, or the end token alone."""
@@ -138,11 +155,25 @@ class StepWriter:
 
     def _rest_of(self, segment: Segment) -> Segment:
         begun = self._begun
+        if not begun.token_ids:
+            return segment
         return Segment(segment.token_ids[len(begun.token_ids) :], segment.text[len(begun.text) :])
 
     def _step(self, segment: Segment, is_complete: bool) -> Step:
         segment, self._begun = self._rest_of(segment), Segment((), "")
+        step = self._of(segment, is_complete=is_complete)
+        for known in (self._logprobs, self._top_logprobs, self._top_token_ids):
+            del known[: len(segment.token_ids)]
+        return step
+
+    def _of(self, segment: Segment, *, is_complete: bool) -> Step:
         length = len(segment.token_ids)
-        logprobs, self._logprobs = tuple(self._logprobs[:length]), self._logprobs[length:]
-        top_logprobs, self._top_logprobs = tuple(self._top_logprobs[:length]), self._top_logprobs[length:]
-        return Step(segment.text, segment.token_ids, self._author, is_complete, logprobs, top_logprobs)
+        return Step(
+            segment.text,
+            segment.token_ids,
+            self._author,
+            is_complete,
+            tuple(self._logprobs[:length]),
+            tuple(self._top_logprobs[:length]),
+            top_token_ids=tuple(self._top_token_ids[:length]),
+        )

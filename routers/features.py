@@ -82,8 +82,11 @@ def features(transcript: Transcript, step: Step) -> list[float]:
 
 
 def entropy(top_logprobs: Sequence[float]) -> float:
-    """Entropy in nats of one token's distribution; what the highest log-probabilities leave counts as one token."""
-    probabilities = [math.exp(logprob) for logprob in top_logprobs]
+    """Entropy in nats of one token's distribution; what the `TOP_LOGPROBS` highest leave counts as one token.
+
+    A request may ask for more of them, which changes no decision.
+    """
+    probabilities = [math.exp(logprob) for logprob in top_logprobs[:TOP_LOGPROBS]]
     rest = 1.0 - math.fsum(probabilities)
     return -math.fsum(p * math.log(p) for p in [*probabilities, rest] if p > 0.0)
 

@@ -10,20 +10,22 @@ from reasonrt.types import Step
 
 
 def whole_steps(steps: Iterable[Step], draft: str) -> list[Step]:
-    """The parts of each step put together. Where any is not the draft's, the step is the target's, which has no
-    log-probabilities."""
+    """The parts of each step put together. Where any is not the draft's, the step is the target's, whose
+    log-probabilities are left out: they are there for some requests alone."""
     whole: list[Step] = []
     for step in steps:
         if whole and not whole[-1].is_complete:
             begun = whole.pop()
-            is_drafted = begun.author == step.author == draft
             step = replace(
                 step,
                 text=begun.text + step.text,
                 token_ids=begun.token_ids + step.token_ids,
                 author=step.author if begun.author == draft else begun.author,
-                logprobs=begun.logprobs + step.logprobs if is_drafted else (),
-                top_logprobs=begun.top_logprobs + step.top_logprobs if is_drafted else (),
+                logprobs=begun.logprobs + step.logprobs,
+                top_logprobs=begun.top_logprobs + step.top_logprobs,
+                top_token_ids=begun.top_token_ids + step.top_token_ids,
             )
+        if step.author != draft:
+            step = replace(step, logprobs=(), top_logprobs=(), top_token_ids=())
         whole.append(step)
     return whole

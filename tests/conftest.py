@@ -50,8 +50,8 @@ TINY_DIFFUSION: dict[str, Any] = {
     "is_tied": False,
     "end_token_ids": (1,),
 }
-SHARED = {"engines": "engines", "policies": "engines", "serve": "serve"}
-"""Folders of tests whose fixtures of a session are expensive: they are set up once."""
+SHARED = {"engines": "engines", "policies": "engines", "serve": "serve", "test_dataset.py": "serve"}
+"""Folders and files of tests that share expensive fixtures of a session, or Ray, of which a machine has one address."""
 ENVIRONMENT = dict(os.environ)  # before an engine in this process adds to it what a server must not inherit
 
 
@@ -72,7 +72,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return SHARED.get(Path(file).parts[1], file)
+            return SHARED.get(Path(file).parts[1]) or SHARED.get(Path(file).name, file)
 
     config.option.loadscopereorder = False  # by the number of tests
     return ByWhatIsShared(config, log)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from reasonrt.calibration.stopping.importers import read_conformal_thinking, read_generic
-from reasonrt.calibration.stopping.ledger import Declaration, Ledger
+from reasonrt.calibration.stopping.ledger import Declaration, Ledger, ProblemSet
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.cli.main import main
 from reasonrt.config import load_config
@@ -40,7 +40,7 @@ def read_journal(path: Path) -> None:
 
 
 def enter_ledger(path: Path) -> None:
-    Ledger(path).enter(TRACES, Declaration(("p",), ("a",), 0.1, False))
+    Ledger(path).enter(ProblemSet.of_traces(TRACES), Declaration(("p",), ("a",), 0.1, False))
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

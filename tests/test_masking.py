@@ -17,7 +17,7 @@ from reasonrt.cli.main import main
 from reasonrt.config import Config, RemoteConfig, SecretUrl, dump_config, load_config
 from reasonrt.engines.build import build_engines
 from reasonrt.errors import ReasonRTError
-from reasonrt.masking import masked, masked_text, masked_url
+from reasonrt.masking import masked, masked_text, masked_url, without_folders
 from reasonrt.serve.auth import KeyRing
 from reasonrt.serve.config import ServeConfig, load_serve_config
 from reasonrt.serve.logs import JsonFormatter
@@ -26,7 +26,7 @@ SECRET = "sk-4f1a9c-nobody-may-see"  # noqa: S105 (a made-up one)
 REMOTE: dict[str, Any] = {"kind": "remote", "base_url": "http://h:1/v1", "model": "m", "tokenizer": "/no/such"}
 PLACES: dict[str, tuple[str, ...]] = {
     "the key of a remote engine": ("engines", "far", "api_key"),
-    "the login of a remote engine": ("engines", "far", "base_url"),
+    "the login and the query of a remote engine": ("engines", "far", "base_url"),
     "the key of a caller": ("serve", "api_keys", "ada"),
     "a setting of a plug-in": ("engines", "own", "settings", "api_key"),
     "a setting of a tool": ("tools", "search", "settings", "password"),
@@ -36,7 +36,7 @@ PLACES: dict[str, tuple[str, ...]] = {
 
 def configuration(secret: Any = SECRET) -> dict[str, Any]:
     """One with a secret in each place."""
-    login = f"http://user:{secret}@h:1/v1" if isinstance(secret, str) else secret
+    login = f"http://user:{secret}@h:1/v1?key={secret}" if isinstance(secret, str) else secret
     return {
         "engines": {
             "far": REMOTE | {"api_key": secret, "base_url": login},
@@ -103,10 +103,10 @@ def test_nothing_that_is_printed_of_a_configuration_has_a_secret(
     assert not ended.value.code
     printed = (*capsys.readouterr(), (tmp_path / "c.json").read_text(), dump_config(config), repr(config))
     assert not [text for text in (*printed, str(config), repr(serving), str(serving.model_dump())) if SECRET in text]
-    assert printed[0].count("**********") == len(PLACES) + 1
+    assert printed[0].count("**********") == len(PLACES) + 2  # one place has two, one setting is nested
     far = config.engines["far"]
     assert isinstance(far, RemoteConfig)
-    assert far.base_url.get_secret_value() == f"http://user:{SECRET}@h:1/v1"
+    assert far.base_url.get_secret_value() == f"http://user:{SECRET}@h:1/v1?key={SECRET}"
 
 
 def broken(text: str) -> Iterator[str]:
@@ -206,12 +206,21 @@ def test_a_key_of_two_names_is_refused() -> None:
         load_serve_config({"api_keys": {"ada": SECRET, "bob": SECRET}}, {})
 
 
+@pytest.mark.parametrize("keys", [{SECRET: SECRET}, {SECRET: f"{SECRET}-2", "ada": SECRET}])
+def test_a_key_that_stands_in_the_place_of_its_name_is_refused_unsaid(keys: dict[str, str]) -> None:
+    with pytest.raises(ReasonRTError, match="the name of an API key is an API key itself") as told:
+        load_serve_config({"api_keys": keys}, {})
+    assert SECRET not in str(told.value)
+
+
 TEXTS = [
     f"GET http://user:{SECRET}@h:1/v1/models failed",
     f"http://user:a@{SECRET}/x@h:1",
     f"Authorization: Bearer {SECRET}",
     f"header b'Bearer {SECRET}'",
     f"api_key={SECRET}&x=1",
+    f"GET http://h:1/v1/models?key={SECRET}&x=1 failed",
+    f"http://h/?x=1&access_token={SECRET}#top",
     f'{{"api_keys": {{"ada": "{SECRET}"}}}}',
     f"password: '{SECRET}'",
 ]
@@ -257,3 +266,54 @@ def test_what_is_no_secret_is_left_as_it_is() -> None:
     assert [masked_url(url) for url in ("http://h/v1", "u:p@h", "http://u:p@h/v1", "http://u:p@x@h")] == [
         "http://h/v1", "**********@h", "http://**********@h/v1", "http://**********@h",
     ]  # fmt: skip
+
+
+FILE_NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,8}\.[a-z]{2,6}", fullmatch=True)
+FOLDER_NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True).filter(lambda name: name != "v1")
+MESSAGES = [
+    "{path}: no such file; make it again",
+    "cannot read {path}",
+    "the router {path} was not measured",
+    "'{path}' is no folder (see {path}, line 3)",
+    "policy arbitrage: {path}: it is nested deeper than 64, in {path}.",
+]
+
+
+@given(
+    begin=st.sampled_from(["/", "~/", "./", "../", ""]),
+    folders=st.lists(FOLDER_NAMES, min_size=1, max_size=4),
+    name=FILE_NAMES,
+    message=st.sampled_from(MESSAGES),
+)
+def test_of_a_path_the_name_of_the_file_is_left(begin: str, folders: list[str], name: str, message: str) -> None:
+    path = f"{begin}{'/'.join(folders)}/{name}"
+
+    assert without_folders(message.format(path=path)) == message.format(path=name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "use echo and logprobs of /v1/completions; POST /v1/chat/completions",
+        "nothing answers at http://127.0.0.1:8000/v1; start the server",
+        "no model folder Qwen/Qwen3-0.6B, got 'a/b' and/or 3/4",
+        "the body must be of content-type application/json",
+        "<think>hm</think> 7 </think>",
+        "schema: #/$defs/unit.name",
+        "zoo:nano-target",
+    ],
+)
+def test_what_is_no_path_of_the_operator_stays(text: str) -> None:
+    assert without_folders(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("engine 'target': /models/Qwen3-8B holds no model", "engine 'target': Qwen3-8B holds no model"),
+        ("got '/my models/the router.json'", "got 'the router.json'"),
+        ("/srv/a.json and runs/b.json differ", "a.json and b.json differ"),
+    ],
+)
+def test_of_a_folder_its_name_is_left(text: str, left: str) -> None:
+    assert without_folders(text) == left

@@ -10,7 +10,7 @@ from reasonrt.errors import EngineError
 from reasonrt.metering import MeteredEngine
 from reasonrt.pace import Pace
 from reasonrt.scopes import LimitReached, Scope
-from reasonrt.types import Limits, Sampling
+from reasonrt.types import FinishReason, Limits, Sampling
 
 PROMPT = list(range(2, 42))
 
@@ -61,6 +61,24 @@ async def test_a_call_over_the_limit_does_not_reach_the_engine() -> None:
 
     assert meter.pace.running == 0
     assert meter.usage(0).calls == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "reasons"),
+    [
+        (None, [FinishReason.STOP, FinishReason.LENGTH]),
+        (100, [FinishReason.STOP, FinishReason.LENGTH]),
+        (50, [FinishReason.BUDGET, FinishReason.LENGTH]),  # 25 for each
+        (20, [FinishReason.BUDGET, FinishReason.BUDGET]),
+    ],
+)
+async def test_whole_generation_that_the_budget_ends_says_so(budget: int | None, reasons: list[FinishReason]) -> None:
+    meter = MeteredEngine(ScriptedEngine("fake", "x" * 30), Scope(Limits(max_generated_tokens=budget)))
+
+    async with aclosing(meter.generate_whole(PROMPT, [Sampling(40), Sampling(20)])) as ended:
+        whole = dict([each async for each in ended])
+
+    assert [whole[index].finish_reason for index in range(2)] == reasons
 
 
 async def test_the_pace_knows_what_verifying_takes() -> None:

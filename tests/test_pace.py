@@ -52,6 +52,42 @@ def test_a_generation_is_timed_from_its_submission_to_its_deltas() -> None:
     assert pace.seconds(11, missing_tokens=5) == pytest.approx(0.1 + 5 * 0.02 + 10 * 0.1)
 
 
+def generation(pace: Pace, clock: Clock, seconds_per_token: float, tokens: int = 20) -> None:
+    watch = pace.watch(prompt_tokens=5)
+    for _ in range(tokens):
+        watch.asked()
+        clock.now += seconds_per_token
+        watch.came(delta())
+    watch.ended()
+
+
+def test_a_generation_that_waited_for_others_does_not_make_an_engine_slow() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    assert pace.undisturbed is None
+
+    for seconds_per_token in (0.3, 0.1, 0.9, 0.5):
+        generation(pace, clock, seconds_per_token)
+    generation(pace, clock, 0.01, tokens=4)  # too short to tell
+
+    assert pace.undisturbed == pytest.approx((0.1, 0.0), rel=0.05)
+    assert pace.seconds_per_token == pytest.approx(0.45, rel=0.2)
+    for _ in range(128):  # the machine has become slower
+        generation(pace, clock, 0.3)
+    assert pace.undisturbed == pytest.approx((0.3, 0.0), rel=0.05)
+
+
+def test_what_concurrent_generations_add_is_found() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+
+    for running in (1, 4, 16):
+        pace.running = running - 1
+        generation(pace, clock, 0.1 + 0.02 * running)
+
+    assert pace.undisturbed == pytest.approx((0.1, 0.02), rel=0.1)
+
+
 def test_a_delta_that_was_ready_before_it_was_asked_for_tells_nothing() -> None:
     clock = Clock()
     pace = Pace(clock)

@@ -217,7 +217,7 @@ async def test_policy_that_fails_when_it_is_asked_keeps_no_server_from_starting(
 
     async with Runtime({"target": ScriptedEngine("target", "hello")}) as runtime:
         assert "late" in policy_names()
-        assert Catalog(runtime, ServeConfig()).policies == ["program_search", "self_consistency", "target"]
+        assert Catalog(runtime, ServeConfig()).policies == ["auto", "program_search", "self_consistency", "target"]
 
 
 async def test_options_that_make_a_policy_fail_are_the_requests_fault(packages: Packages) -> None:

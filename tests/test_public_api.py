@@ -9,7 +9,7 @@ import pytest
 
 import reasonrt
 
-HEAVY = ("torch", "vllm", "ray", "transformers")
+HEAVY = ("torch", "vllm", "ray", "pyarrow", "pandas", "transformers")
 
 
 def test_all_is_sorted_and_complete() -> None:

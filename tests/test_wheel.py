@@ -21,8 +21,9 @@ for name in names:
     importlib.import_module(name)
 root = pathlib.Path(reasonrt.__file__).parent
 assert (root / "py.typed").exists()
-assert (root / "serve" / "trace.html").exists()
+assert (root / "serve" / "static" / "index.html").exists()
 assert list(root.glob("zoo/models/*/model.safetensors")), "the models are missing"
+assert list(root.glob("zoo/certificates/*.json")), "the certificate is missing"
 print(*names)
 """
 

@@ -17,11 +17,13 @@ class Question(NamedTuple):
         trials: all K, none of them cancelled.
         gold: the right answer.
         kind: how to read answers.
+        problem: what is asked of what, the same however often it is recorded; "" is known by its trials.
     """
 
     trials: Sequence[Trial]
     gold: str
     kind: Kind = "auto"
+    problem: str = ""
 
 
 def num_trials(questions: Sequence[Question]) -> int:

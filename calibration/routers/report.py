@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reasonrt.files import write_figure
+from reasonrt.plots import COLOURS, label, picture
 
 RATES = (0.1, 0.2, 0.3)
 BINS = 10
@@ -63,26 +63,29 @@ def captured(predicted: Array, advantage: Array, rate: float) -> float:
 
 def plot_routers(predictions: dict[str, Array], advantage: Array, file: Path) -> None:
     """Gain against escalation rate for each router, the oracle and chance; and calibration curves."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    rates = np.arange(1, len(advantage) + 1) / len(advantage)
-    left.plot(rates, np.cumsum(np.maximum(np.sort(advantage)[::-1], 0)) / len(advantage), "k:", label="oracle")
-    left.plot([0, 1], [0, advantage.mean()], "0.6", label="random")
-    for name, predicted in predictions.items():
-        order = np.argsort(-predicted, kind="stable")
-        left.plot(rates, np.cumsum(advantage[order]) / len(advantage), label=name)
-        bins = np.array_split(order, BINS)
-        right.plot([predicted[b].mean() for b in bins], [advantage[b].mean() for b in bins], "o-", label=name)
-    left.set(xlabel="share of steps escalated", ylabel="advantage gained per step", title="What a router finds")
-    limit = max(1e-3, float(np.quantile(advantage, 0.99)))
-    right.plot([0, limit], [0, limit], "k:")
-    right.set(xlabel="predicted advantage", ylabel="measured advantage", title="Calibration, tenths of steps")
-    left.legend()
-    right.legend()
-    figure.tight_layout()
-    write_figure(file, figure, dpi=120)
-    plt.close(figure)
+    with picture(file, 2) as (left, right):
+        rates = np.arange(1, len(advantage) + 1) / len(advantage)
+        best = np.cumsum(np.maximum(np.sort(advantage)[::-1], 0)) / len(advantage)
+        left.plot(rates, best, ":", color="0.4")
+        left.plot([0, 1], [0, advantage.mean()], color="0.6", lw=1)
+        third = len(rates) // 3
+        found = [(rates[third], best[third], "who knows every step", "0.4"), (1.0, advantage.mean(), "chance", "0.5")]
+        told = []
+        for (name, predicted), colour in zip(predictions.items(), COLOURS, strict=False):
+            order = np.argsort(-predicted, kind="stable")
+            gained = np.cumsum(advantage[order]) / len(advantage)
+            left.plot(rates, gained, color=colour)
+            found.append((rates[third], gained[third], name, colour))
+            bins = np.array_split(order, BINS)
+            places = [(predicted[b].mean(), advantage[b].mean()) for b in bins]
+            spread = [1.96 * advantage[b].std() / max(1, len(b)) ** 0.5 for b in bins]
+            right.errorbar(*zip(*places, strict=True), spread, fmt="o-", color=colour, ms=4, lw=1, capsize=2)
+            told.append((*places[0], name, colour))
+        left.set(xlabel="share of steps that the target is asked about", ylabel="gain in right ends, per step")
+        left.set_title("How much of what can be gained a router finds", loc="left")
+        limit = max(1e-3, float(np.quantile(advantage, 0.99)))
+        right.plot([0, limit], [0, limit], ":", color="0.4")
+        right.set(xlabel="gain that it predicts, tenths of the steps", ylabel="gain that was measured (95 %)")
+        right.set_title("Whether its predictions are true: on the dotted line they are", loc="left")
+        label(left, found)
+        label(right, told)

@@ -17,7 +17,7 @@ from reasonrt.calibration.stopping.bounds import (
     binomial_p_value,
     binomial_upper_bound,
 )
-from reasonrt.calibration.stopping.ledger import Declaration, Ledger
+from reasonrt.calibration.stopping.ledger import Declaration, Ledger, ProblemSet
 from reasonrt.calibration.stopping.multiple_testing import TESTS, pareto_order
 from reasonrt.calibration.stopping.sample_size import Infeasible, check_level, least_n, plan
 from reasonrt.calibration.stopping.trials import Limit, Trial, count, p_value, try_rules
@@ -45,11 +45,14 @@ class Level:
 
     Attributes:
         risk, alpha, order: as in `certify`.
+        rules, train: as in `certify`, of this level alone; None are those of all levels.
     """
 
     risk: str | Sequence[str]
     alpha: float | Sequence[float]
     order: Order | None = None
+    rules: Sequence[StoppingRule] | None = None
+    train: Iterable[Trace] | None = None
 
 
 def certify(
@@ -128,9 +131,10 @@ def certify_levels(
     tried = []
     for level in levels:
         limits, order = _limits(level.risk, level.alpha), level.order
-        splits = _disjoint(split, order, trained_on)
-        ordered = list(rules if order is None else order.rules)
-        if not set(ordered) <= set(rules):
+        splits = _disjoint(split, order, trained_on if level.train is None else tuple(level.train))
+        own = rules if level.rules is None else level.rules
+        ordered = list(own if order is None else order.rules)
+        if not set(ordered) <= set(own):
             raise CalibrationError("the order holds rules that are not in the family; order the same rules")
         # counted before the try is written down, so that what is invalid costs none; told to nobody until it is
         tried.append(_Tried(try_rules(recorded, ordered, limits), limits, splits, test, growing))
@@ -145,7 +149,7 @@ def certify_levels(
 
     first = Attempt(split.sha256, 1 if ledger else None, declared.levels)
     check(first)
-    attempt = ledger.enter(recorded, declared, check) if ledger else first
+    attempt = ledger.enter(ProblemSet.of_traces(recorded), declared, check) if ledger else first
     found: list[Certificate | Infeasible] = []
     for each in tried:
         try:

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -70,6 +70,51 @@ class Entry:
     at: str
 
 
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """Problems with what was recorded of each, as a ledger knows them.
+
+    Attributes:
+        names: what each problem is known by, whatever its id and its place.
+        split: SHA-256 of all that was recorded.
+        model: fingerprint of the model that it was recorded of; "" is unknown, and may be any.
+        split_of: the same as `split`, of the problems with these names alone.
+    """
+
+    names: tuple[str, ...]
+    split: str
+    model: str
+    split_of: Callable[[Collection[str]], str]
+
+    @classmethod
+    def of(cls, contents: Sequence[str], model: str, split_of: Callable[[Sequence[int]], str]) -> Self:
+        """Problems by their contents: equal ones are one problem, drawn more than once.
+
+        Args:
+            split_of: SHA-256 of what was recorded of the problems at these places.
+        """
+        times = Counter[str]()  # more than once only in what was drawn with replacement, and where no text is known
+        names = []
+        for content in contents:
+            times[content] += 1
+            names.append(hashlib.sha256(f"{content} {times[content]}".encode()).hexdigest()[:16])
+
+        def of_part(part: Collection[str]) -> str:
+            kept = frozenset(part)
+            return split_of([place for place, name in enumerate(names) if name in kept])
+
+        return cls(tuple(names), split_of(range(len(names))), model, of_part)
+
+    @classmethod
+    def of_traces(cls, traces: TraceSet) -> Self:
+        """Each problem by its text or, where that is not at hand, by its trace."""
+
+        def split_of(places: Sequence[int]) -> str:
+            return replace(traces, traces=tuple(traces.traces[place] for place in places)).split.sha256
+
+        return cls.of([trace.content_hash or _content(trace) for trace in traces], traces.fingerprints.model, split_of)
+
+
 class Ledger:
     """Files that each hold every try on the sets that were tried under them.
 
@@ -91,7 +136,7 @@ class Ledger:
         return cls(file or traces_file.parent / NAME, state / "reasonrt" / NAME)
 
     def enter(
-        self, traces: TraceSet, declared: Declaration, check: Callable[[Attempt], None] = lambda attempt: None
+        self, problems: ProblemSet, declared: Declaration, check: Callable[[Attempt], None] = lambda attempt: None
     ) -> Attempt:
         """Write a try down, unless this very one is there: the same again shows nothing new, and spends nothing.
 
@@ -101,13 +146,12 @@ class Ledger:
         Raises:
             CalibrationError: a file cannot be written or was changed; or the tries before do not allow this one.
         """
-        names = _names(traces)
-        draft = Entry("", 0, declared, traces.split.sha256, names, traces.fingerprints.model, _now())
+        draft = Entry("", 0, declared, problems.split, problems.names, problems.model, _now())
         with ExitStack() as stack:
             files = [stack.enter_context(closing(_File(path))) for path in self._files]
             known = list(dict.fromkeys(entry for file in files for entry in file.entries))
             before = _tries_on_the_set(known, draft)
-            entry = _placed(draft, before, traces)
+            entry = _placed(draft, before, problems)
             attempt = Attempt(entry.set_id, entry.number, declared.levels)
             if entry not in before:
                 check(attempt)
@@ -125,7 +169,8 @@ class Ledger:
         attempt = certificate.attempt
         known = [entry for path in self._files if path.exists() for entry in _parse(_FILE.read_bytes(path), path)[0]]
         if attempt.number is None:
-            if tried := _sets_of(known, _names(traces), traces.fingerprints.model):
+            problems = ProblemSet.of_traces(traces)
+            if tried := _sets_of(known, problems.names, problems.model):
                 num_tries = len({(entry.set_id, entry.number) for entry in known if entry.set_id in tried})
                 raise CalibrationError(
                     f"the certificate was made without a ledger, as if nothing else were tried on its problems, and "
@@ -201,7 +246,7 @@ def _sets_of(known: Iterable[Entry], problems: Iterable[str], model: str) -> set
     return {entry.set_id for entry in known if _may_be_one(entry.model, model) and names & set(entry.problems)}
 
 
-def _placed(draft: Entry, before: Sequence[Entry], traces: TraceSet) -> Entry:
+def _placed(draft: Entry, before: Sequence[Entry], problems: ProblemSet) -> Entry:
     """`draft` with its number among the tries on its set, or the entry that it repeats."""
     if not before:
         return replace(draft, set_id=draft.split, number=1)
@@ -223,7 +268,7 @@ def _placed(draft: Entry, before: Sequence[Entry], traces: TraceSet) -> Entry:
     number = 1 + max(entry.number for entry in before)
     if draft.declared.growing and declared_before:
         last = max(declared_before, key=lambda entry: len(entry.problems))
-        if _split_of(traces, draft.problems, last.problems) != last.split:
+        if problems.split_of(last.problems) != last.split:
             raise CalibrationError(
                 "problems of the earlier look have other traces now; a look at growing data keeps the old ones"
             )
@@ -231,26 +276,8 @@ def _placed(draft: Entry, before: Sequence[Entry], traces: TraceSet) -> Entry:
     return replace(draft, set_id=before[0].set_id, number=number)
 
 
-def _names(traces: TraceSet) -> tuple[str, ...]:
-    """What each problem is known by: its text or, where that is not at hand, its trace. Not its id, nor its place."""
-    times = Counter[str]()  # more than once only in what was drawn with replacement, and in traces without a text
-    names = []
-    for trace in traces:
-        content = trace.content_hash or _content(trace)
-        times[content] += 1
-        names.append(hashlib.sha256(f"{content} {times[content]}".encode()).hexdigest()[:16])
-    return tuple(names)
-
-
 def _content(trace: Trace) -> str:
     return canonical([trace.full_tokens, trace.full_answer, [asdict(checkpoint) for checkpoint in trace.checkpoints]])
-
-
-def _split_of(traces: TraceSet, names: Sequence[str], part: Sequence[str]) -> str:
-    kept = frozenset(part)
-    return replace(
-        traces, traces=tuple(trace for trace, name in zip(traces, names, strict=True) if name in kept)
-    ).split.sha256
 
 
 def _may_be_one(model: str, other: str) -> bool:

@@ -8,13 +8,14 @@ import numpy as np
 
 from reasonrt.calibration.stopping.bounds import anytime_upper_bound, binomial_upper_bound
 from reasonrt.calibration.stopping.trials import Limit, count, try_rules
-from reasonrt.files import write_figure
+from reasonrt.plots import COLOURS, label, picture
 from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.policies.stopping.replay import replay
 from reasonrt.policies.stopping.rules import StoppingRule, UpperThreshold
 from reasonrt.policies.stopping.traces import TraceSet
 
 _BINS = 10
+_SAVING, _RISK, _CERTIFIED = COLOURS[:3]
 
 
 def plot_stopping(certificate: Certificate, traces: TraceSet, file: Path, signal: str = "confidence") -> None:
@@ -24,18 +25,10 @@ def plot_stopping(certificate: Certificate, traces: TraceSet, file: Path, signal
         traces: those that were certified on.
         signal: a recorded one, for the second and third panel.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), dpi=140)
-    _plot_order(left, certificate, traces)
-    _plot_reliability(middle, traces, signal)
-    _plot_trace(right, certificate.rule, traces, signal)
-    figure.tight_layout()
-    write_figure(file, figure)
-    plt.close(figure)
+    with picture(file, 3, width=5.6) as (left, middle, right):
+        _plot_order(left, certificate, traces)
+        _plot_reliability(middle, traces, signal)
+        _plot_trace(right, certificate.rule, traces, signal)
 
 
 def thresholds_of(rules: Sequence[StoppingRule]) -> list[float] | None:
@@ -53,23 +46,33 @@ def _plot_order(axes: Any, certificate: Certificate, traces: TraceSet) -> None:
     full = sum(trace.full_tokens for trace in traces)
     thresholds = thresholds_of(certificate.order)
     places = thresholds or list(range(1, len(trials) + 1))
-    axes.plot(
-        places, [k / max(1, n) for k, n in counts], "o-", ms=3, color="#D55E00", label=f"{finding.risk}, observed"
-    )
+    risks, savings = [k / max(1, n) for k, n in counts], [1 - sum(t.net_tokens) / full for t in trials]
     level, upper_bound = certificate.tested_at, anytime_upper_bound if certificate.growing else binomial_upper_bound
     bounds = [upper_bound(k, n, level) for k, n in counts]
-    axes.plot(places, bounds, ":", color="#D55E00", label=f"its bound at {1 - level:.3g}, each by itself")
-    axes.plot(places, [1 - sum(t.net_tokens) / full for t in trials], "s-", ms=3, color="#0072B2", label="net saving")
-    axes.axhline(finding.alpha, color="0.4", lw=1, ls="--", label=f"alpha = {finding.alpha:g}")
     known = places[: certificate.num_certified]
-    axes.axvspan(min(known), max(known), color="#009E73", alpha=0.15, label="certified")
-    axes.axvline(places[certificate.order.index(certificate.rule)], color="#009E73", lw=1.5, label="chosen")
+    chosen = certificate.order.index(certificate.rule)
     if thresholds:
         axes.invert_xaxis()  # the most careful rule on the left, as in the order
-    axes.set(xlabel="threshold" if thresholds else "place in the order of testing", ylabel="share")
-    axes.set_title(f"{certificate.num_certified} of {len(trials)} rules certified, n = {finding.n}", loc="left")
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.25)
+    axes.axvspan(min(known), max(known), color=_CERTIFIED, alpha=0.12, lw=0)
+    axes.plot(places, risks, "o-", ms=3, color=_RISK)
+    axes.fill_between(places, risks, bounds, color=_RISK, alpha=0.15, lw=0)
+    axes.plot(places, savings, "s-", ms=3, color=_SAVING)
+    axes.axhline(finding.alpha, color="0.4", lw=1, ls="--")
+    axes.axvline(places[chosen], color=_CERTIFIED, lw=1.5)
+    signal = certificate.rule.signal if isinstance(certificate.rule, UpperThreshold) else None
+    axes.set(xlabel=f"threshold on {signal}" if thresholds else "place in the order of testing", ylabel="share")
+    axes.set_title(
+        f"{certificate.num_certified} of {len(trials)} rules are certified (shaded), n = {finding.n};\n"
+        f"the chosen one saves {certificate.saving.net:.0%} with {finding.risk} below {finding.alpha:g}",
+        loc="left",
+    )
+    last = places[-1]
+    words = [
+        (last, risks[-1], f"{finding.risk}, up to its bound at {1 - level:.3g}", _RISK),
+        (last, savings[-1], "tokens saved, net", _SAVING),
+        (last, finding.alpha, f"alpha = {finding.alpha:g}", "0.4"),
+    ]
+    label(axes, words)
 
 
 def _plot_reliability(axes: Any, traces: TraceSet, signal: str) -> None:
@@ -82,11 +85,14 @@ def _plot_reliability(axes: Any, traces: TraceSet, signal: str) -> None:
     ]
     points.sort(key=lambda point: point[0])
     bins = [part for part in np.array_split(np.array(points, dtype=float), _BINS) if len(part)]
-    axes.plot([0, 1], [0, 1], "k:", lw=1)
-    axes.plot([part[:, 0].mean() for part in bins], [part[:, 1].mean() for part in bins], "o-", color="#0072B2")
-    axes.set(xlabel=f"{signal}, tenths of checkpoints", ylabel="share whose answer is right")
-    axes.set_title(f"reliability at {len(points)} checkpoints", loc="left")
-    axes.grid(alpha=0.25)
+    places = [(part[:, 0].mean(), part[:, 1].mean()) for part in bins]
+    spread = [1.96 * part[:, 1].std() / len(part) ** 0.5 for part in bins]
+    axes.plot([0, 1], [0, 1], ":", color="0.4", lw=1)
+    axes.errorbar(*zip(*places, strict=True), spread, fmt="o-", color=_SAVING, ms=4, capsize=2, lw=1)
+    axes.set(xlabel=f"{signal}, tenths of the checkpoints", ylabel="share whose answer so far is right (95 %)")
+    axes.set_title(
+        f"What {signal} says of the answer so far\n{len(points)} checkpoints; dotted: what it claims", loc="left"
+    )
 
 
 def _plot_trace(axes: Any, rule: StoppingRule, traces: TraceSet, signal: str) -> None:
@@ -98,18 +104,20 @@ def _plot_trace(axes: Any, rule: StoppingRule, traces: TraceSet, signal: str) ->
     last: str | None = ""
     for index, point in known:
         place = point.tokens, point.signals[signal]
-        colour = "#009E73" if trace.is_good(index) else "#D55E00"
+        colour = _SAVING if trace.is_good(index) else _RISK
         axes.plot(*place, "o", color=colour)
         if point.answer != last:
             style = {"textcoords": "offset points", "ha": "center", "fontsize": 7, "color": colour}
             axes.annotate(_short(point.answer), place, (0, 6), **style)
         last = point.answer
-    axes.axvline(trace.checkpoints[stop].tokens, color="#009E73", lw=1.5, label="stopped here")
-    axes.axvline(trace.full_tokens, color="0.4", lw=1, ls="--", label="thought to here")
-    axes.set(xlabel="tokens", ylabel=signal)
-    axes.set_title(f"problem {trace.problem_id}; answers so far", loc="left")
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.25)
+    at = trace.checkpoints[stop].tokens
+    axes.axvline(at, color=_CERTIFIED, lw=1.5)
+    axes.axvline(trace.full_tokens, color="0.4", lw=1, ls="--")
+    axes.set(xlabel="tokens; dashed: where the thinking ended by itself", ylabel=signal)
+    axes.set_title(
+        f"{trace.problem_id}: stopped after {at} of {trace.full_tokens} tokens\nanswers so far, blue where right",
+        loc="left",
+    )
 
 
 def _short(answer: str | None) -> str:

@@ -4,7 +4,7 @@ A row is read in splits, by programs that run concurrently; each reads tile afte
 and one small launch combines the parts. In a tile, x is [BLOCK_R, BLOCK_V], float32, -inf where there is no column.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -184,11 +184,13 @@ class Parts:
     argmax: Tensor  # [num_splits, num_rows]
     chosen: Tensor  # [num_rows]
     keys: Tensor | None  # [num_rows, num_splits, block_k]
-    wanted: Wanted
+    wanted: Wanted  # with targets that are adjacent, as kernels read them
 
     @classmethod
     def allocate(cls, rows: Tensor, num_splits: int, wanted: Wanted) -> "Parts":
         num_rows, num_keys, device = rows.shape[0], block_k(wanted.top_k), rows.device
+        if wanted.targets is not None:
+            wanted = replace(wanted, targets=wanted.targets.contiguous())
         return cls(
             torch.empty(4, num_splits, num_rows, dtype=torch.float32, device=device),
             torch.empty(num_splits, num_rows, dtype=torch.int32, device=device),

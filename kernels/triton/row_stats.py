@@ -84,7 +84,7 @@ def launch_row_stats(logits: Tensor, wanted: Wanted) -> RowStats:
     parts = Parts.allocate(logits, num_splits, wanted)
     _row_stats_kernel[(num_rows, num_splits)](
         logits,
-        wanted.targets,
+        parts.wanted.targets,
         parts.parts,
         parts.argmax,
         parts.chosen,

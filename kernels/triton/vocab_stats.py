@@ -159,7 +159,7 @@ def launch_vocab_stats(
     _vocab_stats_kernel[(num_blocks, num_splits)](
         hidden,
         weight,
-        wanted.targets,
+        parts.wanted.targets,
         parts.parts,
         parts.argmax,
         parts.chosen,

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -14,16 +15,18 @@ from typing import Any, Protocol
 
 from reasonrt.answers import holds_answer
 from reasonrt.errors import ConfigError, EngineError, ReasonRTError, RequestError, told
+from reasonrt.metering import MeteredEngine
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.policies.speculation.run_ahead import Drafted, run_ahead
 from reasonrt.policies.speculation.verification import Verdict, verify_step, why_not_verify
 from reasonrt.ports import Capability, Engine, RequestEngine
 from reasonrt.routers.base import Router
 from reasonrt.routers.features import TOP_LOGPROBS, entropy
+from reasonrt.scopes import Scope
 from reasonrt.tasks import cancel
 from reasonrt.thinking import CLOSING, opens_thinking, split
 from reasonrt.transcript import Transcript
-from reasonrt.types import FinishReason, PolicyEvent, Request, Step, Stop
+from reasonrt.types import FinishReason, Limits, PolicyEvent, Request, Step, Stop, TokenDelta
 from reasonrt.writing import sampling_for, seed_of, write_step, write_steps
 
 _log = logging.getLogger(__name__)
@@ -42,8 +45,15 @@ class Terms(Protocol):
     def router(self, request: Request, engines: Mapping[str, Engine]) -> Router:
         """Raises: ConfigError: there is none for these engines; the target writes alone."""
 
-    def is_worth(self, advantage: float, step: Step, target_s: float | None) -> bool:
-        """Whether a step of this predicted advantage goes to the target, which would take `target_s` for it."""
+    def is_worth(self, advantage: float, step: Step, target_s: float | None, expected_loss: float = 0.0) -> bool:
+        """Whether a step of this predicted advantage goes to the target, which would take `target_s` for it.
+
+        Args:
+            expected_loss: of the draft's steps that the target has not read, so far.
+        """
+
+    def hands_over(self, transcript: Transcript, tally: "Tally") -> bool:
+        """Whether the target writes to the end from a step on that is the target's to write."""
 
 
 @dataclass
@@ -59,8 +69,18 @@ class Tally:
     verifications: int = 0  # passes of the target over a step of the draft's
     agreed: int = 0  # of these, those that changed nothing
     verify_s: float = 0.0  # seconds that steps waited for these
+    expected_loss: float = 0.0  # of a right end, by the draft's steps that the target has not read
+    handed_over: bool = False  # the target writes from some step on to the end
     fallback: str = ""  # why the target wrote alone from some step on
     not_verified: str = ""  # why it wrote rejected steps without reading them, where it was to verify them
+
+    def told(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """As a `Stop` tells it, with what an earlier loop of the request has told `before`."""
+        told = asdict(self)
+        for name in told.keys() & before.keys() - {"expected_loss"}:  # that one is of all that is committed
+            is_count = isinstance(told[name], int | float) and not isinstance(told[name], bool)
+            told[name] = before[name] + told[name] if is_count else told[name] or before[name]
+        return told
 
 
 class Standing(Enum):
@@ -83,37 +103,63 @@ class SpeculationLoop:
     """One request while it is solved.
 
     Args:
-        engines: by role; `target` is the one that the options name.
+        engines: by role; `target` is the one that the options name. Where there is a `writer`, it writes in the place
+            of the target from where the draft is no longer asked.
+        before: what an earlier loop of the same request has told.
     """
 
-    def __init__(self, terms: Terms, request: Request, engines: Mapping[str, RequestEngine]) -> None:
-        self._terms, self._options = terms, terms.options
+    def __init__(
+        self,
+        terms: Terms,
+        request: Request,
+        engines: Mapping[str, RequestEngine],
+        before: Mapping[str, Any],
+    ) -> None:
+        self._terms, self._options, self._before = terms, terms.options, before
+        self._pace = engines["target"].pace
+        if self._options.max_target_share < 1:  # counted apart from what the probes of a stopping rule ask of it
+            counted = MeteredEngine(engines["target"], Scope(Limits(max_engine_calls=sys.maxsize)))
+            engines = {role: counted if each is engines["target"] else each for role, each in engines.items()}
         self._request, self._engines = request, engines
         self._draft, self._target = engines["draft"], engines["target"]
+        self._writer = engines.get("writer", self._target)
         self._transcript = Transcript.of(request, engines)
         self._tally = Tally()
+        # what is kept of a rejected step would be lost in part as well, and nobody knows how much of it
+        self._keep_prefix = 0.0 if self._options.max_loss is not None else self._options.keep_prefix
         self._reads_logprobs = True
         tokenizer = self._draft.tokenizer
-        prompt = request.prompts.token_ids(tokenizer, request.messages)
+        prompt = request.prompt(tokenizer)
         self._prompt_opens_thinking = opens_thinking(tokenizer.decode, prompt)
-        if self._options.verify:
+        if self._options.verify and not self._options.hand_over:
             self._tally.not_verified = why_not_verify(self._draft, self._target, request.temperature)
-        self._can_verify = self._options.verify and not self._tally.not_verified
+        self._can_verify = self._options.verify and not (self._options.hand_over or self._tally.not_verified)
+        written = self._transcript.num_tokens_by[self._target.name]
+        self._passes_before = written + before.get("agreed", 0)  # as far as is known
+        self._router_passes = 0  # of the target, for the last step
         self._beside = _TargetBeside(self._target, self._transcript, request)
         self._standing, self._is_draft_alone = self._resume(request.committed)
+        drafted = (step for step in request.committed if step.author == self._draft.name)
+        kept = (_advantage_of(step) for step in drafted if not terms.is_worth(_advantage_of(step), step, None))
+        self._tally.expected_loss = math.fsum(max(0.0, advantage) for advantage in kept)
+        if self._options.hand_over:  # whoever continues after a failure knows by who has written
+            writers = {self._target.name, self._writer.name}
+            is_begun = self._standing is Standing.CORRECTED
+            self._tally.handed_over = is_begun or any(step.author in writers for step in request.committed)
 
     def details(self) -> dict[str, Any]:
         """What it has done so far, as its `Stop` tells."""
-        return asdict(self._tally)
+        return self._tally.told(self._before)
 
     async def events(self) -> AsyncGenerator[PolicyEvent, None]:
-        self._transcript.token_ids(self._target)  # refuse a prompt that is too long before anything starts
+        for engine in (self._target, self._writer):
+            self._transcript.token_ids(engine)  # refuse a prompt that is too long before anything starts
         reason: FinishReason | None = None
         try:
             try:
                 router = self._build_router()
                 self._reads_logprobs = self._needs_logprobs(router)
-                while reason is None:
+                while reason is None and not self._tally.handed_over:
                     async with aclosing(self._write(router)) as events:
                         async for event in events:
                             if isinstance(event, Step):
@@ -122,6 +168,7 @@ class SpeculationLoop:
                                 reason = event
             except _TargetAloneError as error:
                 self._tally.fallback = str(error)
+            if reason is None:
                 await self._beside.aclose()
                 async with aclosing(self._write_alone()) as written:
                     async for event in written:
@@ -135,9 +182,10 @@ class SpeculationLoop:
 
     def warnings(self) -> dict[str, str]:
         """What was asked for and did not take place."""
-        if self._tally.fallback:
-            return {"speculation": self._tally.fallback}
-        return {"verification": self._tally.not_verified} if self._tally.not_verified else {}
+        told = self.details()
+        if told["fallback"]:
+            return {"speculation": told["fallback"]}
+        return {"verification": told["not_verified"]} if told["not_verified"] else {}
 
     async def _write(self, router: Router) -> AsyncGenerator[Step | FinishReason, None]:
         """The draft's steps up to one that is the target's to write, and that one. Each is committed as it comes."""
@@ -150,16 +198,24 @@ class SpeculationLoop:
                 if event.is_partial and (self._can_verify or not self._options.reject_early):
                     continue
                 judged = await self._judge(router, event)
+                if judged.is_rejected and self._terms.hands_over(self._transcript, self._tally):
+                    self._tally.handed_over = True
+                    break
                 verdict = await self._verify(judged.step) if judged.is_rejected else None
                 if judged.is_rejected and not (verdict and verdict.is_agreed):
                     break
                 if not event.is_partial:
+                    self._tally.expected_loss += 0 if judged.is_rejected else max(0.0, _advantage_of(judged.step))
                     await self._beside.drop_step()
                     self._standing = Standing.ASKED if judged.is_rejected else Standing.UNASKED
                     if not event.is_end:
                         yield judged.step
             else:
                 return  # the draft was too far ahead: it begins again after what is committed
+        if self._tally.handed_over:
+            if kept := self._keep_sure_part(judged.step):
+                yield replace(kept, scores=judged.step.scores)
+            return
         async with aclosing(self._escalate(judged.step, verdict)) as events:
             async for written in events:
                 yield written
@@ -174,7 +230,8 @@ class SpeculationLoop:
             seed = seed_of(self._request.seed, "draft", transcript.num_tokens)
             wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self._reads_logprobs else {}
             sampling = sampling_for(self._request, transcript, self._draft, seed=seed, **wanted)
-            async with aclosing(run_ahead(self._draft, transcript, sampling, options.look_ahead, watch)) as drafted:
+            ahead = run_ahead(self._draft, transcript, sampling, options.look_ahead, watch, self._tell_ahead)
+            async with aclosing(ahead) as drafted:
                 async for event in drafted:
                     if event is FinishReason.LENGTH and transcript.num_tokens < self._request.limits.max_tokens:
                         raise _TargetAloneError("the draft's context is full")
@@ -185,15 +242,18 @@ class SpeculationLoop:
     async def _judge(self, router: Router, drafted: Drafted) -> Judged:
         """The step with its advantage, and whether the target should write it."""
         step = drafted.step
+        length = max(1, len(step.token_ids))
+        passes = 1 if self._can_verify else length
+        if not self._may_ask(passes + self._router_passes, length):  # else the router would use up what it may ask for
+            return Judged(step, is_rejected=False)
         if self._standing is Standing.CORRECTED:
             return Judged(step, is_rejected=True)
-        if not self._may_ask(step, to_verify=self._can_verify):
-            return Judged(step, is_rejected=False)
         if drafted.is_end:  # nothing that a router knows: it goes with the step before, if the answer is there
             is_rejected = self._standing is Standing.ASKED or not self._is_answered()
         else:
             advantage = await self._ask_router(router, step)
-            is_rejected = self._terms.is_worth(advantage, step, self._target_seconds(step))
+            is_worth = self._terms.is_worth(advantage, step, self._target_seconds(step), self._tally.expected_loss)
+            is_rejected = is_worth and self._may_ask(passes, length)  # after what the router has asked of it
             step = replace(step, scores={**step.scores, "advantage": advantage})
         self._tally.escalations += is_rejected
         return Judged(step, is_rejected)
@@ -208,11 +268,15 @@ class SpeculationLoop:
         seed = seed_of(self._request.seed, "verify")
         sampling = sampling_for(self._request, self._transcript, self._target, seed=seed)
         verdict = await verify_step(self._target, self._transcript, step, sampling)
-        self._tally.verify_s += time.perf_counter() - started
+        took_s = time.perf_counter() - started
+        stays = step if verdict.is_agreed else verdict.kept
+        num_kept = len(stays.token_ids) if stays else 0
+        read = {"author": self._target.name, "tokens": len(step.token_ids), "kept_tokens": num_kept, "took_s": took_s}
+        self._request.tell("verification", **read)
+        self._tally.verify_s += took_s
         self._tally.verifications += 1
         self._tally.agreed += verdict.is_agreed
-        stays = step if verdict.is_agreed else verdict.kept
-        self._beside.has_read(len(stays.token_ids) if stays else 0)
+        self._beside.has_read(num_kept)
         self._tally.useless_escalations += verdict.is_agreed and self._standing is not Standing.CORRECTED
         return verdict
 
@@ -220,6 +284,7 @@ class SpeculationLoop:
         """The target's step in place of `rejected`, or its first token that differs, after the part that is kept."""
         was_corrected, self._standing = self._standing is Standing.CORRECTED, Standing.ASKED
         kept = verdict.kept if verdict else None if was_corrected else self._keep_sure_part(rejected)
+        self._request.tell_discarded(rejected, "rejected", len(kept.token_ids) if kept else 0)
         if kept is not None:
             yield replace(kept, scores=rejected.scores)
         if verdict and verdict.is_end:
@@ -227,7 +292,9 @@ class SpeculationLoop:
             return
         if verdict and verdict.correction:
             yield replace(verdict.correction, scores=rejected.scores)
-            is_lost = was_corrected and (kept is None or len(kept.token_ids) < MIN_KEPT_TOKENS)
+            num_kept = len(kept.token_ids) if kept else 0
+            rest = max(1, len(rejected.token_ids) - num_kept - 1)
+            is_lost = was_corrected and num_kept < MIN_KEPT_TOKENS and self._may_ask(rest, rest)
             if verdict.correction.is_complete:
                 return
             if not is_lost:
@@ -236,7 +303,7 @@ class SpeculationLoop:
         if not self._transcript.room(self._target):
             yield FinishReason.LENGTH
             return
-        step, reason = await self._beside.step(verdict.begun if verdict else ())
+        step, reason = await self._beside.step(verdict.begun if verdict else None)
         written = (kept.text if kept else "") + (step.text if step else "")
         self._tally.useless_escalations += written == rejected.text
         if step is not None:
@@ -245,10 +312,12 @@ class SpeculationLoop:
         if reason is not None:
             yield reason
 
+    def _tell_ahead(self, step: Step) -> None:
+        self._request.tell_discarded(step, "ahead")
+
     def _commit(self, step: Step) -> Step:
         self._transcript.commit(step)
-        options = self._options
-        if options.warm_target and options.max_target_share > 0 and step.author == self._draft.name:
+        if self._options.warm_target and step.author == self._draft.name and self._may_ask(1, 0):
             self._beside.start_reading()
         return self._count(step)
 
@@ -267,12 +336,14 @@ class SpeculationLoop:
         begun = [*takewhile(lambda step: not step.is_complete, reversed(committed))]
         if begun and begun[0].author == CLOSING:  # nobody has been asked about what comes after it
             return Standing.UNASKED, True
-        if begun:  # else only what the target was asked for is committed in parts
-            return Standing.CORRECTED, all(step.author == self._draft.name for step in begun)
+        if begun:  # the target was asked for it, unless a limit of the thinking has cut a step that the draft kept
+            is_drafts = all(step.author == self._draft.name for step in begun)
+            is_kept = is_drafts and not self._terms.is_worth(_advantage_of(begun[-1]), begun[-1], None, 0.0)
+            return Standing.UNASKED if is_kept else Standing.CORRECTED, is_drafts
         if not committed:
             return Standing.UNASKED, True
         last, is_in_parts = committed[-1], len(committed) > 1 and not committed[-2].is_complete
-        is_worth = self._terms.is_worth(last.scores.get("advantage", 0.0), last, None)
+        is_worth = self._terms.is_worth(_advantage_of(last), last, None, 0.0)
         was_asked = is_in_parts or last.author != self._draft.name or is_worth
         return Standing.ASKED if was_asked else Standing.UNASKED, True
 
@@ -289,32 +360,37 @@ class SpeculationLoop:
     def _needs_logprobs(self, router: Router) -> bool:
         """Whether the router, or an option, reads the draft's log-probabilities; they may cost, or not be there."""
         options = self._options
-        keeps = options.keep_prefix > 0 and not self._can_verify and Capability.LOGPROBS in self._draft.capabilities
+        keeps = self._keep_prefix > 0 and not self._can_verify and Capability.LOGPROBS in self._draft.capabilities
         return getattr(router, "reads_logprobs", True) or keeps or options.start_early is not None
 
     async def _ask_router(self, router: Router, step: Step) -> float:
-        started = time.perf_counter()
+        started, passes = time.perf_counter(), self._passes
         try:
             advantage = await router.advantage(self._transcript, step)
         except (EngineError, RequestError) as error:  # it died, or the transcript has outgrown its context
             raise _alone("the router is lost: ", error) from error
         self._tally.router_s += time.perf_counter() - started
+        self._router_passes = self._passes - passes
         return advantage
 
     async def _write_alone(self) -> AsyncGenerator[Step | FinishReason, None]:
-        if not self._transcript.room(self._target):
+        if not self._transcript.room(self._writer):
             yield FinishReason.LENGTH
             return
-        sampling = sampling_for(self._request, self._transcript, self._target)
-        async with aclosing(write_steps(self._target, self._transcript, sampling)) as events:
+        sampling = sampling_for(self._request, self._transcript, self._writer)
+        async with aclosing(write_steps(self._writer, self._transcript, sampling)) as events:
             async for event in events:
                 yield event
 
-    def _may_ask(self, step: Step, *, to_verify: bool) -> bool:
-        """Whether the target may read or write this step without more than its share of passes."""
-        length = max(1, len(step.token_ids))
-        passes = self._transcript.num_tokens_by[self._target.name] + self._tally.agreed + (1 if to_verify else length)
-        return passes / (self._transcript.num_tokens + length) <= self._options.max_target_share
+    def _may_ask(self, passes: int, length: int) -> bool:
+        """Whether the target may do so many passes, for so many tokens of text, without more than its share of them."""
+        share = self._options.max_target_share
+        return share >= 1 or (self._passes + passes) / max(1, self._transcript.num_tokens + length) <= share
+
+    @property
+    def _passes(self) -> int:
+        """Of the target so far."""
+        return int(self._passes_before + self._target.usage(0).passes)
 
     def _target_seconds(self, step: Step) -> float | None:
         """What the target is predicted to take for the step, where that has a price."""
@@ -322,30 +398,25 @@ class SpeculationLoop:
             return None
         missing, length = self._beside.missing_tokens, len(step.token_ids)
         work = (1, missing + length) if self._can_verify else (length, missing)
-        return self._target.pace.seconds(*work)
+        return self._pace.seconds(*work)
 
     def _keep_sure_part(self, rejected: Step) -> Step | None:
         """The tokens of a rejected step before the first of which the draft was not sure enough.
 
         Of these, as many as end where a token of the target's ends, too.
         """
-        sure = self._options.keep_prefix
+        sure = self._keep_prefix
         doubts = (i for i, logprob in enumerate(rejected.logprobs) if not sure or logprob < math.log(sure))
         length = self._transcript.shared_length(self._target, rejected, next(doubts, 0))
         text = self._draft.tokenizer.decode(rejected.token_ids[:length])
         # not after a step that has begun already, and not within a character
         if not text or self._beside.is_writing or not rejected.text.startswith(text):
             return None
-        return Step(text, rejected.token_ids[:length], rejected.author, False, rejected.logprobs[:length])
+        return rejected.beginning(length, text, is_complete=False)
 
     def _start_early(self, step: Step) -> None:
-        limit = self._options.start_early
-        if (
-            limit is None
-            or self._beside.is_writing
-            or not step.top_logprobs
-            or not self._may_ask(step, to_verify=False)
-        ):
+        limit, length = self._options.start_early, len(step.token_ids)
+        if limit is None or self._beside.is_writing or not step.top_logprobs or not self._may_ask(length, length):
             return
         if entropy(step.top_logprobs[0]) > limit:
             self._beside.start_step()
@@ -382,7 +453,7 @@ class _TargetBeside:
         await cancel(self._reading)
         self._reading = None
 
-    def start_step(self, begun: Sequence[int] = ()) -> None:
+    def start_step(self, begun: TokenDelta | None = None) -> None:
         sampling = sampling_for(self._request, self._transcript, self._target)
         self._writing = asyncio.create_task(write_step(self._target, self._transcript, sampling, begun))
 
@@ -390,7 +461,7 @@ class _TargetBeside:
         await cancel(self._writing)
         self._writing = None
 
-    async def step(self, begun: Sequence[int]) -> tuple[Step | None, FinishReason | None]:
+    async def step(self, begun: TokenDelta | None) -> tuple[Step | None, FinishReason | None]:
         """The target's step, after its tokens `begun`; started now if it is not started already."""
         if self._writing is None:
             self.start_step(begun)
@@ -415,6 +486,10 @@ class _TargetBeside:
 
 class _TargetAloneError(Exception):
     """The draft or the router is not there, or has no room; says why."""
+
+
+def _advantage_of(step: Step) -> float:
+    return step.scores.get("advantage", 0.0)
 
 
 def _alone(what: str, error: ReasonRTError) -> _TargetAloneError:

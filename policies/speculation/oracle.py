@@ -1,18 +1,17 @@
 """`oracle`: both models write every step, and a reward model picks."""
 
-import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from reasonrt.policies.options import PolicyOptions
 from reasonrt.policies.speculation.loop import Tally
 from reasonrt.policies.speculation.options import Threshold
 from reasonrt.ports import Engines
 from reasonrt.routers.prompts import LAYOUTS, LayoutName, StepPrompt
-from reasonrt.tasks import cancel
+from reasonrt.tasks import gather
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, PolicyEvent, Request, Stop
-from reasonrt.writing import sampling_for, write_step
+from reasonrt.writing import sampling_for, seed_of, write_step
 
 
 @dataclass
@@ -32,8 +31,8 @@ class Oracle(PolicyOptions):
     engines = ("draft", "target", "reward")
 
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
-        transcript, tally = Transcript.of(request, engines), Tally()
-        engines.at_limit(lambda: asdict(tally))
+        transcript, tally, before = Transcript.of(request, engines), Tally(), engines.told
+        engines.at_limit(lambda: tally.told(before))
         prompt = StepPrompt(engines["reward"], LAYOUTS[self.layout])
         authors = [engines["draft"], engines["target"]]
         reason = None
@@ -41,14 +40,15 @@ class Oracle(PolicyOptions):
             if not all(transcript.room(engine) for engine in authors):
                 reason = FinishReason.LENGTH
                 break
-            tasks = [
-                asyncio.create_task(write_step(engine, transcript, sampling_for(request, transcript, engine)))
-                for engine in authors
+            # one seed for both, and the reward would pick among steps that hang together
+            seed = seed_of(request.seed, "draft", transcript.num_tokens)
+            samplings = [
+                sampling_for(request, transcript, authors[0], seed=seed),
+                sampling_for(request, transcript, authors[1]),
             ]
-            try:
-                drafted, targeted = await asyncio.gather(*tasks)
-            finally:  # one that fails takes the other along
-                await cancel(*tasks)
+            drafted, targeted = await gather(
+                *(write_step(author, transcript, own) for author, own in zip(authors, samplings, strict=True))
+            )
             step, reason = drafted
             if drafted[0] is None or targeted[0] is None:
                 step, reason = targeted
@@ -63,4 +63,4 @@ class Oracle(PolicyOptions):
                 tally.draft_tokens += len(step.token_ids) if step.author == authors[0].name else 0
                 transcript.commit(step)
                 yield step
-        yield Stop(reason, asdict(tally))
+        yield Stop(reason, tally.told(before))

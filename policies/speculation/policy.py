@@ -9,6 +9,8 @@ One loop for all such policies (`policies/speculation/loop.py`); they differ in 
   its own token after it, from where the draft continues: an escalation costs passes where they differ, not tokens.
 * **warm target** (off: what it saves, a verification reads in its one pass): while the draft writes, the target
   reads what is committed, so that it can begin immediately.
+* **handed over** (`hand_over`): one draft, gated step by step; from the first step that does not pass, the target
+  writes to the end, at its best with token-level speculation of its own. Where all pass, it never reads the problem.
 * **priced**: escalate when the predicted advantage is worth the seconds that the target is predicted to take.
 
 Source of the decision: Arbitrage (arXiv 2512.05033), algorithm 1. The loop is ours: published ones are lock-step,
@@ -22,12 +24,13 @@ from typing import Any, Self
 
 from reasonrt.answers import holds_answer
 from reasonrt.policies.options import read_together, settings_of
-from reasonrt.policies.speculation.loop import SpeculationLoop
+from reasonrt.policies.speculation.loop import SpeculationLoop, Tally
 from reasonrt.policies.speculation.options import SpeculationOptions
 from reasonrt.ports import Engine, Engines, Policy
 from reasonrt.routers.base import Router
 from reasonrt.routers.registry import RouterKind
 from reasonrt.thinking import ends_thinking
+from reasonrt.transcript import Transcript
 from reasonrt.types import PolicyEvent, Request, Step
 
 
@@ -63,6 +66,10 @@ class Speculation(Policy):
         return self.kind.roles(self.router_options)
 
     @property
+    def gives_logprobs(self) -> bool:
+        return True
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         return settings_of(self.options, self.router_options)
 
@@ -77,10 +84,12 @@ class Speculation(Policy):
         """
         return self.kind.build(self.router_options, request, self._with_target(engines))
 
-    def is_worth(self, advantage: float, step: Step, target_s: float | None) -> bool:
-        """Whether a step of this predicted advantage goes to the target, which would take `target_s` for it."""
+    def is_worth(self, advantage: float, step: Step, target_s: float | None, expected_loss: float = 0.0) -> bool:
+        """Whether a step of this predicted advantage goes to the target; see `loop.Terms`."""
         options = self.options
         bar = self.kind.advantage_at(self.kind.threshold if options.threshold is None else options.threshold)
+        if options.max_loss is not None:
+            bar = round(options.max_loss - expected_loss, 6)  # what is rounded to hundredths adds up to such
         if options.price is not None:
             bar = options.price * (target_s or 0.0)  # unmeasured: free, and so measured
         if holds_answer(step.text) or ends_thinking(step.text):
@@ -88,8 +97,12 @@ class Speculation(Policy):
             bar = min(bar, bar / 2 if stricter is None else self.kind.advantage_at(stricter))
         return advantage > bar
 
+    def hands_over(self, transcript: Transcript, tally: Tally) -> bool:
+        """Whether the target writes to the end from a step on that is the target's to write."""
+        return self.options.hand_over
+
     async def solve(self, request: Request, engines: Engines) -> AsyncGenerator[PolicyEvent, None]:
-        loop = SpeculationLoop(self, request, self._with_target(engines))
+        loop = SpeculationLoop(self, request, self._with_target(engines), engines.told)
         engines.at_limit(loop.details, loop.warnings)
         async with aclosing(loop.events()) as events:
             async for event in events:

@@ -1,9 +1,9 @@
 """The draft's steps, written ahead of whoever judges them."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reasonrt.ports import Engine
 from reasonrt.tasks import cancel
@@ -22,7 +22,12 @@ class Drafted:
 
 
 async def run_ahead(
-    engine: Engine, transcript: Transcript, sampling: Sampling, look_ahead: int, watch: bool = False
+    engine: Engine,
+    transcript: Transcript,
+    sampling: Sampling,
+    look_ahead: int,
+    watch: bool = False,
+    dropped: Callable[[Step], None] = lambda step: None,
 ) -> AsyncGenerator[Drafted | FinishReason, None]:
     """Steps after `transcript` while the engine writes on; the reason where the text ends.
 
@@ -32,6 +37,7 @@ async def run_ahead(
         look_ahead: so many steps may be written and not taken yet; with one more the engine is stopped, and the
             iterator ends without a reason. 0 is lock-step: one step, and the engine stops at its boundary.
         watch: yield the beginning of a step too, each time that it has grown.
+        dropped: called at the end with each step, whole or begun, that was written and not taken.
 
     Closing the iterator aborts the engine's work.
     """
@@ -54,6 +60,8 @@ async def run_ahead(
             yield event
     finally:
         await cancel(task)
+        for step in pump.left():
+            dropped(step)
 
 
 def _end_of(engine: Engine) -> Drafted:
@@ -67,6 +75,7 @@ class _Pump:
         self._look_ahead, self._watch = look_ahead, watch
         self._queue: asyncio.Queue[Drafted | FinishReason | Exception | None] = asyncio.Queue()
         self._ahead = 0  # complete steps in the queue
+        self._written: StepWriter | None = None
 
     async def take(self) -> Drafted | FinishReason | None:
         event = await self._queue.get()
@@ -78,8 +87,9 @@ class _Pump:
 
     async def run(self, engine: Engine, transcript: Transcript, sampling: Sampling) -> None:
         try:
-            written = StepWriter(engine, transcript)
-            async with aclosing(engine.generate(list(transcript.token_ids(engine)), sampling)) as stream:
+            self._written = written = StepWriter(engine, transcript)
+            part = replace(sampling, by_step=not self._watch)
+            async with aclosing(engine.generate(transcript.token_ids(engine).copy(), part)) as stream:
                 async for delta in stream:
                     for step in written.take(delta):
                         self._put(step)
@@ -97,6 +107,15 @@ class _Pump:
             self._queue.put_nowait(None)
         except Exception as error:  # noqa: BLE001 (it is the reader's)
             self._queue.put_nowait(error)
+
+    def left(self) -> Iterator[Step]:
+        """What nobody has taken; the engine has been stopped."""
+        while not self._queue.empty():
+            event = self._queue.get_nowait()
+            if isinstance(event, Drafted) and not event.is_partial and not event.is_end:
+                yield event.step
+        if self._written and (begun := self._written.unfinished()).token_ids:
+            yield begun
 
     def _put(self, step: Step) -> None:
         self._ahead += 1

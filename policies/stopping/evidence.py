@@ -261,15 +261,25 @@ class GatewayLink:
 
     Attributes:
         verdicts: by callers, and by the SHA-256 of certificates, as last heard.
-        votes: not yet taken to the gateway.
+        votes: by their numbers, from 1 on; those that the gateway is not known to have counted.
+        num_votes: that there have been.
     """
 
     verdicts: MutableMapping[str, Mapping[str, Verdict]] = field(default_factory=dict)
-    votes: list[Vote] = field(default_factory=list)
+    votes: dict[int, Vote] = field(default_factory=dict)
+    num_votes: int = 0
 
-    def take(self) -> list[Vote]:
-        taken, self.votes = self.votes, []
-        return taken
+    def add(self, vote: Vote) -> None:
+        self.num_votes += 1
+        self.votes[self.num_votes] = vote
+
+    def after(self, number: int) -> list[tuple[int, Vote]]:
+        """Votes with a higher number, in order."""
+        return [(own, vote) for own, vote in self.votes.items() if own > number]
+
+    def forget(self, number: int) -> None:
+        """The votes up to this one are counted."""
+        self.votes = dict(self.after(number))
 
 
 class ReportedEvidence:
@@ -283,7 +293,7 @@ class ReportedEvidence:
         return self._link.verdicts.get(caller, {}).get(self._sha256, unknown)
 
     def add(self, vote: Vote) -> None:
-        self._link.votes.append(vote)
+        self._link.add(vote)
 
     def close(self) -> None:
         pass

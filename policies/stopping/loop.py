@@ -8,6 +8,9 @@ inner policy continues after the steps that it has written, as a request does th
 A checkpoint is the first boundary of a complete step at or after a mark of the schedule, before the thinking ends,
 with room left for a probe. After a dropped probe the request thinks to its end: a rule that has not seen everything
 could stop where it would not have in replay, and lose an answer that no trace has lost.
+
+Where the request has tools, the answer of a probe is not taken: the thinking is closed, and the answer is written as it
+is after thinking that ends by itself, so that it may call them.
 """
 
 import asyncio
@@ -26,10 +29,11 @@ from reasonrt.policies.stopping.service import ServedCertificate
 from reasonrt.policies.stopping.shadows import ShadowTraces
 from reasonrt.policies.stopping.signals import LOOKS
 from reasonrt.policies.stopping.traces import Checkpoint, Fingerprints, Trace, problem_hash
+from reasonrt.policies.structured import is_written_apart, structured
 from reasonrt.ports import Engines, Policy, RequestEngine
 from reasonrt.scopes import LimitReached
 from reasonrt.tasks import cancel
-from reasonrt.thinking import ends_thinking, opens_thinking
+from reasonrt.thinking import CLOSING, closing_text, ends_thinking, opens_thinking, split
 from reasonrt.transcript import Transcript
 from reasonrt.types import Completion, FinishReason, PolicyEvent, Request, Step, Stop
 
@@ -95,15 +99,18 @@ class StoppingLoop:
     ) -> None:
         self._inner, self._request, self._engines, self._engine, self._terms = inner, request, engines, engine, terms
         self._transcript = Transcript.of(request, engines)
+        tokenizer = engines[inner.engines[0]].tokenizer
+        self._opens_thinking = opens_thinking(tokenizer.decode, request.prompt(tokenizer))
         self._ends = {author.name: author.tokenizer.eos_token_ids for author in engines.values()}
         self._is_thinking, self._has_ended = not ends_thinking(self._transcript.text), False
         self._mark = terms.schedule.next_mark(self._transcript.num_tokens)
-        self._probe = Probe(engine, terms.suffix, terms.schedule.answer_tokens)
+        self._probe = Probe(engine, terms.suffix, terms.schedule.answer_tokens, request.logprobs or 0)
         self._watch = Watch(terms.rule) if terms.rule else None
         self._looks = self._watch.looks if self._watch and not terms.records else LOOKS
+        self._shown: list[Step] = []
         self._seen: list[Checkpoint] = []
         self._num_dropped = self._returned_tokens = 0
-        self._outcome = Outcome(Action.GO_ON, None, None, 0)
+        self._outcome, self._is_counted = Outcome(Action.GO_ON, None, None, 0), False
         self._written: asyncio.Queue[tuple[PolicyEvent, _Asked | None] | Exception] = asyncio.Queue()
         self._asking: set[_Telling] = set()
         # one probe beside what the inner policy writes; a recording takes as many as there are checkpoints
@@ -122,27 +129,53 @@ class StoppingLoop:
                     yield self._ended(event)
                     return
                 yield event
-                if asked is None or (self._outcome.action is not Action.GO_ON and not self._terms.records):
+                self._shown.append(event)
+                if asked is None:
+                    continue
+                if self._outcome.action is not Action.GO_ON and not self._terms.records:
+                    self._tell_unused(asked)
                     continue
                 answer = await self._decide(asked)
                 if self._outcome.action is Action.GO_ON or self._terms.is_shadow:
                     self._continue()
                     continue
                 await cancel(self._writing, *self._asking)
+                self._tell_left()
+                if answer is not None and self._request.tools:
+                    async with aclosing(self._answered()) as rest:
+                        async for event in rest:
+                            yield event
+                    return
                 if answer is not None:
                     self._returned_tokens = len(answer.token_ids)
                     yield Step(self._engine.tokenizer.decode(self._probe.suffix), self._probe.suffix, AUTHOR, False)
-                    scores = self._seen[-1].signals
-                    yield Step(answer.text, answer.token_ids, self._engine.name, True, answer.logprobs, scores=scores)
+                    yield answer.step(self._engine.name, self._seen[-1].signals)
                 yield Stop(FinishReason.STOP, {"stopping": self._details()})
                 return
+        except GeneratorExit:  # who reads this needs no more of it: it has met a stop text, say
+            has_stopped = self._outcome.action is not Action.GO_ON and not self._terms.is_shadow
+            if not self._is_counted and (has_stopped or self._has_answer()):
+                self._ended(Stop(FinishReason.STOP))
+            raise
         finally:
             await cancel(self._writing, *self._asking)
+
+    async def _answered(self) -> AsyncGenerator[PolicyEvent, None]:
+        """The end of the thinking, where the rule stops it, and an answer that may call tools."""
+        before = (*self._request.committed, *self._shown)
+        text = closing_text(before[-1].text if before else "")
+        closing = Step(text, tuple(self._engine.tokenizer.encode(text)), CLOSING)
+        yield closing
+        rest = replace(self._request, committed=(*before, closing))
+        async with aclosing(structured(self._inner, rest, self._engines)) as events:
+            async for event in events:
+                yield self._ended(event) if isinstance(event, Stop) else event
 
     async def _write(self, request: Request, *, is_finished: bool = False) -> None:
         """Take what the inner policy writes, so that it never waits for a probe."""
         try:
-            events = answered(self._inner, request, self._engines, is_finished=is_finished)
+            solve = structured if is_written_apart(self._inner, request) else answered
+            events = solve(self._inner, request, self._engines, is_finished=is_finished)
             async with aclosing(events):
                 async for event in events:
                     self._written.put_nowait((event, self._ask(event) if isinstance(event, Step) else None))
@@ -162,6 +195,8 @@ class StoppingLoop:
         left = self._request.limits.max_tokens - tokens
         if min(left, self._transcript.room(self._engine)) < self._probe.room_tokens:
             return None
+        if self._request.tools and not split(self._transcript.text, self._opens_thinking).is_thinking:
+            return None  # it may be calling one
         is_wanted = self._watch is not None and self._watch.wants(tokens) and self._outcome.action is Action.GO_ON
         if (self._watch and self._num_dropped) or not (is_wanted or self._terms.records):
             return None
@@ -214,13 +249,42 @@ class StoppingLoop:
                 answer = await self._probe.answer(asked.token_ids)
                 checkpoint = self._checkpoint(asked, signals, answer)
         if self._watch and self._num_dropped:
+            self._tell_probe(checkpoint, "dropped")
             return None
         self._seen.append(checkpoint)
         if action is Action.GIVE_UP or (action is Action.ANSWER and checkpoint.answer):
             value = checkpoint.answer if action is Action.ANSWER else None
             net_tokens = asked.tokens + self._probe.spent_tokens
             self._outcome = Outcome(action, len(self._seen) - 1, value, net_tokens)
+        self._tell_probe(checkpoint, str(self._outcome.action))
         return answer if self._outcome.action is Action.ANSWER else None
+
+    def _tell_probe(self, checkpoint: Checkpoint, action: str) -> None:
+        """Report a checkpoint: what the rule made of it, or `dropped` or `unused` where it has not seen it."""
+        looks = LOOKS & checkpoint.signals.keys()
+        self._request.tell(
+            "probe",
+            author=self._engine.name,
+            at_tokens=checkpoint.tokens,
+            answer=checkpoint.answer,
+            signals=dict(checkpoint.signals),
+            tokens=checkpoint.probe_tokens + len(looks),
+            action=action,
+        )
+
+    def _tell_unused(self, asked: _Asked) -> None:
+        is_told = asked.told.done() and not asked.told.cancelled() and asked.told.exception() is None
+        signals, answer = asked.told.result() if is_told else ({}, None)
+        self._tell_probe(self._checkpoint(asked, signals, answer), "unused")
+
+    def _tell_left(self) -> None:
+        """Report what was written after the token at which the rule has stopped."""
+        while not self._written.empty():
+            written = self._written.get_nowait()
+            if isinstance(written, tuple) and isinstance(written[0], Step):
+                self._request.tell_discarded(written[0], "stopped")
+                if written[1]:
+                    self._tell_unused(written[1])
 
     async def _pause(self) -> None:
         """Let the inner policy write no more, where there are calls left to continue with."""
@@ -250,22 +314,22 @@ class StoppingLoop:
                 shadows.add(trace, fingerprints)
         return replace(stop, details={**stop.details, "stopping": self._details()})
 
+    def _has_answer(self) -> bool:
+        """Whether the thinking has ended, and the answer stands after it."""
+        return not self._is_thinking and self._trace(FinishReason.STOP).full_answer is not None
+
     def _trace(self, reason: FinishReason) -> Trace:
         """The request as a trace without gold, up to its first dropped probe: a rule sees nothing after it."""
         steps = tuple(self._transcript.steps)
-        completion = Completion(steps, reason, {}, 0.0, prompt_opens_thinking=self._prompt_opens_thinking())
+        completion = Completion(steps, reason, {}, 0.0, prompt_opens_thinking=self._opens_thinking)
         asked = problem_hash("\n".join(message.content for message in self._request.messages))
         return Trace(
             asked, self._seen, max(1, self._transcript.num_tokens), full_answer(completion), content_hash=asked
         )
 
-    def _prompt_opens_thinking(self) -> bool:
-        tokenizer = self._engines[self._inner.engines[0]].tokenizer
-        return opens_thinking(tokenizer.decode, self._request.prompts.token_ids(tokenizer, self._request.messages))
-
     def _details(self) -> dict[str, Any]:
         """What the `Stop` tells; counted among what the certificate has done."""
-        found = self._told_so_far()
+        found, self._is_counted = self._told_so_far(), True
         if served := self._terms.served:
             served.counts["dropped"] += self._num_dropped
             served.counts[found["action"]] += 1

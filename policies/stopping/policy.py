@@ -25,7 +25,7 @@ from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificates
 from reasonrt.policies.stopping.shadows import shadow_traces
 from reasonrt.policies.stopping.traces import Fingerprints
-from reasonrt.policies.structured import structured
+from reasonrt.policies.structured import is_written_apart, structured
 from reasonrt.ports import OPERATOR_ONLY, Capability, Engine, Engines, Policy, RequestEngine
 from reasonrt.types import Message, PolicyEvent, Request, Stop, Tokenizer
 
@@ -145,6 +145,10 @@ class Stopping(Policy):
         return self.inner.has_one_author
 
     @property
+    def gives_logprobs(self) -> bool:
+        return self.inner.gives_logprobs
+
+    @property
     def reads_context(self) -> bool:
         return self.inner.reads_context
 
@@ -181,7 +185,7 @@ class Stopping(Policy):
         except CalibrationError as error:
             reason = str(error)
             engines.at_limit(lambda: {"stopping": _fallback(reason)}, lambda: {"stopping": reason})
-            solve = structured if request.structure else answered
+            solve = structured if is_written_apart(self.inner, request) else answered
             async with aclosing(solve(self.inner, request, engines)) as events:
                 async for event in events:
                     yield _with_fallback(event, reason)
@@ -233,6 +237,8 @@ class Stopping(Policy):
         patience_s = None if options.record else options.patience_s
         if not options.certificates:
             return Terms(options.rule, options.schedule, suffix, options.max_running, patience_s)
+        if request.tools:
+            raise CalibrationError("the request has tools, and what was certified had none")
         if request.thinking_tokens is not None:
             raise CalibrationError("the request limits its thinking, and what was certified did not")
         if request.committed:  # a rule that remembers would decide otherwise than in replay

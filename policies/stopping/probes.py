@@ -5,7 +5,7 @@ serving.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from reasonrt.policies.stopping.signals import (
 from reasonrt.ports import RequestEngine
 from reasonrt.tasks import cancel
 from reasonrt.thinking import END_THINK
-from reasonrt.types import Completion, FinishReason, Sampling, TokenDelta, Tokenizer
+from reasonrt.types import Completion, FinishReason, Sampling, Step, TokenDelta, Tokenizer
 
 SUFFIX = END_THINK + "\n\n\\boxed{"
 END_BOOST = 4.0
@@ -34,7 +34,7 @@ class Answer:
 
     Attributes:
         value: what stands before the brace that closes the box; None where it is blank or the box was left open.
-        text, token_ids, logprobs: of all that was said, the brace included.
+        text, token_ids, logprobs, top_logprobs, top_token_ids: of all that was said, the brace included.
         num_tokens: of these, how many hold the answer.
     """
 
@@ -43,6 +43,14 @@ class Answer:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     num_tokens: int
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
+    top_token_ids: tuple[tuple[int, ...], ...] = ()
+
+    def step(self, author: str, scores: Mapping[str, float]) -> Step:
+        """What is committed of it."""
+        return Step(
+            self.text, self.token_ids, author, True, self.logprobs, self.top_logprobs, scores, self.top_token_ids
+        )
 
     @property
     def signals(self) -> dict[str, float]:
@@ -53,14 +61,17 @@ class Answer:
 class Probe:
     """Probes of one engine.
 
+    Args:
+        top_logprobs: so many of the highest log-probabilities come with each token of an answer.
+
     Attributes:
         suffix: token ids.
         spent_tokens: generated for probes so far.
     """
 
-    def __init__(self, engine: RequestEngine, suffix: Sequence[int], answer_tokens: int) -> None:
+    def __init__(self, engine: RequestEngine, suffix: Sequence[int], answer_tokens: int, top_logprobs: int = 0) -> None:
         self.suffix, self.spent_tokens = tuple(suffix), 0
-        self._engine, self._answer_tokens = engine, answer_tokens
+        self._engine, self._answer_tokens, self._top_logprobs = engine, answer_tokens, top_logprobs
 
     @property
     def room_tokens(self) -> int:
@@ -84,19 +95,25 @@ class Probe:
         begun, closing = tokenizer.decode(self.suffix), _closing_braces(tokenizer)
         said: list[int] = []
         logprobs: list[float] = []
+        tops: list[tuple[float, ...]] = []
+        top_ids: list[tuple[int, ...]] = []
         text, end = "", -1
         while end < 0 and len(said) < self._answer_tokens:
-            sampling = Sampling(self._answer_tokens - len(said), logprobs=True, stop_token_ids=closing)
+            left = self._answer_tokens - len(said)
+            sampling = Sampling(left, logprobs=True, top_logprobs=self._top_logprobs, stop_token_ids=closing)
             whole = await self._generated([*token_ids, *self.suffix, *said], sampling)
             said += whole.token_ids
             logprobs += whole.logprobs
+            tops += whole.top_logprobs
+            top_ids += whole.top_token_ids
             text = tokenizer.decode([*self.suffix, *said])[len(begun) :]
             end = _end_of_box(text)
             if not said or said[-1] not in closing:
                 break  # the text itself ended
         held = (n for n in range(len(said)) if len(tokenizer.decode([*self.suffix, *said[:n]])) >= len(begun) + end)
         value = text[:end].strip() if end >= 0 else ""
-        return Answer(value or None, text, tuple(said), tuple(logprobs), next(held, len(said)))
+        num_tokens = next(held, len(said))
+        return Answer(value or None, text, tuple(said), tuple(logprobs), num_tokens, tuple(tops), tuple(top_ids))
 
     async def _looked(self, name: str, token_ids: Sequence[int]) -> float:
         if name == END_OF_THINKING:

@@ -1,7 +1,7 @@
 """What calibration learns from: problems thought through to the end, with checkpoints on the way.
 
-The unit is the problem. Two traces are of one problem when they share the id or the content hash; no set holds both,
-and no two splits share one.
+The unit is the problem. No set holds two traces that share the id or the content hash. No two splits share a problem;
+there it is known by its content hash, and by its id where a text is not at hand: ids of different files may be alike.
 """
 
 import hashlib
@@ -196,8 +196,9 @@ class TraceSet:
     @property
     def split(self) -> "Split":
         lines = sorted(canonical(asdict(trace)) for trace in self.traces)
-        names = frozenset().union(*(trace.names for trace in self.traces))
-        return Split(hashlib.sha256("\n".join(lines).encode()).hexdigest(), names)
+        names = frozenset(trace.content_hash or trace.problem_id for trace in self.traces)
+        ids = frozenset(trace.problem_id for trace in self.traces if trace.content_hash)
+        return Split(hashlib.sha256("\n".join(lines).encode()).hexdigest(), names, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,17 +207,19 @@ class Split:
 
     Attributes:
         sha256: of everything in them, whatever their order.
-        names: what their problems are known by.
+        names: what their problems are known by: content hashes, and ids where there is none.
+        ids: of those that have a hash, for what has none in another split.
     """
 
     sha256: str
     names: frozenset[str]
+    ids: frozenset[str] = frozenset()
 
 
 def refuse_overlap(splits: Mapping[str, Split]) -> None:
     """Raises: CalibrationError: a problem is in two of them; the message names it and both."""
     for (role, split), (other_role, other) in combinations(splits.items(), 2):
-        shared = sorted(split.names & other.names)
+        shared = sorted(split.names & other.names | split.names & other.ids | split.ids & other.names)
         if shared:
             raise CalibrationError(
                 f"the splits to {role} and to {other_role} share {shown(shared[0])} and {len(shared) - 1} more names "

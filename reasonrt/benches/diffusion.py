@@ -6,21 +6,20 @@ out. Tokens are those of the answer, its end included and nothing after it.
 """
 
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from reasonrt.errors import ConfigError, shown
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.run import PolicySpec
-from reasonrt.evals.statistics import paired_difference_interval, wilson_interval
-from reasonrt.files import write_figure
+from reasonrt.evals.statistics import mean_interval, wilson_interval
+from reasonrt.plots import COLOURS, label, picture
 
 CONTROL = "control"
 _OFF = ", off"
@@ -109,8 +108,8 @@ def _spent(records: Sequence[Record], what: str) -> int:
 def compare(arms: Sequence[Arm], report: Report) -> list[dict[str, Any]]:
     """Each other arm against control at each threshold: difference of accuracy, seed by seed and over all.
 
-    `difference_low` and `difference_high` hold over problems, with these models; `by_seed_low` and `by_seed_high` are a
-    95 % interval over training seeds, absent with fewer than two.
+    `difference_low` and `difference_high` are a 95 % interval over problems, with these models: a problem counts once,
+    by the mean over its seeds. `by_seed_low` and `by_seed_high` are one over training seeds. Fewer than two have none.
     """
     rows = {(row["arm"], row["seed"], row["threshold"]): row for row in arm_rows(arms, report)}
     right = {
@@ -125,12 +124,11 @@ def compare(arms: Sequence[Arm], report: Report) -> list[dict[str, Any]]:
             if not pairs:
                 continue
             both = [(rows[ours], rows[control]) for ours, control in pairs]
-            counts = [0, 0, 0, 0]
+            by_problem: dict[str, list[float]] = {}
             for ours, control in pairs:
                 a, b = right[ours], right[control]
-                for problem in a.keys() & b.keys():
-                    counts[(not a[problem]) * 2 + (not b[problem])] += 1
-            low, high = paired_difference_interval(*counts)
+                for problem in sorted(a.keys() & b.keys()):
+                    by_problem.setdefault(problem, []).append(float(a[problem]) - b[problem])
             differences = [row["accuracy"] - base["accuracy"] for row, base in both]
             found.append(
                 {
@@ -142,22 +140,19 @@ def compare(arms: Sequence[Arm], report: Report) -> list[dict[str, Any]]:
                     "accuracy": fmean(row["accuracy"] for row, _ in both),
                     "tokens_per_pass": fmean(row["tokens_per_pass"] for row, _ in both),
                     "difference": fmean(differences),
-                    "difference_low": low,
-                    "difference_high": high,
                     "differences": differences,
-                    **_over_seeds(differences),
+                    **_interval("difference", [fmean(values) for values in by_problem.values()]),
+                    **_interval("by_seed", differences),
                 }
             )
     return found
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, float]:
-    from scipy.stats import t
-
+def _interval(name: str, values: Sequence[float]) -> dict[str, float]:
     if len(values) < 2:
         return {}
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return {"by_seed_low": fmean(values) - half, "by_seed_high": fmean(values) + half}
+    low, high = mean_interval(values)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], list[tuple[float, float]]]:
@@ -217,16 +212,17 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for (arm, seed), ours in found.items():
             if arm == CONTROL or seed != row["seed"]:
                 continue
-            reached = tokens_per_pass_at(ours, row["accuracy"])
+            # of both what lies farthest along their lines, else a control that wavers is compared by its worse place
+            reached, of_control = (tokens_per_pass_at(curve, row["accuracy"]) for curve in (ours, found[CONTROL, seed]))
             equal.append(
                 {
                     "arm": arm,
                     "seed": seed,
                     "threshold": row["threshold"],
                     "accuracy": row["accuracy"],
-                    "control_tokens_per_pass": row["tokens_per_pass"],
+                    "control_tokens_per_pass": of_control,
                     "tokens_per_pass": reached,
-                    "times": reached and reached / row["tokens_per_pass"],
+                    "times": reached and of_control and reached / of_control,
                 }
             )
     return {"from_tokens_per_pass": low, "to_tokens_per_pass": high, "areas": areas, "equal_accuracy": equal}
@@ -249,22 +245,13 @@ def merging_row(report: Report, merged: str, separate: str) -> dict[str, Any]:
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Accuracy against tokens per pass: a line for each arm and seed."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     names = sorted({str(row["arm"]) for row in rows}, key=lambda name: (name != CONTROL, name))
-    colours = dict(zip(names, itertools.cycle(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))))
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    seen: set[str] = set()
-    for (arm, _), curve in sorted(curves(rows).items()):
-        label = arm if arm not in seen else None
-        seen.add(arm)
-        axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color=colours[arm], label=label, alpha=0.8)
-    axes.set(xlabel="tokens per pass", ylabel="accuracy", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    write_figure(path, figure, dpi=150)
-    plt.close(figure)
+    colours = dict(zip(names, itertools.cycle(COLOURS)))
+    with picture(path) as (axes,):
+        marks: dict[str, tuple[float, float, str, str]] = {}
+        for (arm, _), curve in sorted(curves(rows).items()):
+            axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, color=colours[arm], alpha=0.8)
+            marks.setdefault(arm, (*max(curve, key=lambda point: point[1]), arm, colours[arm]))
+        axes.set(xlabel="tokens per pass", ylabel="right", ylim=(0, None))
+        axes.set_title("What more tokens a pass cost in right answers: a line for each training seed", loc="left")
+        label(axes, list(marks.values()))

@@ -1,7 +1,8 @@
 """The measurements of the diffusion bench: which engines run, on which problems, and in which order."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from reasonrt.benches.diffusion import (
     merging_row,
     summarize,
 )
+from reasonrt.benches.progress import Advance, tell_nobody
 from reasonrt.config import DiffusionConfig, VllmConfig, model_folder
 from reasonrt.engines.build import build_engine
 from reasonrt.evals.journal import Record
@@ -34,6 +36,7 @@ _FAST: dict[str, dict[str, Any]] = {
 }
 _TARGETS = {"nano-target in vLLM": None, "nano-target in vLLM, one core": "0"}
 """Small models can be faster without threads: what diffusion is compared with is the best of these."""
+_WARMED_UP_AT_ONCE = 4
 _ROUNDS = 2
 _PER_PLACE = 4  # problems in one turn for each that is solved concurrently: the places are full most of the time
 
@@ -55,17 +58,17 @@ class DiffusionBench:
         timed: int,
         concurrencies: Sequence[int],
         ablation: bool = True,
-        report: Callable[[str], None] = lambda text: None,
+        advance: Advance = tell_nobody,
     ) -> dict[str, Any]:
         """Accuracy against tokens per pass, what merging saves and, for `timed` problems, tokens per second.
 
         Where more than `timed` are needed to keep so many places busy, more are timed.
         """
         chosen = load_task(self.task, problems, self.split)
-        result = await self._accuracy(thresholds, chosen, ablation, report)
-        result["merging"] = await self._merging(chosen[: max(1, problems // 4)], report)
+        result = await self._accuracy(thresholds, chosen, ablation, advance)
+        result["merging"] = await self._merging(chosen[: max(1, problems // 4)], advance)
         if timed:
-            result["speed"] = await self._speed(timed, concurrencies, report)
+            result["speed"] = await self._speed(timed, concurrencies, advance)
         return result
 
     async def _accuracy(
@@ -73,28 +76,28 @@ class DiffusionBench:
         thresholds: Sequence[float],
         problems: Sequence[TaskProblem],
         ablation: bool,
-        report: Callable[[str], None],
+        advance: Advance,
     ) -> dict[str, Any]:
         arms = arms_of(self.models, thresholds, ablation)
+        advance("starting engines", 0, 1)
         engines = {model.role: _diffusion(model.role, model.model) for model in self.models}
         async with Runtime(engines) as runtime:
-            found = await self._run(runtime, problems, [arm.policy for arm in arms], 32, "accuracy", report)
+            advance("starting engines", 1, 1)
+            found = await self._run(runtime, problems, [arm.policy for arm in arms], 32, "accuracy", advance)
         rows = arm_rows(arms, found)
         return {"rows": rows, "against_control": compare(arms, found), "summary": summarize(rows)}
 
-    async def _merging(self, problems: Sequence[TaskProblem], report: Callable[[str], None]) -> dict[str, Any]:
+    async def _merging(self, problems: Sequence[TaskProblem], advance: Advance) -> dict[str, Any]:
         ours = self._ours()
         arms = [
             PolicySpec("block_diffusion", {"engine": ours.role, "threshold": _ACCURATE, "merge_commits": merge})
             for merge in (True, False)
         ]
         async with Runtime({ours.role: _diffusion(ours.role, ours.model)}) as runtime:
-            found = await self._run(runtime, problems, arms, 32, "merging", report)
+            found = await self._run(runtime, problems, arms, 32, "merging", advance)
         return merging_row(found, *(arm.label for arm in arms))
 
-    async def _speed(
-        self, timed: int, concurrencies: Sequence[int], report: Callable[[str], None]
-    ) -> list[dict[str, Any]]:
+    async def _speed(self, timed: int, concurrencies: Sequence[int], advance: Advance) -> list[dict[str, Any]]:
         """Each engine alone on the machine, in `_ROUNDS` turns, each turn with its share of the problems."""
         ours = self._ours()
         needed = {concurrency: max(timed, concurrency * _PER_PLACE * _ROUNDS) for concurrency in concurrencies}
@@ -105,11 +108,11 @@ class DiffusionBench:
             for engine, arms in _contestants(ours):
                 async with Runtime({engine.name: engine}) as runtime:
                     policies = list(arms.values())
-                    await self._run(runtime, warm, policies, 4, f"warm-{time.time_ns()}", report)
+                    await self._warm_up(runtime, warm, policies, advance)
                     for concurrency in concurrencies:
                         part = f"speed-{concurrency}-{turn}-{next(iter(arms)).replace(' ', '_')}"
                         share = problems[turn : needed[concurrency] : _ROUNDS]
-                        solved = await self._run(runtime, share, policies, concurrency, part, report)
+                        solved = await self._run(runtime, share, policies, concurrency, part, advance)
                         for name, policy in arms.items():
                             found.setdefault((concurrency, name), []).extend(solved.of(policy.label))
         rows = [_speed_row(name, concurrency, records) for (concurrency, name), records in sorted(found.items())]
@@ -117,8 +120,18 @@ class DiffusionBench:
             of_target = [other for other in rows if other["arm"] in _TARGETS]
             best = max(other["tokens_per_s"] for other in of_target if other["concurrency"] == row["concurrency"])
             row["times_target"] = row["tokens_per_s"] / best
-        report("the reference ...")
-        return [_reference_row(ours, problems[:_REFERENCE], self.max_tokens), *rows]
+        return [_reference_row(ours, problems[:_REFERENCE], self.max_tokens, advance), *rows]
+
+    async def _warm_up(
+        self, runtime: Runtime, problems: Sequence[TaskProblem], policies: Sequence[PolicySpec], advance: Advance
+    ) -> None:
+        """Have each policy solve these, and keep nothing of it."""
+        limits = Limits(max_tokens=self.max_tokens)
+        requests = [policy.request(problem.question, limits=limits) for policy in policies for problem in problems]
+        done = 0
+        async with aclosing(runtime.solve_all(requests, _WARMED_UP_AT_ONCE)) as solved:
+            async for _ in solved:
+                advance("warming up", done := done + 1, len(requests))
 
     def _ours(self) -> BenchModel:
         """The model whose speed is measured: one with residual context, where there is one."""
@@ -131,14 +144,14 @@ class DiffusionBench:
         policies: Sequence[PolicySpec],
         concurrency: int,
         name: str,
-        report: Callable[[str], None],
+        advance: Advance,
     ) -> Report:
         limits = Limits(max_tokens=self.max_tokens)
         block = max(_BLOCK, concurrency * _PER_PLACE)
         settings = RunSettings(f"{self.task}/{self.split}", limits, concurrency=concurrency, block=block)
 
         def tell(progress: EvalProgress) -> None:
-            report(f"{name}: {progress.done} of {progress.total}, {progress.label}")
+            advance(name, progress.done, progress.total)
 
         return await evaluate(runtime, problems, policies, settings, self.out / name, tell)
 
@@ -175,7 +188,9 @@ def _speed_row(arm: str, concurrency: int, records: Sequence[Record]) -> dict[st
     }
 
 
-def _reference_row(model: BenchModel, problems: Sequence[TaskProblem], max_tokens: int) -> dict[str, Any]:
+def _reference_row(
+    model: BenchModel, problems: Sequence[TaskProblem], max_tokens: int, advance: Advance
+) -> dict[str, Any]:
     """How fast the reference writes: one problem after the other, without a cache."""
     import torch
 
@@ -191,13 +206,15 @@ def _reference_row(model: BenchModel, problems: Sequence[TaskProblem], max_token
     decoding = read_decoding({"threshold": _ACCURATE}, network.shape)
     ends = frozenset(network.shape.end_token_ids)
     tokens, right, seconds = 0, 0, 0.0
-    for problem in problems:
+    for place, problem in enumerate(problems):
+        advance("reference", place, len(problems))
         prompt = tokenizer.chat([Message("user", problem.question)])
         began = time.perf_counter()
         written = write(network, Task(tuple(prompt), max_tokens, ends), decoding, Drawing())
         seconds += time.perf_counter() - began
         tokens += len(written.tokens)
         right += f"\\boxed{{{problem.answer}}}" in tokenizer.decode(written.tokens)
+    advance("reference", len(problems), len(problems))
     return {
         "arm": "reference, threshold",
         "concurrency": 1,

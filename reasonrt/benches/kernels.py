@@ -3,10 +3,11 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from reasonrt.benches.progress import Advance, tell_nobody
 from reasonrt.errors import CapabilityError, ConfigError
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ _TENSOR_CORE = {"cuda": r"\b(HMMA|HGMMA|IMMA|QGMMA|UTCHMMA|UTCQMMA)\b", "hip": r
 
 
 def compile_kernels(
-    say: Callable[[str], None] = lambda text: None, targets: Collection[str] | None = None, is_sample: bool = False
+    advance: Advance = tell_nobody,
+    targets: Collection[str] | None = None,
+    is_sample: bool = False,
 ) -> dict[str, Any]:
     """Compile every kernel as it is launched on each target, without a device; one row for each binary.
 
     Args:
-        say: is told what is being compiled.
+        advance: is told the target, and how many of how many binaries are compiled for it.
         targets: only these, by name; None is all.
         is_sample: only the first build of each kernel, the one that takes most.
 
@@ -39,7 +42,7 @@ def compile_kernels(
 
     if knobs.runtime.interpret:
         raise ConfigError("TRITON_INTERPRET is set, so that nothing is compiled; unset it")
-    return {"rows": list(_rows(say, targets, is_sample))}
+    return {"rows": list(_rows(advance, targets, is_sample))}
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -56,14 +59,18 @@ def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _rows(say: Callable[[str], None], targets: Collection[str] | None, is_sample: bool) -> Iterator[dict[str, Any]]:
+def _rows(advance: Advance, targets: Collection[str] | None, is_sample: bool) -> Iterator[dict[str, Any]]:
     from reasonrt.kernels.triton.builds import TARGETS, all_builds
 
     for target in TARGETS:
         builds = list(all_builds(target)) if targets is None or target.name in targets else []
-        for build in {build.name: build for build in reversed(builds)}.values() if is_sample else builds:
-            say(f"{target.name}: {build.name}, {build.shape}")
+        if is_sample:
+            builds = list({build.name: build for build in reversed(builds)}.values())
+        for place, build in enumerate(builds):
+            advance(target.name, place, len(builds))
             yield _measure(build, target)
+        if builds:
+            advance(target.name, len(builds), len(builds))
 
 
 def _measure(build: "Build", target: "Target") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 
+from reasonrt.benches.progress import Advance, tell_nobody
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.runtime import Runtime
 from reasonrt.types import Limits, Message, Request, Sampling
@@ -15,12 +16,16 @@ _STEPS = 20
 _LIMITS = Limits(max_tokens=4096)
 
 
-async def measure_overhead(concurrencies: tuple[int, ...] = (1, 8, 64), rounds: int = 200) -> list[dict[str, float]]:
+async def measure_overhead(
+    concurrencies: tuple[int, ...] = (1, 8, 64),
+    rounds: int = 200,
+    advance: Advance = tell_nobody,
+) -> list[dict[str, float]]:
     """Measure rows with `concurrency`, `overhead_ms_per_step_p50`, `_p99`, `steps` and `rounds`.
 
     A round solves `concurrency` requests of 20 steps concurrently with policy `target` on a scripted engine without
     latency, and drains as many plain generations right after; the difference in process CPU time, per step, is one
-    sample. Percentiles are over rounds.
+    sample. Percentiles are over rounds. `advance` is told of each round, by the concurrency.
     """
     engine = ScriptedEngine("target", _STEP * (_STEPS - 1) + r"\boxed{93}")
     runtime = Runtime({"target": engine})
@@ -40,10 +45,11 @@ async def measure_overhead(concurrencies: tuple[int, ...] = (1, 8, 64), rounds: 
     for concurrency in concurrencies:
         for _ in range(3):
             await _cpu_s(solve, concurrency)
-        samples = [
-            (await _cpu_s(solve, concurrency) - await _cpu_s(drain, concurrency)) * 1000 / (concurrency * _STEPS)
-            for _ in range(rounds)
-        ]
+        samples = []
+        for number in range(1, rounds + 1):
+            added_s = await _cpu_s(solve, concurrency) - await _cpu_s(drain, concurrency)
+            samples.append(1000 * added_s / (concurrency * _STEPS))
+            advance(f"{concurrency} concurrently", number, rounds)
         rows.append(
             {
                 "concurrency": concurrency,

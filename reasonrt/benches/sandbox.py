@@ -1,11 +1,12 @@
 """What the sandboxes hold, and what they cost: the attempts to escape, and many sessions with large contexts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter, process_time
 from typing import Any
 
+from reasonrt.benches.progress import Advance, tell_nobody
 from reasonrt.programs.sandbox.base import Ending, HostCall
 from reasonrt.programs.sandbox.build import build_sandbox
 from reasonrt.programs.sandbox.escapes import attempts, run_attempt
@@ -14,24 +15,23 @@ CONTEXT_MEGABYTES = 10
 GIGABYTE = 1e9
 
 
-async def measure_escapes(backend: str, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+async def measure_escapes(backend: str, advance: Advance = tell_nobody) -> dict[str, Any]:
     """How many attempts there are, how many held, and by name why the others did not."""
     sandbox = build_sandbox(backend, check=False)  # the check before a cell is no wall
     await sandbox.start()
-    failed = {}
+    failed, tried = {}, attempts(backend)
     try:
-        for attempt in attempts(backend):
-            say(f"{backend}: {attempt.name}")
+        for place, attempt in enumerate(tried, 1):
             if reason := await run_attempt(sandbox, attempt):
                 failed[attempt.name] = reason
+            advance(f"{backend}: attempts to escape", place, len(tried))
     finally:
         await sandbox.aclose()
-    total = len(attempts(backend))
-    return {"backend": backend, "attempts": total, "held": total - len(failed), "failed": failed}
+    return {"backend": backend, "attempts": len(tried), "held": len(tried) - len(failed), "failed": failed}
 
 
 async def measure_cost(
-    backend: str, num_sandboxes: int = 50, context_megabytes: int = CONTEXT_MEGABYTES
+    backend: str, num_sandboxes: int = 50, context_megabytes: int = CONTEXT_MEGABYTES, advance: Advance = tell_nobody
 ) -> dict[str, Any]:
     """Memory and start of many sessions that are open at the same time, each with a context of its own.
 
@@ -51,6 +51,7 @@ async def measure_cost(
             starts_ms.append(1000 * (perf_counter() - began))
             processor_ms.append(1000 * (process_time() - host_began) + _processor_ms(getattr(session, "worker_pid", 0)))
             sessions.append(session)
+            advance(f"{backend}: sessions", number + 1, num_sandboxes)
         for session in sessions:
             cell = await session.run("print(len(context), context.count('\\n'))", _nobody)
             if cell.ending is not Ending.DONE:
@@ -74,14 +75,13 @@ async def measure_cost(
 
 
 async def measure_sandboxes(
-    backends: Sequence[str], num_sandboxes: int = 50, say: Callable[[str], None] = lambda text: None
+    backends: Sequence[str], num_sandboxes: int = 50, advance: Advance = tell_nobody
 ) -> dict[str, Any]:
     """Both of each backend, as rows."""
     rows: list[dict[str, Any]] = []
     for backend in backends:
-        say(f"{backend}: {num_sandboxes} sessions")
-        rows.append(await measure_cost(backend, num_sandboxes))
-        rows.append(await measure_escapes(backend, say))
+        rows.append(await measure_cost(backend, num_sandboxes, advance=advance))
+        rows.append(await measure_escapes(backend, advance))
     return {"rows": rows}
 
 

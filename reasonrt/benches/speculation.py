@@ -5,21 +5,48 @@ many problems without it, and time on fewer with it. Arms take turns by blocks o
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reasonrt.benches.speculation_arms import OURS, SWEEPS, Arm
-from reasonrt.calibration.speedup import Parts, Speed, Work, fit_speed, predicted_speedup
+from reasonrt.benches.agreement import TokenAgreement
+from reasonrt.benches.speculation_arms import OURS, TOKENS_AHEAD, Arm
+from reasonrt.calibration.speedup import fit_speed
 from reasonrt.evals.journal import Record
 from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem
-from reasonrt.files import write_figure
+from reasonrt.policies.speculation.costs import (
+    NO_WORK,
+    Parts,
+    Speed,
+    Work,
+    predicted_speedup,
+    seconds_per_problem,
+    token_level_work,
+)
 
 _TALLIED = ("steps", "draft_steps", "escalations", "useless_escalations", "router_s", "verifications", "verify_s")
 _READ = 20  # problems
 _SLOWER = ("times_arbitrage_s", "times_arbitrage_s_low", "times_arbitrage_s_high")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What is the same for all rows of a pair.
+
+    Attributes:
+        name: of draft and target.
+        tokens_ahead: engine to the tokens that it drafts by itself before each pass, where it does.
+        token_agreement, step_agreement: see `agreement`; None where they were not measured.
+        is_shared: both compute on the same device.
+    """
+
+    name: str = ""
+    tokens_ahead: Mapping[str, int] = field(default_factory=dict)
+    token_agreement: float | None = None
+    step_agreement: float | None = None
+    is_shared: bool = True
 
 
 def reading_problems(problems: Sequence[TaskProblem]) -> list[TaskProblem]:
@@ -35,7 +62,7 @@ def alone_speeds(timed: Sequence[Report]) -> dict[str, Speed]:
     speeds = {}
     for role in ("draft", "target"):
         arms = [report.of(role) for report in timed]
-        speeds[role] = fit_speed([(_mean_s(records), _work(records, role), _at_once(records)) for records in arms])
+        speeds[role] = fit_speed([(_mean_s(records), work_of(records, role), _at_once(records)) for records in arms])
     return speeds
 
 
@@ -45,7 +72,7 @@ def bench_rows(
     accuracy: Report,
     concurrency: int,
     speeds: Mapping[str, Speed],
-    is_shared: bool = True,
+    pair: Pair,
 ) -> list[dict[str, Any]]:
     """One row per arm. Accuracies are those of the accuracy run where it had the same setting, else of this one.
     `times_arbitrage_s` is how many times as long as `arbitrage` an arm takes; absent where that was not timed.
@@ -53,7 +80,7 @@ def bench_rows(
     Args:
         speeds: of draft and target, from `alone_speeds`.
         concurrency: as asked for; `at_once` in a row is what it was on average.
-        is_shared: both compute on the same device.
+        pair: with the tokens ahead at this concurrency.
     """
     times = {row["policy"]: row for row in timed.rows()}
     target_s = times["target"]["seconds_per_problem"]
@@ -66,14 +93,18 @@ def bench_rows(
         found = next(row for row in source.rows() if row["policy"] == label)
         sums = _sums(timed.of(label))
         measured = times[label]["seconds_per_problem"]
-        predicted = _predicted(arm, timed, speeds, is_shared)
+        predicted = _predicted(arm, timed, speeds, pair)
         steps = max(1.0, sums["steps"])
         speedup, speedup_low, speedup_high = timed.seconds_ratio("target", label)
         rows.append(
             {
+                "pair": pair.name,
                 "policy": arm.name,
                 "options": dict(arm.policy.options),
                 "concurrency": concurrency,
+                "tokens_ahead": max((pair.tokens_ahead.get(role, 0) for role in _targets(timed.of(label))), default=0),
+                "token_agreement": pair.token_agreement,
+                "step_agreement": pair.step_agreement,
                 "at_once": _at_once(timed.of(label)),
                 "errors": found["errors"],  # of the problems that accuracy was measured on
                 "errors_timed": times[label]["errors"],
@@ -87,6 +118,7 @@ def bench_rows(
                 "seconds_p50": times[label]["seconds_p50"],
                 "seconds_p95": times[label]["seconds_p95"],
                 "problems_per_second": 1.0 / measured,
+                "cpu_s_per_problem": sum(record.cpu_s for record in timed.of(label)) / len(timed.of(label)),
                 "speedup_vs_target": speedup,
                 "speedup_low": speedup_low,
                 "speedup_high": speedup_high,
@@ -102,12 +134,64 @@ def bench_rows(
                 "verifications_per_step": sums["verifications"] / steps,
                 "verify_ms": 1000 * sums["verify_s"] / max(1.0, sums["verifications"]),
                 "overhead_ms_per_step": 1000 * (measured - target_s / predicted) * sums["n"] / sums["steps"]
-                if predicted
+                if predicted and sums["steps"]
                 else None,
+                "ways": _ways(timed.of(label)),
                 "prefix_hit_rate": _hit_rates(timed.of(label)),
             }
         )
     return rows
+
+
+def planned_arms(
+    alone: Report, speculated: Report, speeds: Mapping[str, Speed], agreement: TokenAgreement, is_shared: bool
+) -> list[dict[str, Any]]:
+    """What each way is predicted to take, and took where it was run.
+
+    Args:
+        alone: draft and target, each by itself.
+        speculated: policies that speculate, on the same problems; of one that hands over, the target may speculate by
+            itself from there.
+        agreement: of the two, from which passes of token-level speculation are replayed.
+    """
+    own, at_once = alone.of("target"), _at_once(alone.of("target"))
+    work = work_of(own, "target")
+    target_s = work.seconds(speeds["target"], at_once)
+    rows = [_plan_row("target", target_s, target_s, _mean_s(own))]
+
+    def predict(drafted: Work, targeted: Work) -> float:
+        parts = Parts(speeds["draft"], speeds["target"], work, drafted, targeted, at_once=at_once, is_shared=is_shared)
+        return seconds_per_problem(parts)
+
+    best: tuple[float, int, float] | None = None
+    for tokens_ahead in TOKENS_AHEAD:
+        name = f"token-level, {tokens_ahead} ahead"
+        per_token = agreement.passes_per_token(tokens_ahead)
+        if per_token is None:
+            rows.append({"way": name, "why_not": agreement.why_not or "nothing was written"})
+            continue
+        predicted = predict(*token_level_work(work.passes * per_token, work.read, tokens_ahead))
+        rows.append(_plan_row(name, predicted, target_s))
+        best = min(best or (predicted, tokens_ahead, per_token), (predicted, tokens_ahead, per_token))
+    for label in speculated.labels:
+        records = speculated.of(label)
+        warnings = [record.warnings["speculation"] for record in records if "speculation" in record.warnings]
+        if len(warnings) == len(records):
+            rows.append({"way": label, "why_not": warnings[0]})
+            continue
+        drafted, targeted = work_of(records, "draft"), work_of(records, "target")
+        rows.append(_plan_row(label, predict(drafted, targeted), target_s, _mean_s(records)))
+        if best and any(record.details.get("handed_over") for record in records):
+            _, tokens_ahead, per_token = best
+            inner, outer = token_level_work(targeted.passes * per_token, targeted.read, tokens_ahead)
+            name = f"{label}, {tokens_ahead} ahead"
+            rows.append(_plan_row(name, predict(drafted + inner, outer), target_s))
+    return rows
+
+
+def _plan_row(way: str, predicted_s: float, target_s: float, measured_s: float | None = None) -> dict[str, Any]:
+    speedup = target_s / predicted_s
+    return {"way": way, "predicted_s": predicted_s, "speedup": speedup, "measured_s": measured_s, "why_not": ""}
 
 
 def _sums(records: Sequence[Record]) -> dict[str, float]:
@@ -128,26 +212,48 @@ def _sums(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
-def _predicted(arm: Arm, timed: Report, speeds: Mapping[str, Speed], is_shared: bool) -> float | None:
+def _predicted(arm: Arm, timed: Report, speeds: Mapping[str, Speed], pair: Pair) -> float | None:
     """The speed-up predicted from the speeds of both models alone and from what this arm asked of either."""
     records, alone = timed.of(arm.policy.label), timed.of("target")
+    if arm.name in ("target", "draft"):
+        return None  # their speeds are what it is predicted from
     sums = _sums(records)
-    if not sums["steps"] or arm.policy.options.get("target", "target") != "target":
-        return None  # no speculation at the level of steps, or a target whose speed alone was not fitted
+    works = [_works(records, role, pair.tokens_ahead.get(role, 0)) for role in _targets(records)]
+    by_draft, by_target = zip(*works, strict=True) if works else ((), ())
     parts = Parts(
         speeds["draft"],
         speeds["target"],
-        _work(alone, "target"),
-        _work(records, "draft"),
-        _work(records, "target"),
+        work_of(alone, "target"),
+        sum(by_draft, work_of(records, "draft")),
+        sum(by_target, NO_WORK),
         waits_s=sums["router_s"] / sums["n"],
         at_once=_at_once(alone),
-        is_shared=is_shared,
+        is_shared=pair.is_shared,
     )
     return predicted_speedup(parts)
 
 
-def _work(records: Sequence[Record], role: str) -> Work:
+def _works(records: Sequence[Record], role: str, tokens_ahead: int) -> tuple[Work, Work]:
+    """What the draft inside of an engine, and the engine itself, did per problem: each pass reads what was drafted."""
+    work = work_of(records, role)
+    if not tokens_ahead:
+        return NO_WORK, work
+    passes = sum(record.usage.get(role, {}).get("passes", 0) for record in records) / len(records)
+    return token_level_work(passes, work.read, tokens_ahead)
+
+
+def _targets(records: Sequence[Record]) -> list[str]:
+    """The engines of the target that an arm asked."""
+    asked = {name for record in records for name, usage in record.usage.items() if usage["calls"]}
+    return sorted(name for name in asked if name.startswith("target"))
+
+
+def _ways(records: Sequence[Record]) -> dict[str, int]:
+    """How often `auto` went which way."""
+    return dict(Counter(record.details["auto"]["way"] for record in records if "auto" in record.details))
+
+
+def work_of(records: Sequence[Record], role: str) -> Work:
     """What an engine did per problem: a pass for each generated token, that of a verification among them."""
     usages = [record.usage.get(role, {}) for record in records]
     generated, read = (sum(usage.get(kind, 0) for usage in usages) for kind in ("generated", "prefilled"))
@@ -160,7 +266,7 @@ def _mean_s(records: Sequence[Record]) -> float:
 
 def _s_per_token(records: Sequence[Record], role: str) -> float:
     """Wall clock per token of a model that writes alone, with the same number of concurrent problems."""
-    return _mean_s(records) / _work(records, role).passes
+    return _mean_s(records) / work_of(records, role).passes
 
 
 def _at_once(records: Sequence[Record]) -> float:
@@ -191,41 +297,3 @@ def _hit_rates(records: Sequence[Record]) -> dict[str, float]:
             total[0] += usage["cached"]
             total[1] += usage["cached"] + usage["prefilled"]
     return {name: cached / max(1, asked) for name, (cached, asked) in totals.items()}
-
-
-def plot_bench(rows: Sequence[dict[str, Any]], sweep: Report, title: str, file: Path) -> None:
-    """Accuracy against seconds per problem at the lowest concurrency; swept settings by their target tokens."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5))
-    lowest = min(row["concurrency"] for row in rows)
-    for row in (row for row in rows if row["concurrency"] == lowest):
-        left.plot(row["seconds_per_problem"], 100 * row["accuracy"], "o", alpha=0.7, label=row["policy"])
-    left.set(xlabel="seconds per problem", ylabel="accuracy, %", title=f"{lowest} at a time")
-    left.legend(fontsize=7)
-    swept = {row["policy"]: row for row in sweep.rows()}
-    for family, specs in SWEEPS.items():
-        points = sorted(
-            (
-                swept[spec.label]["engine_tokens"].get("target", 0) / swept[spec.label]["n"],
-                swept[spec.label]["accuracy"],
-            )
-            for spec in specs
-            if spec.label in swept
-        )
-        if points:
-            right.plot([x for x, _ in points], [100 * y for _, y in points], "o-", label=family)
-    for name in ("target", "draft", "oracle"):
-        if name in swept:
-            row = swept[name]
-            right.plot(row["engine_tokens"].get("target", 0) / row["n"], 100 * row["accuracy"], "k*")
-            right.annotate(name, (row["engine_tokens"].get("target", 0) / row["n"], 100 * row["accuracy"]))
-    right.set(xlabel="target tokens per problem", ylabel="accuracy, %", title="Settings swept")
-    right.legend(fontsize=7)
-    figure.suptitle(title)
-    figure.tight_layout()
-    write_figure(file, figure, dpi=120)
-    plt.close(figure)

@@ -102,6 +102,11 @@ def cases(recorded: Splits | None, families: Iterable[str] = ()) -> Iterator[Cas
             yield Case(name, ALL, list(dict.fromkeys(known)), order, truth)
 
 
+def most_cases(recorded: Splits | None, families: Iterable[str] = ()) -> int:
+    """How many `cases` there are, at most: a family that was not recorded is left out."""
+    return (len(KINDS) + (recorded is not None)) * (len(tuple(families) or FAMILIES) + 1)
+
+
 def validity_rows(case: Case, num_draws: int = NUM_DRAWS) -> Iterator[dict[str, Any]]:
     """How often certified rules break their promise, for each alpha and n; `ok` unless more often than delta."""
     for alpha in ALPHAS:

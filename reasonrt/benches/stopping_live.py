@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, candidates
-from reasonrt.calibration.stopping.certification import certify
+from reasonrt.calibration.stopping.certification import Level, certify_levels
 from reasonrt.calibration.stopping.families import published_rules
+from reasonrt.calibration.stopping.ledger import Ledger
 from reasonrt.calibration.stopping.sample_size import Infeasible
 from reasonrt.errors import EvalError, shown
 from reasonrt.evals.report import Report
@@ -23,6 +24,7 @@ from reasonrt.policies.stopping.certificate import Certificate
 from reasonrt.policies.stopping.files import FILES
 from reasonrt.policies.stopping.loop import AUTHOR
 from reasonrt.policies.stopping.replay import replay
+from reasonrt.policies.stopping.rules import StoppingRule
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.traces import TraceSet
 from reasonrt.runtime import Runtime
@@ -30,14 +32,16 @@ from reasonrt.types import Completion, Limits, Request
 from reasonrt.writing import seed_of
 
 ALL = "all"  # families that are ordered on other problems, together
+CERTIFIED = ", certified"  # ends the name of a family's arm
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One row: what it is called, what runs, and its certificate where it has one."""
+    """One row: what it is called, what runs, and what it is certified by, with the family of its rules."""
 
     name: str
     policy: PolicySpec
+    family: str | None = None
     certificate: Certificate | None = None
 
 
@@ -68,6 +72,7 @@ class LiveSettings:
 
 
 async def measure_live(
+    model: str,
     runtime: Runtime,
     problems: Sequence[TaskProblem],
     traces: TraceSet,
@@ -78,6 +83,7 @@ async def measure_live(
     """Measure every arm on the same problems: `rows`, and under `replay` whether live stops are those of replay.
 
     Args:
+        model: what the rows call it.
         traces: those certified on; they name the policy and the schedule.
         certificates: by family, from `certify_families`.
     """
@@ -95,7 +101,7 @@ async def measure_live(
 
     report = await solved("risk", settings.problems, max(settings.levels), arms)
     timed = {level: await solved(f"timed-{level}", settings.timed, level, to_time) for level in settings.levels}
-    found: dict[str, Any] = {"rows": live_rows(arms, report, timed)}
+    found: dict[str, Any] = {"rows": live_rows(model, arms, report, timed)}
     certified = next((arm for arm in arms if arm.certificate), None)
     if certified and settings.replayed:
         schedule = Schedule.from_json(traces.fingerprints.schedule)
@@ -126,19 +132,30 @@ def certify_families(
     delta: float,
     risk: str = "lost_correct",
     families: Sequence[str] = (ALL, *FAMILIES),
+    ledger: Ledger | None = None,
 ) -> dict[str, Certificate | str]:
-    """A certificate for each family by itself, each at `delta`, or why there is none."""
-    found: dict[str, Certificate | str] = {}
+    """A certificate for each family, or why there is none.
+
+    Args:
+        ledger: under it the families are the levels of one try and hold together; without one, each is at `delta` by
+            itself.
+    """
+    levels: dict[str, Level] = {}
     for name in families:
         made = candidates(parts, [] if name == ALL else [name], risk)
-        order = made.order(risk, alpha)
+        levels[name] = Level(risk, alpha, made.order(risk, alpha), made.rules, made.train)
+    tests = {name: level.order.rules if level.order else tuple(level.rules or ()) for name, level in levels.items()}
+    different = {test: levels[name] for name, test in tests.items()}  # all may be ordered like one of them
+    found: dict[tuple[StoppingRule, ...], Certificate | str] = {}
+    for together in [list(different)] if ledger and different else [[test] for test in different]:
         try:
-            found[name] = certify(
-                parts.certify, made.rules, risk=risk, alpha=alpha, delta=delta, order=order, train=made.train
-            )
+            tried = [different[test] for test in together]
+            certified = certify_levels(parts.certify, (), tried, delta=delta, ledger=ledger)
         except Infeasible as error:
-            found[name] = str(error)
-    return found
+            certified = [error] * len(together)
+        for test, each in zip(together, certified, strict=True):
+            found[test] = str(each) if isinstance(each, Infeasible) else each
+    return {name: found[test] for name, test in tests.items()}
 
 
 def policy_of(traces: TraceSet) -> PolicySpec:
@@ -162,7 +179,7 @@ def live_arms(certificates: Mapping[str, Certificate | str], traces: TraceSet, f
             file = folder / f"{family}-{certificate.sha256[:12]}.json"  # a journal knows it by its name
             certificate.write(file)
             options = {**own, "stopping": {"certificate": str(file), "shadow": 0}}
-            arms.append(Arm(f"{family}, certified", PolicySpec(name, options), certificate))
+            arms.append(Arm(family + CERTIFIED, PolicySpec(name, options), family, certificate))
     recorded = Schedule.from_json(traces.fingerprints.schedule)
     schedule = asdict(replace(recorded, first_tokens=1, growth=1.0, block_tokens=1))  # every step
     for paper, rule in published_rules().items():
@@ -171,8 +188,8 @@ def live_arms(certificates: Mapping[str, Certificate | str], traces: TraceSet, f
     return arms
 
 
-def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) -> list[dict[str, Any]]:
-    """One row per arm: what it loses against thinking to the end, and what it saves.
+def live_rows(model: str, arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) -> list[dict[str, Any]]:
+    """One row per arm: what it loses against thinking to the end, and what it saves; `ok` of one under a certificate.
 
     Args:
         report: of all arms on the same problems; risk and tokens are from it.
@@ -189,16 +206,19 @@ def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) 
         discarded = sum(d.get("probe_tokens", 0) - d.get("returned_tokens", 0) for d in outcomes)
         thrown_away = sum(usage["discarded"] for record in records for usage in record.usage.values())
         row = {
+            "part": "live",
+            "model": model,
             "arm": arm.name,
+            "family": arm.family,
             "n": len(records),
-            "lost_correct": lost / len(records),
-            "lost_correct_low": low,
-            "lost_correct_high": high,
+            "risk": lost / len(records),
+            "risk_low": low,
+            "risk_high": high,
             "accuracy": sum(record.correct for record in records) / len(records),
             "accuracy_to_the_end": sum(full[record.problem].correct for record in records) / len(records),
             "tokens_per_problem": tokens / len(records),
             "net_saving": 1 - tokens / sum(full[record.problem].tokens for record in records),
-            "probe_overhead": discarded / tokens,  # without the answers that were returned
+            "probe_share": discarded / tokens,  # without the answers that were returned
             "in_vain_tokens_per_problem": (thrown_away - discarded) / len(records),  # before a decision
             "other_answers": sum(record.answer != full[record.problem].answer for record in records) / len(records),
             "stopped": sum(d.get("action") == "answer" for d in outcomes) / len(records),
@@ -207,18 +227,21 @@ def live_rows(arms: Sequence[Arm], report: Report, timed: Mapping[int, Report]) 
             "fallbacks": sum("fallback" in d for d in outcomes),
         }
         if arm.certificate:
-            row |= {"alpha": arm.certificate.alpha, "certified_saving": arm.certificate.saving.net}
+            alpha = arm.certificate.alpha
+            row |= {"alpha": alpha, "ok": low <= alpha, "certified_saving": arm.certificate.saving.net}
         rows.append(row | _times(arm, arms[0], timed))
     return rows
 
 
 def _times(arm: Arm, full: Arm, timed: Mapping[int, Report]) -> dict[str, float]:
+    """At each number of concurrent problems, and `seconds_saving` at the last one."""
     times = {}
     for at_once, report in timed.items():
         seconds = {row["policy"]: row["seconds_per_problem"] for row in report.rows()}
         if arm.policy.label in seconds:
             times[f"seconds_per_problem_at_{at_once}"] = seconds[arm.policy.label]
-            times[f"time_saving_at_{at_once}"] = 1 - seconds[arm.policy.label] / seconds[full.policy.label]
+            saving = 1 - seconds[arm.policy.label] / seconds[full.policy.label]
+            times |= {f"seconds_saving_at_{at_once}": saving, "seconds_saving": saving}
     return times
 
 

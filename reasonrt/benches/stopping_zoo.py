@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reasonrt.benches.stopping_live import ALL, LiveSettings, certify_families, measure_live
+from reasonrt.benches.stopping_live import ALL, CERTIFIED, LiveSettings, certify_families, measure_live
 from reasonrt.calibration.stopping.candidates import Splits, splits
 from reasonrt.evals.tasks import load_task
 from reasonrt.evals.trace_recording import TraceSettings, record_traces
@@ -23,20 +23,6 @@ DRAW = 2
 """Of each split: the first one was looked at while families were made."""
 
 _SCHEDULE = Schedule(answer_tokens=40)  # some answers are lists
-_COLUMNS = {
-    "n": "n",
-    "risk": "lost_correct",
-    "risk_low": "lost_correct_low",
-    "risk_high": "lost_correct_high",
-    "net_saving": "net_saving",
-    "probe_share": "probe_overhead",
-    "certified_saving": "certified_saving",
-    "accuracy": "accuracy",
-    "accuracy_to_the_end": "accuracy_to_the_end",
-    "stopped": "stopped",
-    "in_vain_tokens_per_problem": "in_vain_tokens_per_problem",
-    "other_answers": "other_answers",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +54,14 @@ async def measure_model(
     """
     parts = await _recorded(model, runtime, settings, on_progress)
     certificates = certify_families(parts, settings.alpha, settings.delta, families=settings.families)
-    arms = [f"{name}, certified" for name, found in certificates.items() if not isinstance(found, str)]
+    arms = [name + CERTIFIED for name, found in certificates.items() if not isinstance(found, str)]
     live = replace(settings.live, out=settings.live.out / model / "live", arms=arms, replayed=0)
     fresh = load_task("zoo", max(live.problems, live.timed), f"test-{DRAW}")
     found = await measure_live(
-        runtime, fresh, parts.certify, certificates, live,
+        model, runtime, fresh, parts.certify, certificates, live,
         lambda name, progress: on_progress(f"{model}, {name}", progress.done, progress.total),
     )  # fmt: skip
-    rows = [
-        {"model": model, "family": row["arm"].partition(",")[0]}
-        | {ours: row[theirs] for ours, theirs in _COLUMNS.items()}
-        | {"seconds_saving": row.get(f"time_saving_at_{live.levels[-1]}")}
-        for row in found["rows"]
-        if row["arm"] in arms
-    ]
+    rows = [row for row in found["rows"] if row["family"]]
     return rows, {name: why for name, why in certificates.items() if isinstance(why, str)}
 
 

@@ -59,7 +59,7 @@ def ask(
     seed: Annotated[int | None, typer.Option(help="Draw with this seed, so that the answer can be reproduced.")] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(help="Write programs, observations and votes to this file; the server's page /trace shows it."),
+        typer.Option(help="Write programs, observations and votes to this file; `reasonrt trace FILE` shows it."),
     ] = None,
     journal: Annotated[
         Path | None, typer.Option(help="Write what a replay needs to this file, the documents included.")
@@ -109,7 +109,7 @@ def ask(
     completion = run(work())
     details = dict(completion.details)
     records = [(trace, details.pop("trace", None)), (journal, details.pop("journal", None))]
-    _print_end(completion, details)
+    print_found(completion, details)
     for file, record in records:
         if record is not None:
             write_json(file, record)
@@ -154,6 +154,8 @@ class _Progress:
 
     def show(self, known: Mapping[str, Any]) -> None:
         """Say what a run knows so far."""
+        if known.get("kind") != "search":
+            return
         answers = [f"{_on_one_line(answer)[:40]} ×{votes}" for answer, votes in known["answers"].items()][
             :_SHOWN_ANSWERS
         ]
@@ -169,7 +171,8 @@ class _Progress:
             sys.stderr.write(f"{line}\n")
 
 
-def _print_end(completion: Completion, details: Mapping[str, Any]) -> None:
+def print_found(completion: Completion, details: Mapping[str, Any]) -> None:
+    """The answer with its evidence, and what was spent on it."""
     # nothing that models and documents say may act on the terminal
     console.print(f"[bold]{escape(plain(completion.content) or '(no answer)')}[/]", soft_wrap=True)
     for span in details.get("evidence", []):
@@ -197,6 +200,7 @@ def _on_one_line(text: str) -> str:
 def replay(
     journal: Annotated[Path, typer.Argument(help="Do the run again that this file tells of.")],
     trace: Annotated[Path | None, typer.Option(help="Write the trace of the replay to this file.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Do a journaled run again without any model, and compare the traces."""
     from reasonrt.policies.program_search import replay as replay_run
@@ -218,4 +222,5 @@ def replay(
     is_same = found.trace.sha256 == recorded.trace_hash
     console.print(f"recorded {recorded.trace_hash}\nreplayed {found.trace.sha256}")
     console.print("[green]the same trace[/]" if is_same else "[red]another trace[/]: this version works in another way")
+    write_json(json_file, {"recorded": recorded.trace_hash, "replayed": found.trace.sha256, "is_same": is_same})
     raise typer.Exit(0 if is_same else 1)

@@ -20,23 +20,34 @@ _MOST_REFUSED_BYTES = 1 << 16
 _REASONING = frozenset({"reasoning", "reasoning_content"})
 
 
-def ask_server(url: str, body: Mapping[str, Any], on_step: Callable[[Step], None]) -> Completion:
+def ask_server(
+    url: str,
+    body: Mapping[str, Any],
+    on_step: Callable[[Step], None],
+    on_event: Callable[[Mapping[str, Any]], None] = lambda event: None,
+) -> Completion:
     """What the server at `url` makes of a chat request, as its own runtime would have told it.
 
     Args:
         body: with `reasonrt.trace`, so that each step comes with its author; the ids of its tokens stay there.
+        on_event: gets each event of the trace, steps as well, as `cli.trace` writes them.
 
     Raises:
         RequestError: the server refuses the request; its words.
         EngineError: it cannot be reached, or its answer breaks off or is none.
     """
     try:
-        return _completion(url, body, on_step)
+        return _completion(url, body, on_step, on_event)
     except NONSENSE:
         raise EngineError(f"{masked_url(url)} sent what is no answer; is `reasonrt serve` running there?") from None
 
 
-def _completion(url: str, body: Mapping[str, Any], on_step: Callable[[Step], None]) -> Completion:
+def _completion(
+    url: str,
+    body: Mapping[str, Any],
+    on_step: Callable[[Step], None],
+    on_event: Callable[[Mapping[str, Any]], None],
+) -> Completion:
     steps: list[Step] = []
     has_reasoning, ended = False, dict[str, Any]()
     usage: dict[str, EngineUsage] = {}
@@ -47,7 +58,10 @@ def _completion(url: str, body: Mapping[str, Any], on_step: Callable[[Step], Non
             if "step" in own:
                 written = own["step"]
                 steps.append(Step(written["text"], (), written["author"], written["is_complete"]))
+                on_event({"kind": "step", **written})
                 on_step(steps[-1])
+            elif "event" in own:
+                on_event(own["event"])
             elif own:
                 ended = own
         if "usage" in (whole := chunk.get("reasonrt") or {}):

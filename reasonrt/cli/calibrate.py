@@ -1,10 +1,12 @@
 """`reasonrt calibrate`: what is learned before serving."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from reasonrt.cli.common import (
@@ -14,9 +16,9 @@ from reasonrt.cli.common import (
     SuffixOption,
     TaskOption,
     YesOption,
+    bars,
     confirm_by,
     console,
-    progress,
     run,
     start,
     write_json,
@@ -62,26 +64,15 @@ def router(
         runtime = Runtime.from_config(config, roles=("draft", "target"))
         await start(runtime)
         try:
-            with progress() as bar:
-                line = bar.add_task("recording steps", total=len(drawn))
+            with bars() as advance:
                 settings = RecordingSettings(rollouts, max_tokens=max_tokens, concurrency=concurrency)
-                records = await record_pairs(
-                    runtime,
-                    drawn,
-                    settings,
-                    out,
-                    lambda done, total: bar.update(line, completed=done),
-                    confirm_by(yes),
-                )
+                show = partial(advance, "recording steps")
+                records = await record_pairs(runtime, drawn, settings, out, show, confirm_by(yes))
             return records, {role: runtime.engines[role].model_fingerprint for role in ("draft", "target")}
         finally:
             await runtime.__aexit__()
 
-    try:
-        records, models = run(record())
-    except KeyboardInterrupt:
-        console.print(f"stopped; what is recorded is in {out}, the same command continues from there")
-        raise typer.Exit(130) from None
+    records, models = run(record(), out)
     learned, predicted = train_feature_router(records, models)
     learned.save(out / "features.json")
     predictions, reports = {"features": predicted}, {"features": dict(learned.report or {})}
@@ -92,7 +83,7 @@ def router(
     _print(reports)
     plot_routers(predictions, advantages(records), out / "routers.png")
     write_json(json_file, {"reports": reports, "models": models})
-    console.print(f"[dim]recorded steps, router files and routers.png are in {out}[/]")
+    console.print(f"[dim]recorded steps, router files and routers.png are in {escape(str(out))}[/]")
 
 
 @app.command(epilog="Example: reasonrt calibrate boundary --role draft --config pair.yaml --task problems.jsonl")
@@ -118,8 +109,13 @@ def boundary(
         async with Runtime.from_config(config, roles=(role,)) as runtime:
             limits, options = Limits(max_tokens), {"engine": role}
             requests = [Request.ask(each.question + suffix, options=options, limits=limits) for each in drawn]
-            results = [result async for _, result in runtime.solve_all(requests)]
-            answers = [result for result in results if isinstance(result, Completion)]
+            answers = []
+            with bars() as advance:
+                done = 0
+                async for _, result in runtime.solve_all(requests):
+                    answers += [result] if isinstance(result, Completion) else []
+                    done += 1
+                    advance("writing", done, len(requests))
             return [[i for step in each.steps for i in step.token_ids] for each in answers], runtime.engines[
                 role
             ].tokenizer
@@ -130,7 +126,7 @@ def boundary(
     for kind, cut in cuts.items():
         table.add_row(kind, f"{cut.steps_per_text:.1f}", f"{cut.step_tokens:.0f}", f"{cut.too_long:.0%} of the tokens")
     console.print(table)
-    console.print(f"engines.{role}.boundary: {choose_boundary(cuts)}")
+    console.print(f"engines.{escape(role)}.boundary: {choose_boundary(cuts)}")
     write_json(
         json_file, {"boundary": choose_boundary(cuts), "cuts": {kind: asdict(cut) for kind, cut in cuts.items()}}
     )

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from reasonrt.cli.common import JsonOption, SplitOption, TaskOption, console, run, write_json
+from reasonrt.cli.common import JsonOption, SplitOption, TaskOption, bars, console, run, write_json
 
 OUT = Path("runs/diffusion")
 SHIPPED = ["control:1=zoo:nano-diffusion", "residual:1=zoo:nano-diffusion-rcd"]
@@ -47,7 +48,7 @@ def bench(
 
     models = [read_model(text) for text in model or SHIPPED]
     bench = DiffusionBench(models, task, split, max_tokens, out)
-    with console.status("starting ...") as status:
+    with bars() as advance:
         result = run(
             bench.measure(
                 thresholds=sorted(set(threshold or (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0))),
@@ -55,8 +56,9 @@ def bench(
                 timed=timed,
                 concurrencies=sorted(set(concurrency or (1, 8, 32))),
                 ablation=ablation,
-                report=status.update,
-            )
+                advance=advance,
+            ),
+            out,
         )
     write_json(json_file, result)
     if plot:
@@ -68,7 +70,7 @@ def _print(result: Mapping[str, Any]) -> None:
     table = Table("arm", "seed", "threshold", "n", "accuracy", "tokens a pass", "s a problem", title="every setting")
     for row in result["rows"]:
         table.add_row(
-            row["arm"],
+            escape(row["arm"]),
             str(row["seed"]),
             f"{row['threshold']:g}",
             str(row["n"]),
@@ -81,7 +83,7 @@ def _print(result: Mapping[str, Any]) -> None:
     for row in result["against_control"]:
         by_seed = ", ".join(f"{100 * value:+.1f}" for value in row["differences"])
         table.add_row(
-            row["arm"],
+            escape(row["arm"]),
             f"{row['threshold']:g}",
             str(row["seeds"]),
             f"{row['control_accuracy']:.1%} at {row['control_tokens_per_pass']:.2f}",
@@ -105,11 +107,11 @@ def _print(result: Mapping[str, Any]) -> None:
 def _print_summary(summary: Mapping[str, Any]) -> None:
     span = f"{summary['from_tokens_per_pass']:.2f} to {summary['to_tokens_per_pass']:.2f} tokens a pass"
     for row in summary["areas"]:
-        console.print(f"mean accuracy over {span}: {row['arm']}, seed {row['seed']}: {row['area']:.1%}")
+        console.print(f"mean accuracy over {span}: {escape(row['arm'])}, seed {row['seed']}: {row['area']:.1%}")
     for row in summary["equal_accuracy"]:
         times = f"{row['times']:.2f} times as many" if row["times"] else "never as accurate"
         console.print(
-            f"{row['arm']}, seed {row['seed']}, at the control's {row['accuracy']:.1%} with "
+            f"{escape(row['arm'])}, seed {row['seed']}, at the control's {row['accuracy']:.1%} with "
             f"{row['control_tokens_per_pass']:.2f} tokens a pass: {times}"
         )
 
@@ -119,7 +121,7 @@ def _print_speed(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         times = f"{row['times_target']:.2f}" if row.get("times_target") else ""
         table.add_row(
-            row["arm"],
+            escape(row["arm"]),
             str(row["concurrency"]),
             str(row["n"]),
             f"{row['accuracy']:.1%}",

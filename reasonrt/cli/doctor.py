@@ -1,5 +1,6 @@
 """`reasonrt doctor`: what this machine has, what will not work, and why."""
 
+import asyncio
 import os
 import platform
 import shutil
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from reasonrt.cli.common import ConfigOption, JsonOption, console, write_json
-from reasonrt.config import Config, DiffusionConfig, PluginConfig, VllmConfig, load_config, model_folder
+from reasonrt.config import Config, DiffusionConfig, PluginConfig, RemoteConfig, VllmConfig, load_config, model_folder
 from reasonrt.engines.build import ENGINES, build_engine
-from reasonrt.engines.vllm_settings import cpu_dtype
-from reasonrt.errors import CalibrationError, ConfigError, RequestError
+from reasonrt.engines.remote import RemoteEngine
+from reasonrt.engines.vllm import VllmEngine
+from reasonrt.engines.vllm_settings import VllmSettings, cpu_dtype
+from reasonrt.errors import CalibrationError, ConfigError, ReasonRTError, RequestError
 from reasonrt.evals.tasks import TASKS
 from reasonrt.plugins import Plugin, unreadable_packages
 from reasonrt.policies.registry import policy_plugins
@@ -38,6 +42,7 @@ _OPTIONAL = {
     "pydantic_monty": "programs over long contexts: pip install 'reasonrt[programs]'",
     "reasoning_gym": "the zoo's word problems: pip install 'reasonrt[eval]'",
 }
+_PATIENCE_S = 20.0  # with another server
 _HARMFUL = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -59,8 +64,8 @@ def doctor(config: ConfigOption = None, json_file: JsonOption = None) -> None:
     table = Table("what", "found", "", show_edge=False)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
     for finding in findings:
-        way_out = f" [dim]{finding.way_out}[/]" if finding.way_out else ""
-        table.add_row(finding.subject, finding.value, marks[finding.status] + way_out)
+        way_out = f" [dim]{escape(finding.way_out)}[/]" if finding.way_out else ""
+        table.add_row(escape(finding.subject), escape(finding.value), marks[finding.status] + way_out)
     console.print(table)
     is_well = all(finding.status != "problem" for finding in findings)
     fields = ("subject", "value", "status", "way_out")
@@ -163,9 +168,8 @@ def _engines(config: Config) -> list[Finding]:
             value = f"{engine.model}, {engine.max_model_len} tokens"
             findings.append(_built(f"engine {role}", value, partial(build_engine, role, engine)))
             continue
-        if not isinstance(engine, VllmConfig):
-            value = f"{engine.model} on another server"
-            findings.append(_built(f"engine {role}", value, partial(build_engine, role, engine)))
+        if isinstance(engine, RemoteConfig):
+            findings.append(_remote_engine(role, engine))
             continue
         try:
             folder = model_folder(engine.model, may_fetch=False)
@@ -178,8 +182,41 @@ def _engines(config: Config) -> list[Finding]:
         if missing:
             findings.append(Finding(f"engine {role}", str(folder), "problem", f"the folder lacks {missing[0]}"))
         else:
-            findings.append(Finding(f"engine {role}", f"{engine.model}, {engine.max_model_len} tokens"))
+            findings.append(_vllm_engine(role, folder, engine))
     return findings
+
+
+def _vllm_engine(role: str, folder: Path, config: VllmConfig) -> Finding:
+    subject, value = f"engine {role}", f"{config.model}, {config.max_model_len} tokens"
+    try:
+        engine = VllmEngine(role, folder, VllmSettings(scores=config.scores, tool_parser=config.tool_parser))
+    except ConfigError as error:
+        return Finding(subject, value, "problem", str(error))
+    return Finding(subject, f"{value}, tool parser {engine.tool_parser}" if engine.tool_parser else value)
+
+
+def _remote_engine(role: str, config: RemoteConfig) -> Finding:
+    """Its server is asked what it can do; one that is not there may be started later."""
+    subject, value = f"engine {role}", f"{config.model} on another server"
+    try:
+        engine = build_engine(role, config)
+    except ConfigError as error:
+        return Finding(subject, value, "problem", str(error))
+    if not isinstance(engine, RemoteEngine):
+        return Finding(subject, value)
+    try:
+        asyncio.run(_ask(engine))
+    except (ReasonRTError, TimeoutError) as error:
+        return Finding(subject, value, "note", f"what it can do is not known: {error or 'it does not answer'}")
+    return Finding(subject, value, "note" if engine.lacks else "ok", "; ".join(engine.lacks))
+
+
+async def _ask(engine: RemoteEngine) -> None:
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await engine.start()
+    finally:
+        await engine.aclose()
 
 
 def _tools(config: Config) -> list[Finding]:

@@ -17,11 +17,11 @@ from reasonrt.cli.common import (
     TaskOption,
     TemperatureOption,
     YesOption,
+    bars,
     change_limits,
     complete_policy,
     confirm_by,
     console,
-    progress,
     read_policy,
     run,
     start,
@@ -71,38 +71,33 @@ def evaluate(
     async def work() -> Report:
         await start(runtime)
         try:
-            with progress() as bar:
-                line = bar.add_task(task, total=len(problems) * len(specs))
+            with bars() as advance:
 
-                def advance(progress: EvalProgress) -> None:
-                    bar.update(line, completed=progress.done, description=f"{task} {progress.label}")
+                def show(told: EvalProgress) -> None:
+                    advance(task, told.done, told.total)
 
                 return await evaluate_policies(
-                    runtime, problems, specs, run_settings, out, advance, confirm=confirm_by(yes)
+                    runtime, problems, specs, run_settings, out, show, confirm=confirm_by(yes)
                 )
         finally:
             await runtime.__aexit__()
 
-    try:
-        report = run(work())
-    except KeyboardInterrupt:
-        console.print(f"stopped; what is finished is in {out}, the same command continues from there")
-        raise typer.Exit(130) from None
+    report = run(work(), out)
     print_report(report)
     write_json(out / "results.json", report.to_json())
     write_json(json_file, report.to_json())
     plot(report, out / "plot.png")
-    console.print(f"[dim]journal, results.json and plot.png are in {out}[/]")
+    console.print(f"[dim]journal, results.json and plot.png are in {escape(str(out))}[/]")
 
 
 def print_report(report: Report) -> None:
     """The tables of a report on the console."""
     rows = report.rows()
     columns = ("policy", "n", "accuracy", "s/problem", "of the target's", "p50", "p95", "tokens")
-    table = Table(*columns, title=f"task {report.task}")
+    table = Table(*columns, title=f"task {escape(report.task)}")
     for row in rows:
         table.add_row(
-            row["policy"],
+            escape(row["policy"]),
             str(row["n"]),
             f"{row['accuracy']:.1%} ({row['accuracy_low']:.0%}-{row['accuracy_high']:.0%})",
             f"{row['seconds_per_problem']:.3f}",
@@ -116,7 +111,7 @@ def print_report(report: Report) -> None:
     console.print(table)
     for pair in report.paired():
         console.print(
-            f"{pair['policy']} minus {pair['against']}: {100 * pair['difference']:+.1f} points "
+            f"{escape(pair['policy'])} minus {escape(pair['against'])}: {100 * pair['difference']:+.1f} points "
             f"({100 * pair['difference_low']:+.1f} to {100 * pair['difference_high']:+.1f}), p = {pair['p_value']:.2g}"
         )
     for row in rows:
@@ -130,5 +125,6 @@ def print_report(report: Report) -> None:
                 f"[yellow]{escape(row['policy'])} does not pay here[/]: {escape(row['does_not_pay'])}", soft_wrap=True
             )
         if row["errors"]:
-            first = next(record.error for record in report.of(row["policy"]) if record.error)
-            console.print(f"[yellow]{row['policy']}: {row['errors']} failed and count as wrong; the first: {first}[/]")
+            first = escape(next(record.error for record in report.of(row["policy"]) if record.error))
+            told = f"{escape(row['policy'])}: {row['errors']} failed and count as wrong; the first: {first}"
+            console.print(f"[yellow]{told}[/]")

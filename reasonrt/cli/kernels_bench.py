@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from reasonrt.cli.common import JsonOption, console, write_json
+from reasonrt.cli.common import JsonOption, bars, console, write_json
 
 
 def bench(
@@ -33,14 +34,14 @@ def bench(
         write_json(json_file, {"rows": rows})
         _print("attention of blocks, one layer, H200", rows, list(rows[0]))
         return
-    with console.status("starting ...") as status:
-        result = compile_kernels(status.update)
+    with bars() as advance:
+        result = compile_kernels(advance)
     write_json(json_file, result)
     columns = ["target", "kernel", "shape", "config", "registers", "spilled_bytes", "shared_bytes", "occupancy"]
     _print("kernels, compiled", result["rows"], [*columns, "tensor_core", "roofline_us"])
     if failed := failures(result["rows"]):
         for line in failed:
-            console.print(f"[red]does not fit[/] {line}")
+            console.print(f"[red]does not fit[/] {escape(line)}")
         raise typer.Exit(1)
 
 

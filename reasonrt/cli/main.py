@@ -26,9 +26,10 @@ from reasonrt.cli import (
     speculation,
     stopping,
     stopping_bench,
+    trace,
     zoo,
 )
-from reasonrt.cli.common import console
+from reasonrt.cli.common import console, quietable
 from reasonrt.errors import ReasonRTError
 from reasonrt.masking import masked_text
 
@@ -51,7 +52,7 @@ def reasonrt(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print errors only, and what --json - asks for; goes before the command.")
+        bool, typer.Option("--quiet", help="Print errors only, and what --json - asks for; also after a command.")
     ] = False,
 ) -> None:
     """Orchestrate reasoning inference: which model writes the next step, and when to stop."""
@@ -63,6 +64,7 @@ app.command("demo", epilog="Example: reasonrt demo --limit 20 --plot demo.png")(
 app.command("solve", epilog="Example: reasonrt solve 'What is 12 * 34?' --policy arbitrage@max_target_share=0.3")(
     solve.solve
 )
+app.command("trace", epilog="Example: reasonrt trace trace.json --no-open")(trace.trace)
 app.command("ask", epilog="Example: reasonrt ask server.log 'Which user failed to log in most often?' --model MODEL")(
     ask.ask
 )
@@ -115,6 +117,17 @@ app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(stopping.certificate_app, name="certificate")
 
 
+def _let_be_quiet(group: typer.Typer) -> None:
+    for command in group.registered_commands:
+        command.callback = quietable(command.callback) if command.callback else None
+    for below in group.registered_groups:
+        if below.typer_instance is not None:
+            _let_be_quiet(below.typer_instance)
+
+
+_let_be_quiet(app)
+
+
 def main() -> None:
     """The console script: every error of ours is one line on standard error and exit code 2."""
     try:
@@ -123,7 +136,7 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
+        sys.stderr.write("stopped; the same command begins anew\n")
         sys.exit(130)
     except Exception:  # noqa: BLE001 (nobody foresaw it, and its text may hold what must not be printed)
         sys.stderr.write(masked_text(traceback.format_exc()))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -112,10 +113,10 @@ def diffusion(
 def _print_setting(roofline: Roofline, decoding: BlockDecoding) -> None:
     size, gpu, rows = roofline.size, roofline.gpu, decoding.load.rows
     console.print(
-        f"{size.name} on {gpu.name}: {size.weight_bytes / 1e9:.1f} GB of weights in {gpu.memory_bytes / 1e9:g} GB, "
-        f"{size.kv_bytes / 1e6:.3f} MB a token of context. The layers are compute-bound from {roofline.ridge_rows:.0f} "
-        f"rows a pass on: a batch of {roofline.ridge_rows:.0f}, or {roofline.ridge_rows / rows:.1f} with blocks of "
-        f"{decoding.block_length} ({rows:g} rows each)."
+        f"{escape(f'{size.name} on {gpu.name}')}: {size.weight_bytes / 1e9:.1f} GB of weights in "
+        f"{gpu.memory_bytes / 1e9:g} GB, {size.kv_bytes / 1e6:.3f} MB a token of context. The layers are compute-bound "
+        f"from {roofline.ridge_rows:.0f} rows a pass on: a batch of {roofline.ridge_rows:.0f}, or "
+        f"{roofline.ridge_rows / rows:.1f} with blocks of {decoding.block_length} ({rows:g} rows each)."
     )
 
 

@@ -21,7 +21,7 @@ def policies(config: ConfigOption = None, json_file: JsonOption = None) -> None:
         here = "[green]yes[/]" if row["is_here"] else f"[dim]{escape(row['missing'])}[/]"
         engines = ", ".join([*row["engines"], *(f"({role})" for role in row["optional_engines"])])
         options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
-        table.add_row(row["policy"], engines, here, escape(options))
+        table.add_row(escape(row["policy"]), escape(engines), here, escape(options))
     console.print(table)
     console.print(
         "Write NAME, or NAME@OPTION=VALUE,OPTION=VALUE. An engine in brackets is used where it is there. Every policy "

@@ -1,10 +1,12 @@
 """`reasonrt bench programs` and `reasonrt calibrate programs`: what program search is worth, and whom to believe."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from reasonrt.cli.ask import ModelOption, WindowOption, engines_of
@@ -12,9 +14,9 @@ from reasonrt.cli.common import (
     ConfigOption,
     JsonOption,
     YesOption,
+    bars,
     confirm_by,
     console,
-    progress,
     run,
     start,
     write_json,
@@ -117,8 +119,17 @@ def calibrate(
         typer.Option(min=0, max=1, help="Certify that less than this share of what is answered is wrong."),
     ] = None,
     delta: Annotated[
-        float, typer.Option(min=0, max=1, help="Let the certificate be wrong with this probability.")
+        float,
+        typer.Option(min=0, max=1, help="Let any certificate from these questions be wrong with this probability."),
     ] = 0.1,
+    ledger_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--ledger",
+            help="Keep the tries on these questions in this file; by default in ledger.jsonl beside the records.",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOption = None,
     window: WindowOption = 16_384,
     concurrency: ConcurrentOption = 8,
@@ -134,29 +145,37 @@ def calibrate(
     from dataclasses import asdict, replace
 
     from reasonrt.calibration.programs.abstention import certify_abstention
-    from reasonrt.calibration.programs.questions import Question
+    from reasonrt.calibration.programs.questions import Question, believed, draw
     from reasonrt.calibration.programs.routing import direct_threshold
     from reasonrt.calibration.programs.votes import fit_weights
+    from reasonrt.calibration.stopping.ledger import NAME, Ledger
     from reasonrt.evals.contexts import score
 
     tasks = task or DEFAULT_TASKS
     runtime, settings = _prepare(options, model, window, concurrency, seed, config)
     drawn = _problems(tasks, characters or DEFAULT_CHARACTERS, problems, seed, "train")
     records, fingerprint = _record(runtime, drawn, settings, out, yes)
-    asked = [Question(record.candidates(), record.answer, record.kind) for record in records]  # type: ignore[arg-type]
-    learned_from, certified_on = (asked[::2], asked[1::2]) if alpha is not None else (asked, [])
+    asked = [
+        Question(record.candidates(), record.answer, record.kind, f"{record.problem}\n{record.question}")  # type: ignore[arg-type]
+        for record in records
+    ]
+    half = slice(None, None, None if alpha is None else 2)  # the other one has a part in the certificate alone
+    learned_from = asked[half]
     learned = fit_weights(learned_from, model=fingerprint, task=", ".join(tasks))
-    if alpha is not None:
-        learned = certify_abstention(learned, certified_on, order_on=learned_from, alpha=alpha, delta=delta)
     below = direct_threshold(
         (
             record.context_tokens,
             score(problem, record.direct) >= 1,
-            score(problem, str(record.trials[0]["answer"] or "")) >= 1,
+            score(problem, believed(draw(question, "answer_mass", learned)[0]) or "") >= 1,
         )
-        for record, problem in zip(records, drawn, strict=True)
+        for record, problem, question in zip(records[half], drawn[half], learned_from, strict=True)
         if record.direct is not None
     )
+    if alpha is not None:
+        ledger = Ledger.beside(out / NAME, ledger_file)
+        learned = certify_abstention(
+            learned, asked[1::2], order_on=learned_from, alpha=alpha, delta=delta, ledger=ledger
+        )
     learned = replace(learned, direct_below_tokens=below)
     learned.write(weights)
     gate = learned.gate
@@ -165,7 +184,8 @@ def calibrate(
             f"right, on questions not learned from: plurality {gate.plurality:.1%}, by signals {gate.answer_mass:.1%} "
             f"(noise {gate.noise:.1%}); {'signals count' if learned.coefficients else 'every vote counts alike'}"
         )
-    console.print(f"direct calls below {below:,} tokens; weights in {weights}")
+    direct = "no direct calls: the certificate is for programs" if alpha else f"direct calls below {below:,} tokens"
+    console.print(f"{direct}; weights in {escape(str(weights))}")
     write_json(json_file, asdict(learned))
 
 
@@ -199,25 +219,14 @@ def _record(
     async def work() -> "tuple[list[RecordedQuestion], str]":
         await start(runtime)
         try:
-            with progress() as bar:
-                line = bar.add_task("asking questions", total=len(drawn))
-                records = await record_programs(
-                    runtime,
-                    drawn,
-                    settings,
-                    out,
-                    lambda done, total: bar.update(line, completed=done),
-                    confirm_by(yes),
-                )
+            with bars() as advance:
+                show = partial(advance, "asking questions")
+                records = await record_programs(runtime, drawn, settings, out, show, confirm_by(yes))
             return records, runtime.engines[str(settings.options.get("engine", "target"))].model_fingerprint
         finally:
             await runtime.__aexit__()
 
-    try:
-        return run(work())
-    except KeyboardInterrupt:
-        console.print(f"stopped; what is recorded is in {out}, the same command continues from there")
-        raise typer.Exit(130) from None
+    return run(work(), out)
 
 
 def _keyword_row(drawn: "list[ContextProblem]") -> dict[str, Any]:

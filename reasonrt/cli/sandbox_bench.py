@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from reasonrt.cli.common import JsonOption, console, run, write_json
+from reasonrt.cli.common import JsonOption, bars, console, run, write_json
+
+_KEEPS_NOTHING = "nothing is kept, the same command begins anew; with --sandboxes 5 it is done sooner"
 
 
 def bench(
     backend: Annotated[
         list[str] | None,
-        typer.Option(help="Measure this backend; may be repeated; by default all that this machine can confine."),
+        typer.Option(help="Measure this backend; may be repeated; by default cpython and monty."),
     ] = None,
     sandboxes: Annotated[int, typer.Option(min=2, help="Open this many sessions at the same time.")] = 50,
     json_file: JsonOption = None,
@@ -24,8 +27,8 @@ def bench(
     from reasonrt.benches.sandbox import measure_sandboxes
     from reasonrt.programs.sandbox.build import BACKENDS
 
-    with console.status("starting ...") as status:
-        result = run(measure_sandboxes(backend or sorted(BACKENDS), sandboxes, status.update))
+    with bars() as advance:
+        result = run(measure_sandboxes(backend or sorted(BACKENDS), sandboxes, advance), _KEEPS_NOTHING)
     write_json(json_file, result)
     _print(result["rows"])
     if any(row.get("failed") for row in result["rows"]):
@@ -40,7 +43,7 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
     for row in rows:
         for name, reason in row.get("failed", {}).items():
-            console.print(f"[red]does not hold[/] {row['backend']}: {name}: {reason}")
+            console.print(f"[red]does not hold[/] {row['backend']}: {name}: {escape(reason)}")
     table = Table("backend", "sessions", "context MB", "rss GB", "pss GB", "start ms", "p95 ms", "CPU ms", title="cost")
     for row in rows:
         if "sandboxes" in row:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from reasonrt.cli.common import ConfigOption, complete_model, console
 from reasonrt.errors import ConfigError
@@ -108,4 +109,4 @@ def _positions_of(folder: Path) -> int | None:
 
 
 def _announce(url: str) -> None:
-    console.print(f"listening on [bold]{url}[/]; /ready says when the engines are warm")
+    console.print(f"listening on [bold]{escape(url)}[/]; /ready says when the engines are warm")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,6 +49,13 @@ def solve(
         str | None,
         typer.Option(help="Ask this running server, such as http://127.0.0.1:8000, and start nothing here."),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write all that happened to this file: each step, what was thrown away, probes and costs; `reasonrt "
+            "trace FILE` shows it."
+        ),
+    ] = None,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -55,11 +63,19 @@ def solve(
 
     With --server, the key that the server asks for is read from the environment: REASONRT_API_KEY.
     """
+    from reasonrt.cli.trace import TraceFile
     from reasonrt.config import load_config
     from reasonrt.runtime import Runtime
 
     text = typer.get_text_stream("stdin").read() if question == "-" else question
     name, options = read_policy(policy, option or ())
+    recorded = TraceFile(text, name, options)
+
+    def show_end(completion: Completion) -> None:
+        print_end(completion)
+        write_json(json_file, dataclasses.asdict(completion))
+        write_json(trace, recorded.to_value(completion) if trace else None)
+
     if server:
         from reasonrt.cli.asking import ask_server
 
@@ -71,26 +87,27 @@ def solve(
             "seed": seed,
             "reasonrt": {"trace": True} | ({} if deadline_s is None else {"deadline_s": deadline_s}),
         }
-        completion = ask_server(server, {key: value for key, value in body.items() if value is not None}, print_step)
-        print_end(completion)
-        write_json(json_file, dataclasses.asdict(completion))
+        given = {key: value for key, value in body.items() if value is not None}
+        show_end(ask_server(server, given, print_step, recorded.add))
         return
     settings = load_config(config)
     limits = change_limits(settings.limits.to_limits(), max_tokens, deadline_s)
     request = Request.ask(text, name, options=options, limits=limits, temperature=temperature, seed=seed)
+    request = dataclasses.replace(request, trace=trace is not None, report=recorded.report)
     runtime = Runtime.of(settings, policies=[(name, options)])  # only what this policy asks is started
 
     warn_of_unlike_prompt(text, [settings.engines[role] for role in runtime.engines])
 
     async def work() -> None:
         await start(runtime)
+        recorded.begin()
         try:
             async with aclosing(runtime.solve(request)) as events:
                 async for event in events:
                     if isinstance(event, Completion):  # shown before engines are closed, which takes seconds
-                        print_end(event)
-                        write_json(json_file, dataclasses.asdict(event))
+                        show_end(event)
                     else:
+                        recorded.step(event)
                         print_step(event)
         finally:
             await runtime.__aexit__()
@@ -126,4 +143,4 @@ def print_end(completion: Completion) -> None:
     for part, reason in completion.warnings.items():
         console.print(f"[yellow]no {part}[/]: {escape(reason)}", soft_wrap=True)
     console.print(f"[bold]{escape(completion.content or '(no answer)')}[/]")
-    console.print(f"[dim]{completion.seconds:.2f} s, tokens generated: {spent}[/]")
+    console.print(f"[dim]{completion.seconds:.2f} s, tokens generated: {escape(spent)}[/]")

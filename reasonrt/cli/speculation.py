@@ -1,6 +1,7 @@
 """`reasonrt bench speculation` and `plan speculation`: what calling the large model only where it pays is worth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from reasonrt.cli.common import (
     SplitOption,
     SuffixOption,
     TaskOption,
+    bars,
     console,
     read_policy,
     run,
@@ -31,10 +33,7 @@ from reasonrt.types import Limits
 
 OUT = Path("runs/speculation")
 _BLOCK = 20  # problems that an arm solves alone, so that its time is its own
-TOKEN_LEVEL: dict[str, dict[str, Any]] = {
-    "target, n-gram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4},
-    "target, draft model": {"method": "draft_model", "num_speculative_tokens": 4},
-}
+_AGREEING = 40  # problems that the agreement of draft and target is measured on
 
 
 def bench(
@@ -57,6 +56,16 @@ def bench(
         list[str] | None,
         typer.Option(help="Sweep the settings of this family of policies; may be repeated; by default all are swept."),
     ] = None,
+    tokens_ahead: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=64, help="Let an engine of the target draft this many tokens ahead by itself; may be repeated."
+        ),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="Time this arm, by its name in the table, and leave out the others; may be repeated."),
+    ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(help="Leave out the timing of this arm, by its name in the table; may be repeated."),
@@ -66,58 +75,69 @@ def bench(
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure accuracy and time of step-level policies against the target alone, in alternation."""
+    """Measure accuracy and time of step-level policies against the target alone, in alternation.
+
+    Speculation of the target's engine itself, token by token, is measured with each number of tokens ahead (2, 4, 8, 16
+    and 32 by default), each in an engine of its own.
+    """
     from reasonrt.benches import speculation_arms as arms
-    from reasonrt.benches.speculation import alone_speeds, bench_rows, plot_bench
+    from reasonrt.benches.agreement import step_agreement, token_agreement
+    from reasonrt.benches.speculation import Pair, alone_speeds, bench_rows
+    from reasonrt.benches.speculation_plot import plot_bench
     from reasonrt.evals.tasks import load_task
 
     settings = load_config(config)
     families = family or list(arms.SWEEPS)
     if unknown := sorted(set(families) - set(arms.SWEEPS)):
         raise ConfigError(f"unknown family {shown(unknown[0])}; there are {', '.join(arms.SWEEPS)}")
-    arms.check_skipped(families, list(TOKEN_LEVEL), skip or ())
+    engines = arms.token_level(sorted(set(tokens_ahead or arms.TOKENS_AHEAD)))
+    left_out = arms.left_out(families, list(engines), skip or (), arm or ())
     drawn = load_task(task, max(problems, timed), split)
     levels = concurrency or [1, 8, 32]
 
     def run_settings(at_once: int, block: int) -> RunSettings:
         return RunSettings(task, Limits(max_tokens), at_once, prompt_suffix=suffix, block=block)
 
+    async def agreeing(runtime: Runtime) -> tuple[float | None, float | None]:
+        tokens = await token_agreement(runtime, drawn[:_AGREEING], Limits(max_tokens), suffix)
+        return tokens.share, await step_agreement(runtime, drawn[:_AGREEING], max_tokens, out / "agreement")
+
     async def work() -> tuple[Report, list[dict[str, Any]]]:
         specs = arms.accuracy_arms(families)
         if "reward" not in settings.engines:
             specs = [spec for spec in specs if spec.name != "oracle"]
-        (swept,) = await _evaluate(settings, [(drawn[:problems], specs, run_settings(48, 100), out / "accuracy")])
+        sweep = (drawn[:problems], specs, run_settings(48, 100), out / "accuracy")
+        async with _evaluating(settings, [sweep]) as (runtime, evaluate_all):
+            (swept,) = await evaluate_all()
+            agreements = await agreeing(runtime)
         points = arms.operating_points(swept, families)
-        timing = _timing_config(settings, inflate, [role for role in TOKEN_LEVEL if role not in (skip or ())])
-        extra = [role for role in timing.engines if role in TOKEN_LEVEL]
-        chosen = [arms.timing_arms(points, extra, skip or ()) for _ in levels]
-        *reports, read = await _evaluate(
-            timing,
-            [
-                (
-                    drawn[:timed],
-                    [arm.policy for arm in arms_of],
-                    run_settings(level, 10 if level == 1 else 50),
-                    out / f"timed-{level}",
-                )
-                for level, arms_of in zip(levels, chosen, strict=True)
-            ]
-            + [_reading(drawn, RunSettings(task, Limits(1), min(levels), block=_BLOCK), out)],
-        )
-        speeds, is_shared = alone_speeds([*reports, read]), _is_shared(timing)
-        rows = [
-            row
-            for level, arms_of, report in zip(levels, chosen, reports, strict=True)
-            for row in bench_rows(arms_of, report, swept, level, speeds, is_shared)
-        ]
+        timing = _timing_config(settings, inflate, {role: engines[role] for role in engines if role not in left_out})
+        extra = [role for role in timing.engines if role in engines]
+        timed_arms = arms.timing_arms(points, extra, left_out)
+        timings = [
+            (drawn[:timed], [arm.policy for arm in timed_arms], run_settings(level, 10 if level == 1 else 50),
+             out / f"timed-{level}")
+            for level in levels
+        ]  # fmt: skip
+        reading = _reading(drawn, RunSettings(task, Limits(1), min(levels), block=_BLOCK), out)
+        async with _evaluating(timing, [*timings, reading]) as (_, evaluate_all):
+            *reports, read = await evaluate_all()
+        speeds = alone_speeds([*reports, read])
+        rows = []
+        for level, report in zip(levels, reports, strict=True):
+            ahead = {role: arms.tokens_ahead_of(engines[role], level) for role in extra if role in engines}
+            pair = Pair(_pair_name(timing), ahead, *agreements, _is_shared(timing))
+            rows += bench_rows(timed_arms, report, swept, level, speeds, pair)
         return swept, rows
 
-    swept, rows = run(work())
+    swept, rows = run(work(), out)
     label = f"target inflated {inflate} times (the same function, {inflate**2} times the work)" if inflate > 1 else ""
     _print_rows(rows, label)
-    write_json(json_file or out / "speculation.json", {"rows": rows, "swept": swept.rows(), "inflate": inflate})
+    found = {"rows": rows, "swept": swept.rows(), "inflate": inflate}
+    for file in (out / "speculation.json", json_file):
+        write_json(file, found)
     plot_bench(rows, swept, label or task, out / "speculation.png")
-    console.print(f"[dim]journals, speculation.json and speculation.png are in {out}[/]")
+    console.print(f"[dim]journals, speculation.json and speculation.png are in {escape(str(out))}[/]")
 
 
 def sampled_verification(
@@ -143,12 +163,12 @@ def sampled_verification(
     shared: dict[str, Any] = {"temperature": temperature, "prompt_suffix": suffix, "block": 50}
     runs = [RunSettings(task, Limits(max_tokens), concurrency, seed=seed, **shared) for seed in range(seeds)]
     evaluations = [(drawn, bench_of.ARMS, each, out / f"seed-{each.seed}") for each in runs]
-    reports = run(_evaluate(load_config(config), evaluations))
+    reports = run(_evaluate(load_config(config), evaluations), out)
     rows, powers = bench_of.verification_rows(reports), bench_of.powers(reports)
     table = Table("policy", "n", "accuracy", "as the target: p", "target's passes", "s/problem")
     for row in rows:
         table.add_row(
-            row["policy"],
+            escape(row["policy"]),
             str(row["n"]),
             f"{row['accuracy']:.1%}",
             "" if row["p_value"] is None else f"{row['p_value']:.4f}",
@@ -167,21 +187,31 @@ def sampled_verification(
     write_json(json_file or out / "sampled-verification.json", about | {"rows": rows, "powers": powers})
 
 
-def _timing_config(settings: Config, inflate: int, token_level: Sequence[str]) -> Config:
+def _timing_config(settings: Config, inflate: int, token_level: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration with a target made wider, and with engines of it that speculate by themselves."""
     target = settings.engines["target"]
     if not isinstance(target, VllmConfig):
         if inflate > 1:
             raise ConfigError("only a target that runs in vLLM here can be inflated; leave --inflate out")
         return settings
-    target = target.model_copy(update={"inflate": inflate})
+    target = target.model_copy(update={"inflate": target.inflate * inflate})
     engines = dict(settings.engines) | {"target": target}
     draft = settings.engines["draft"]
     if isinstance(draft, VllmConfig):
-        for role in token_level:
-            speculative = TOKEN_LEVEL[role]
-            known = speculative | ({"model": draft.model} if speculative["method"] == "draft_model" else {})
+        for role, speculative in token_level.items():
+            known = {**speculative} | ({"model": draft.model} if speculative["method"] == "draft_model" else {})
             engines[role] = target.model_copy(update={"speculative": known})
     return settings.model_copy(update={"engines": engines})
+
+
+def _pair_name(settings: Config) -> str:
+    names = []
+    for role in ("draft", "target"):
+        engine = settings.engines[role]
+        inflate = getattr(engine, "inflate", 1)
+        model = str(getattr(engine, "model", None) or role).rpartition(":")[2].rpartition("/")[2]
+        names.append(model + (f" x {inflate}" if inflate > 1 else ""))
+    return " for ".join(names)
 
 
 def _is_shared(settings: Config) -> bool:
@@ -208,23 +238,36 @@ def _reading(problems: Sequence[TaskProblem], settings: RunSettings, out: Path) 
 
 async def _evaluate(settings: Config, evaluations: Sequence[Evaluation]) -> list[Report]:
     """The reports of several evaluations on the same engines."""
+    async with _evaluating(settings, evaluations) as (_, evaluate_all):
+        return await evaluate_all()
+
+
+@asynccontextmanager
+async def _evaluating(
+    settings: Config, evaluations: Sequence[Evaluation]
+) -> AsyncIterator[tuple[Runtime, Callable[[], Awaitable[list[Report]]]]]:
+    """The engines of several evaluations, and what runs these."""
     from reasonrt.evals.run import check_run, evaluate
 
     policies = [(spec.name, spec.options) for _, specs, _, _ in evaluations for spec in specs]
     runtime = Runtime.of(settings, policies=policies)
     for evaluation in evaluations:
         check_run(runtime, *evaluation)
-    reports = []
-    await start(runtime)
-    try:
-        with console.status("solving ...") as status:
+
+    async def evaluate_all() -> list[Report]:
+        reports = []
+        with bars() as advance:
             for problems, specs, run_settings, out in evaluations:
 
-                def advance(progress: EvalProgress, name: str = out.name) -> None:
-                    status.update(f"{name}: {progress.done} of {progress.total}, {progress.label}")
+                def show(told: EvalProgress, name: str = out.name) -> None:
+                    advance(name, told.done, told.total)
 
-                reports.append(await evaluate(runtime, problems, specs, run_settings, out, advance))
-            return reports
+                reports.append(await evaluate(runtime, problems, specs, run_settings, out, show))
+        return reports
+
+    await start(runtime)
+    try:
+        yield runtime, evaluate_all
     finally:
         await runtime.__aexit__()
 
@@ -239,14 +282,15 @@ def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
         "speed-up",
         "plan",
         "arbitrage's s",
+        "CPU s",
+        "ahead",
         "by draft",
-        "useless",
         title=title,
     )
     for row in rows:
         table.add_row(
             str(row["concurrency"]),
-            row["policy"],
+            escape(row["policy"]),
             f"{row['accuracy']:.1%}",
             "" if row["accuracy_minus_target"] is None else f"{100 * row['accuracy_minus_target']:+.1f}",
             f"{row['seconds_per_problem']:.3f}",
@@ -255,8 +299,9 @@ def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
             f"x {row['times_arbitrage_s']:.2f} ({row['times_arbitrage_s_low']:.2f}-{row['times_arbitrage_s_high']:.2f})"
             if "times_arbitrage_s" in row
             else "",
+            f"{row['cpu_s_per_problem']:.2f}",
+            str(row["tokens_ahead"] or ""),
             f"{row['draft_token_share']:.0%}",
-            f"{row['useless_escalation_rate']:.0%}" if row["escalation_rate"] else "",
         )
     console.print(table)
 
@@ -269,71 +314,90 @@ def plan(
     policy: Annotated[
         str, typer.Option(help="Say whether this policy pays, by what it asks of the target on the same problems.")
     ] = "arbitrage",
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Plan for requests at this temperature.")] = 0.0,
     config: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure both models alone, predict what speculation gains with them, and say whether a policy of it pays."""
+    """Measure both models alone, predict what each way of speculating takes, and say whether a policy of it pays."""
     import tempfile
 
-    from reasonrt.benches.speculation import alone_speeds
-    from reasonrt.calibration.speedup import break_even_share, planned, predicted_speedup
+    from reasonrt.benches.agreement import TokenAgreement, token_agreement
+    from reasonrt.benches.speculation import alone_speeds, planned_arms
+    from reasonrt.calibration.speedup import break_even_share
     from reasonrt.evals.tasks import load_task
+    from reasonrt.policies.speculation.costs import planned, predicted_speedup
+    from reasonrt.policies.speculation.verification import why_not_verify
 
-    settings = _timing_config(load_config(config), inflate, token_level=())
+    settings = _timing_config(load_config(config), inflate, {})
     drawn = load_task(task, problems)
     levels = sorted({1, concurrency if concurrency > 1 else 8})  # two tell what a pass costs, and what a token
+    limits, name, options = Limits(640), *read_policy(policy)
+    asked = {"": PolicySpec(name, options), "handed over": PolicySpec(name, {**options, "hand_over": True})}
+    if "hand_over" in options or not _can_hand_over(name):
+        del asked["handed over"]
 
-    async def measure(folder: Path) -> list[Report]:
+    async def measure(folder: Path) -> tuple[list[Report], TokenAgreement, str]:
         specs = [PolicySpec("target"), PolicySpec("draft")]
-        runs = [RunSettings(task, Limits(640), at_once, block=max(5, at_once)) for at_once in levels]
+        runs = [
+            RunSettings(task, limits, at_once, temperature=temperature, block=max(5, at_once)) for at_once in levels
+        ]
         timed = [(drawn, specs, each, folder / str(each.concurrency)) for each in runs]
         reading = _reading(drawn, RunSettings(task, Limits(1), levels[0], block=_BLOCK), folder)
-        asked = (drawn, [PolicySpec(*read_policy(policy))], runs[levels.index(concurrency)], folder / "speculation")
-        return await _evaluate(settings, [*timed, reading, asked])
+        speculated = (drawn, list(asked.values()), runs[levels.index(concurrency)], folder / "speculation")
+        async with _evaluating(settings, [*timed, reading, speculated]) as (runtime, evaluate_all):
+            reports = await evaluate_all()
+            agreement = TokenAgreement(why_not="the replay of its passes is greedy")
+            if not temperature:
+                agreement = await token_agreement(runtime, drawn, limits, concurrency=concurrency)
+            reason = why_not_verify(runtime.engines["draft"], runtime.engines["target"], temperature)
+            return reports, agreement, reason
 
     with tempfile.TemporaryDirectory() as folder:
-        *reports, speculated = run(measure(Path(folder)))
-    speeds, alone = alone_speeds(reports), reports[levels.index(concurrency)].rows()[0]
-    written = reports[0].of("target")
+        (*reports, speculated), agreement, not_verified = run(measure(Path(folder)))
+    speeds, level = alone_speeds(reports), reports[levels.index(concurrency)]
+    alone, written = level.rows()[0], reports[0].of("target")
     pair: dict[str, Any] = {
         "tokens": alone["tokens_per_problem"],
         "prompt_tokens": sum(record.usage["target"]["prefilled"] for record in written) / len(written),
         "at_once": concurrency,
         "is_shared": _is_shared(settings),
     }
-    ways = {"whole_steps": False, "verified": True}
+    ways = {"whole_steps": False} | ({} if not_verified else {"verified": True})
     gains = {
-        name: {
+        way: {
             share: predicted_speedup(planned(speeds["draft"], speeds["target"], share, is_verified=flag, **pair))
             for share in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
         }
-        for name, flag in ways.items()
+        for way, flag in ways.items()
     }
     for role, speed in speeds.items():
         console.print(
-            f"{role}: {1000 * speed.pass_s:.2f} ms per pass, {1000 * speed.write_s:.3f} ms more for each token that it "
-            f"writes and {1000 * speed.read_s:.3f} ms for each that it reads"
+            f"{escape(role)}: {1000 * speed.pass_s:.2f} ms per pass, {1000 * speed.write_s:.3f} ms more for each token "
+            f"that it writes and {1000 * speed.read_s:.3f} ms for each that it reads"
         )
-    table = Table(
-        "not asked about", "target writes the others: times as fast", "target verifies them",
-        title=f"{concurrency} concurrently; the target alone takes {alone['seconds_per_problem']:.3f} s per problem",
-    )  # fmt: skip
-    for share in gains["verified"]:
-        table.add_row(f"{share:.0%}", *(f"{gains[name][share]:.2f}" for name in ways))
+    if agreement.share is not None:
+        console.print(f"the draft would have written {agreement.share:.1%} of the target's tokens")
+    rows = planned_arms(level, speculated, speeds, agreement, pair["is_shared"])
+    _print_plan(rows, f"{concurrency} concurrently")
+    columns = {"whole_steps": "target writes the others: times as fast", "verified": "target verifies them"}
+    table = Table("not asked about", *(columns[way] for way in gains))
+    for share in gains["whole_steps"]:
+        table.add_row(f"{share:.0%}", *(f"{gain[share]:.2f}" for gain in gains.values()))
     console.print(table)
     enough = {
-        name: break_even_share(speeds["draft"], speeds["target"], is_verified=flag, **pair)
-        for name, flag in ways.items()
+        way: break_even_share(speeds["draft"], speeds["target"], is_verified=flag, **pair) for way, flag in ways.items()
     }
-    for name, least in enough.items():
-        way = name.replace("_", " ")
+    for way, least in enough.items():
+        words = way.replace("_", " ")
         console.print(
-            f"[yellow]{way}: speculation does not pay here, whatever the target is spared.[/]"
+            f"[yellow]{words}: speculation does not pay here, whatever the target is spared.[/]"
             if least is None
-            else f"{way}: it pays when the target is not asked about {least:.0%} of the tokens or more."
+            else f"{words}: it pays when the target is not asked about {least:.0%} of the tokens or more."
         )
+    if not_verified:
+        console.print(f"[yellow]verified: not with this pair: {escape(not_verified)}.[/]")
     verdict = _verdict(
-        speculated,
+        Report(speculated.task, [asked[""].label], speculated.of(asked[""].label)),
         lambda share, is_verified: predicted_speedup(
             planned(speeds["draft"], speeds["target"], share, is_verified=is_verified, **pair)
         ),
@@ -343,8 +407,27 @@ def plan(
     write_json(
         json_file,
         {"speeds": {role: asdict(speed) for role, speed in speeds.items()}, "break_even_share": enough,
-         "predicted_speedup": gains, "verdict": verdict},
+         "predicted_speedup": gains, "arms": rows, "token_agreement": agreement.share, "not_verified": not_verified,
+         "verdict": verdict},
     )  # fmt: skip
+
+
+def _can_hand_over(policy: str) -> bool:
+    from reasonrt.options import option_names
+    from reasonrt.policies.registry import find_policy
+
+    return any("hand_over" in option_names(kind) for kind in find_policy(policy).option_types())
+
+
+def _print_plan(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    table = Table("way", "predicted s per problem", "times as fast", "measured s", title=title)
+    for row in rows:
+        if row["why_not"]:
+            table.add_row(escape(row["way"]), f"[yellow]not with this pair: {escape(row['why_not'])}[/]")
+            continue
+        measured = "" if row["measured_s"] is None else f"{row['measured_s']:.3f}"
+        table.add_row(escape(row["way"]), f"{row['predicted_s']:.3f}", f"{row['speedup']:.2f}", measured)
+    console.print(table)
 
 
 def _verdict(report: Report, gain: Callable[[float, bool], float]) -> dict[str, Any]:

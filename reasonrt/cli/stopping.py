@@ -1,10 +1,12 @@
 """Stopping with a guarantee: `calibrate traces|stopping|plan`, `certificate show|verify`."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from reasonrt.calibration.stopping.candidates import DEFAULT_FAMILY, FAMILIES, Splits, candidates, splits, without_gold
@@ -24,10 +26,10 @@ from reasonrt.cli.common import (
     TaskOption,
     TemperatureOption,
     YesOption,
+    bars,
     change_limits,
     confirm_by,
     console,
-    progress,
     read_policy,
     run,
     start,
@@ -115,6 +117,7 @@ def traces(
     concurrency: ConcurrencyOption = None,
     yes: YesOption = False,
     config: ConfigOption = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Record problems that are thought through to the end, with probes at checkpoints on the way.
 
@@ -139,27 +142,18 @@ def traces(
     async def record() -> TraceSet:
         await start(runtime)
         try:
-            with progress() as bar:
-                line = bar.add_task("recording traces", total=len(drawn))
-                return await record_traces(
-                    runtime,
-                    drawn,
-                    recording,
-                    out,
-                    lambda done, total: bar.update(line, completed=done),
-                    confirm_by(yes),
-                )
+            with bars() as advance:
+                show = partial(advance, "recording traces")
+                return await record_traces(runtime, drawn, recording, out, show, confirm_by(yes))
         finally:
             await runtime.__aexit__()
 
-    try:
-        recorded = run(record())
-    except KeyboardInterrupt:
-        console.print(f"stopped; what is recorded is in {out}, the same command continues from there")
-        raise typer.Exit(130) from None
+    recorded = run(record(), out)
     write_traces(out / "traces.jsonl", recorded)
     cut_off = sum(trace.full_answer is None for trace in recorded) / len(recorded)
-    console.print(f"{len(recorded)} traces are in {out / 'traces.jsonl'}; {cut_off:.1%} have no full answer")
+    file = str(out / "traces.jsonl")
+    console.print(f"{len(recorded)} traces are in {escape(file)}; {cut_off:.1%} have no full answer")
+    write_json(json_file, {"traces": file, "n": len(recorded), "cut_off": cut_off})
 
 
 def stopping(
@@ -192,6 +186,7 @@ def stopping(
         ),
     ] = "reasonrt",
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw three plots into this PNG file.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Certify the cheapest stopping rule whose risk is below alpha, or say why none can be.
 
@@ -213,16 +208,20 @@ def stopping(
             held_out, tried.rules, levels,
             delta=delta, train=tried.train, growing=growing, ledger=Ledger.beside(traces_file, ledger_file),
         )  # fmt: skip
+    rows: list[dict[str, Any]] = []
     for level, certificate in zip(alphas, found, strict=True):
         if isinstance(certificate, Infeasible):
+            rows.append({"alpha": level, "refused": str(certificate)})
             continue
         name = "" if len(alphas) == 1 else "".join(f"-{value}" for value in level)
-        certificate.write(out.with_stem(out.stem + name))
+        certificate.write(file := out.with_stem(out.stem + name))
+        rows.append({"alpha": level, "certificate": str(file)} | _summary(certificate))
         _print(certificate)
         if plot_file:
             from reasonrt.calibration.stopping.report import plot_stopping
 
             plot_stopping(certificate, held_out, plot_file.with_stem(plot_file.stem + name))
+    write_json(json_file, {"rows": rows})
     if refused := [str(each) for each in found if isinstance(each, Infeasible)]:
         raise Infeasible("; ".join(refused))
 
@@ -250,9 +249,11 @@ def plan(
 
 
 @certificate_app.command(epilog="Example: reasonrt certificate show certificate.json")
-def show(file: CertificateArgument) -> None:
+def show(file: CertificateArgument, json_file: JsonOption = None) -> None:
     """Show what a certificate promises, for which model and settings, and what was seen."""
-    _print(Certificate.read(file))
+    certificate = Certificate.read(file)
+    _print(certificate)
+    write_json(json_file, _summary(certificate))
 
 
 @certificate_app.command(epilog="Example: reasonrt certificate sign certificate.json --key private.pem")
@@ -262,7 +263,7 @@ def sign(
 ) -> None:
     """Sign a certificate, for servers that serve signed ones alone (`serve.certificate_keys`)."""
     sign_certificate(Certificate.read(file), key).write(file)
-    console.print(f"{file} is signed")
+    console.print(f"{escape(str(file))} is signed")
 
 
 @certificate_app.command(
@@ -280,6 +281,7 @@ def verify(
         list[Path] | None,
         typer.Option(help="Require a signature by the Ed25519 key in this PEM file; may be repeated: by one of them."),
     ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Recompute a certificate from its traces and its ledger; one line says what differs, or what they cannot show."""
     certificate, recorded = Certificate.read(file), read_traces(traces_file)
@@ -287,10 +289,13 @@ def verify(
     learn = read_traces(learn_file) if learn_file else None
     parts, is_whole = _parts_of(certificate, recorded, learn)
     verify_certificate(certificate, parts.certify, Ledger.beside(traces_file, ledger_file))
-    console.print(f"{file}: {certificate.num_problems} traces give this certificate; {_tries(certificate)}")
+    told = f"{file}: {certificate.num_problems} traces give this certificate; {_tries(certificate)}"
+    console.print(escape(told))
     unknown = ["its rules and their order; name the traces that they were made from by --learn"]
-    for gap in check_provenance(certificate, parts) if is_whole else unknown:
-        console.print(f"[yellow]not verified:[/] {gap}", soft_wrap=True)
+    gaps = check_provenance(certificate, parts) if is_whole else unknown
+    for gap in gaps:
+        console.print(f"[yellow]not verified:[/] {escape(gap)}", soft_wrap=True)
+    write_json(json_file, _summary(certificate) | {"not_verified": gaps})
 
 
 def _parts_of(certificate: Certificate, recorded: TraceSet, learn: TraceSet | None) -> tuple[Splits, bool]:
@@ -310,6 +315,20 @@ def _read(file: Path, gold: bool, layout: Layout) -> TraceSet:
     return traces if gold else without_gold(traces)
 
 
+def _summary(certificate: Certificate) -> dict[str, Any]:
+    """What `_print` says, but for the rule."""
+    return {
+        "sha256": certificate.sha256,
+        "findings": [asdict(finding) for finding in certificate.findings],
+        "delta": certificate.delta,
+        "n": certificate.num_problems,
+        "saving": asdict(certificate.saving),
+        "attempt": certificate.attempt.number,
+        "fingerprints": asdict(certificate.fingerprints),
+        "signed": certificate.signature is not None,
+    }
+
+
 def _print(certificate: Certificate) -> None:
     for finding in certificate.findings:
         console.print(_sentence(finding, certificate.delta))
@@ -322,12 +341,12 @@ def _print(certificate: Certificate) -> None:
     console.print(f"{certificate.num_certified} of {len(certificate.order)} rules certified; the cheapest:")
     rule = to_json(certificate.rule)
     rule = rule if len(rule) <= _LONGEST_RULE else f"{rule[:_LONGEST_RULE]} ... {len(rule)} characters"  # it has trees
-    console.print(f"  {rule}", style="dim")
+    console.print(f"  {rule}", style="dim", markup=False)
     table = Table("group", "problems", "losses", "risk at most", "net saving", title="seen, not promised, by group")
     for group in certificate.groups:
         finding = group.findings[0]
         table.add_row(
-            group.group or "-",
+            escape(group.group) or "-",
             str(group.num_problems),
             str(finding.k),
             f"{finding.upper_bound:.1%}",
@@ -335,7 +354,7 @@ def _print(certificate: Certificate) -> None:
         )
     console.print(table)
     for name, value in asdict(certificate.fingerprints).items():
-        console.print(f"[dim]{name:>9}[/] {value}", soft_wrap=True)
+        console.print(f"[dim]{name:>9}[/] {escape(str(value))}", soft_wrap=True)
     console.print(f"[dim]   sha256[/] {certificate.sha256}")
     signed = "no" if certificate.signature is None else "yes; `verify --public-key` says by whom"
     console.print(f"[dim]   signed[/] {signed}")

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from reasonrt.calibration.stopping.candidates import FAMILIES, Splits, splits
-from reasonrt.cli.common import ConfigOption, JsonOption, TaskOption, console, run, write_json
+from reasonrt.calibration.stopping.ledger import Ledger
+from reasonrt.cli.common import ConfigOption, JsonOption, TaskOption, bars, console, run, start, write_json
 from reasonrt.cli.stopping import LearnOption
 from reasonrt.config import load_config
 from reasonrt.errors import CalibrationError, shown
@@ -30,8 +32,12 @@ TracesOption = Annotated[
     ),
 ]
 
+_LIVE_WITH_TRACES = ("task", "split", "arm", "replayed", "replayed_at_once")
+_LIVE_WITHOUT = "recorded"  # traces
+
 
 def bench(
+    ctx: typer.Context,
     traces_file: TracesOption = None,
     learn_file: LearnOption = None,
     part: PartOption = None,
@@ -81,12 +87,13 @@ def bench(
 ) -> None:
     """Measure whether certificates hold and what they leave, by simulation, and what they save with real engines.
 
-    The live part certifies on --traces; without them it records models of the zoo first, and measures the default
-    family. The exit code is 1 where a promise does not hold.
+    The live part certifies on --traces, the families that it measures in one try of their ledger; without them it
+    records models of the zoo first, and measures the default family. The exit code is 1 where a promise does not hold.
     """
     parts = part or [name for name in PARTS if name != "live" or traces_file]
     if unknown := sorted(set(parts) - set(PARTS)):
         raise CalibrationError(f"unknown part {shown(unknown[0])}; there are {', '.join(PARTS)}")
+    _refuse_unused(ctx, parts, traces_file is not None)
     learn = read_traces(learn_file) if learn_file else None
     known = splits(read_traces(traces_file), learn) if traces_file else None
     rows = _simulate(known, parts, draws, family or [])
@@ -100,16 +107,35 @@ def bench(
         settings = LiveSettings(
             out, task, limits, problems, timed, replayed, levels, replayed_at_once, arm or None, time or None
         )
-        if known is None:
+        if known is None or traces_file is None:
             rows += _measure_zoo(settings, recorded, config)
         else:
-            results["live"] = _measure(known, split, settings, config)
+            results["live"] = _measure(known, Ledger.beside(traces_file), split, settings, config)
         write_json(json_file, results)
-    failed = [row for row in rows if row["part"] != "tightness" and not row.get("ok", True)]
+    promised = (*rows, *results.get("live", {}).get("rows", ()))
+    failed = [row for row in promised if row["part"] != "tightness" and not row.get("ok", True)]
     for row in failed:
-        console.print(f"[red]does not hold[/] {row}")
+        console.print(f"[red]does not hold[/] {escape(str(row))}")
     if failed:
         raise typer.Exit(1)
+
+
+def _refuse_unused(ctx: typer.Context, parts: Sequence[str], has_traces: bool) -> None:
+    """Raises: CalibrationError: an option is given that nothing of this run reads."""
+    unused: dict[str, str] = {}
+    if not {"validity", "tightness"} & set(parts):
+        unused |= dict.fromkeys(("family", "draws"), "is for what is simulated")
+    if "live" not in parts:
+        live = ("out", "problems", "timed", "time", "concurrency", "max_tokens")
+        unused |= dict.fromkeys((*live, *_LIVE_WITH_TRACES, _LIVE_WITHOUT), "is for --part live")
+    if has_traces:
+        unused[_LIVE_WITHOUT] = "is for a run without --traces"
+    else:
+        unused |= dict.fromkeys(("learn_file", *_LIVE_WITH_TRACES), "is for a run with --traces")
+    for option in ctx.command.params:
+        source = ctx.get_parameter_source(option.name or "")
+        if option.name in unused and source and source.name != "DEFAULT":
+            raise CalibrationError(f"{option.opts[0]} {unused[option.name]}; leave it out")
 
 
 def _simulate(
@@ -118,10 +144,11 @@ def _simulate(
     from reasonrt.benches import stopping
 
     rows: list[dict[str, Any]] = []
-    with console.status("simulating ...") as status:
+    with bars() as advance:
         tried: list[stopping.Case] = []  # the families of one population
-        for case in stopping.cases(recorded, families) if {"validity", "tightness"} & set(parts) else ():
-            status.update(f"{case.name}: {case.family}, {len(case.rules)} rules")
+        is_simulated, num_cases = {"validity", "tightness"} & set(parts), stopping.most_cases(recorded, families)
+        for place, case in enumerate(stopping.cases(recorded, families) if is_simulated else ()):
+            advance("simulating", place, num_cases)
             if "validity" in parts:
                 rows += stopping.validity_rows(case, draws)
                 tried.append(case)
@@ -132,6 +159,8 @@ def _simulate(
                 tried = []
             if "tightness" in parts:
                 rows.append(stopping.tightness_row(case, num_draws=draws))
+        if is_simulated:
+            advance("simulating", num_cases, num_cases)
         if "validity" in parts:
             rows += [*stopping.boundary_rows(draws), *stopping.joint_boundary_rows(draws)]
     _print_validity(rows)
@@ -209,8 +238,8 @@ def _print_tightness(rows: Sequence[dict[str, Any]]) -> None:
         console.print(table)
 
 
-def _measure(recorded: Splits, split: str, settings: Any, config: Path | None) -> dict[str, Any]:
-    from reasonrt.benches.stopping_live import certify_families, measure_live, policy_of
+def _measure(recorded: Splits, ledger: Ledger, split: str, settings: Any, config: Path | None) -> dict[str, Any]:
+    from reasonrt.benches.stopping_live import ALL, CERTIFIED, certify_families, measure_live, policy_of
     from reasonrt.evals.run import EvalProgress
     from reasonrt.evals.tasks import load_task
     from reasonrt.runtime import Runtime
@@ -218,24 +247,33 @@ def _measure(recorded: Splits, split: str, settings: Any, config: Path | None) -
     drawn = load_task(settings.task, max(settings.problems, settings.timed, settings.replayed), split)
     fresh = Split("", frozenset(problem_hash(problem.question) for problem in drawn))
     refuse_overlap({**{role: part.split for role, part in recorded._asdict().items()}, "test": fresh})
+    # those that are measured: each level of a try takes a part of delta
+    families = [name for name in (ALL, *FAMILIES) if not settings.arms or name + CERTIFIED in settings.arms]
     policy = policy_of(recorded.certify)
     # without the configured defaults: each arm says all of its own options, and one of them never stops
-    runtime = Runtime.of(load_config(config, {"policies": {}}), policies=[(policy.name, policy.options)])
+    known = load_config(config, {"policies": {}})
+    runtime = Runtime.of(known, policies=[(policy.name, policy.options)])
+    model = ", ".join(Path(getattr(known.engines[role], "model", role)).name for role in runtime.engines)
 
     async def work() -> dict[str, Any]:
-        with console.status("certifying ...") as status:
-            certificates = certify_families(recorded, ALPHA, DELTA)
+        with console.status("certifying ..."):
+            certificates = certify_families(recorded, ALPHA, DELTA, families=families, ledger=ledger)
+        await start(runtime)
+        try:
+            with bars() as advance:
 
-            def advance(name: str, progress: EvalProgress) -> None:
-                status.update(f"{name}: {progress.done} of {progress.total}")
+                def show(name: str, told: EvalProgress) -> None:
+                    advance(name, told.done, told.total)
 
-            status.update(f"starting {', '.join(runtime.engines)} ...")
-            async with runtime:
-                found = await measure_live(runtime, drawn, recorded.certify, certificates, settings, advance)
+                found = await measure_live(model, runtime, drawn, recorded.certify, certificates, settings, show)
+        finally:
+            await runtime.__aexit__()
         return found | {"infeasible": {name: why for name, why in certificates.items() if isinstance(why, str)}}
 
-    found = run(work())
-    _print_live(found)
+    found = run(work(), settings.out)
+    _print_live(found["rows"], found["infeasible"])
+    if "replay" in found:
+        console.print("recorded and served: {n}, with the same stop: {same_stop}".format(**found["replay"]))
     return found
 
 
@@ -248,54 +286,36 @@ def _measure_zoo(live: Any, recorded: int, config: Path | None) -> list[dict[str
     async def work(model: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
         known = load_config(config, {"policies": {}})
         engines = {"target": known.engines["target"].model_copy(update={"model": f"zoo:{model}"})}
-        with console.status(f"starting {model} ...") as status:
-            async with Runtime.of(known.model_copy(update={"engines": engines}), roles=["target"]) as runtime:
-                return await measure_model(
-                    model, runtime, settings, lambda what, done, total: status.update(f"{what}: {done} of {total}")
-                )
+        runtime = Runtime.of(known.model_copy(update={"engines": engines}), roles=["target"])
+        await start(runtime, model)
+        try:
+            with bars() as advance:
+                return await measure_model(model, runtime, settings, advance)
+        finally:
+            await runtime.__aexit__()
 
     rows: list[dict[str, Any]] = []
     for model in MODELS:
-        measured, refused = run(work(model))
-        rows += [{"part": "live", **row, "ok": row["risk_low"] <= ALPHA} for row in measured]
-        _print_zoo(measured, refused)
+        measured, refused = run(work(model), live.out)
+        rows += measured
+        _print_live(measured, refused)
     return rows
 
 
-def _print_zoo(rows: Sequence[dict[str, Any]], refused: Mapping[str, str]) -> None:
-    table = Table("model", "family", "n", "lost", "tokens saved", "certified", "probes", "time saved")
-    for row in rows:
-        table.add_row(
-            row["model"],
-            row["family"],
-            str(row["n"]),
-            f"{row['risk']:.1%} ({row['risk_low']:.1%}-{row['risk_high']:.1%})",
-            *(f"{row[key]:.1%}" for key in ("net_saving", "certified_saving", "probe_share", "seconds_saving")),
-        )
-    console.print(table)
-    for family, reason in refused.items():
-        console.print(f"[dim]{family}: {reason}[/]")
-
-
-def _print_live(live: Mapping[str, Any]) -> None:
-    rows = live["rows"]
-    times = [key for key in rows[0] if key.startswith("time_saving")]
-    columns = [key.replace("time_saving_at_", "time saved at ") for key in times]
-    names = ("arm", "lost", "accuracy", "tokens saved", "probes", "stopped", "not served", *columns)
-    table = Table(*names, title=f"n {rows[0]['n']}")
+def _print_live(rows: Sequence[Mapping[str, Any]], infeasible: Mapping[str, str]) -> None:
+    at_once = [key for key in (rows[0] if rows else ()) if key.startswith("seconds_saving_at_")]
+    columns = [key.replace("seconds_saving_at_", "time saved at ") for key in at_once]
+    names = ("arm", "lost", "accuracy", "tokens saved", "certified", "probes", "stopped", "not served", *columns)
+    table = Table(*names, title=f"{escape(rows[0]['model'])}, n {rows[0]['n']}" if rows else None)
+    shares = ("accuracy", "net_saving", "certified_saving", "probe_share", "stopped")
     for row in rows:
         table.add_row(
             row["arm"],
-            f"{row['lost_correct']:.1%} ({row['lost_correct_low']:.1%}-{row['lost_correct_high']:.1%})",
-            f"{row['accuracy']:.1%}",
-            f"{row['net_saving']:.1%}",
-            f"{row['probe_overhead']:.1%}",
-            f"{row['stopped']:.0%}",
+            f"{row['risk']:.1%} ({row['risk_low']:.1%}-{row['risk_high']:.1%})",
+            *(f"{row[key]:.1%}" if key in row else "" for key in shares),
             str(row["fallbacks"]),
-            *(f"{row[key]:.1%}" if key in row else "" for key in times),
+            *(f"{row[key]:.1%}" if key in row else "" for key in at_once),
         )
     console.print(table)
-    for family, reason in live["infeasible"].items():
-        console.print(f"[dim]{family}: {reason}[/]")
-    if "replay" in live:
-        console.print("recorded and served: {n}, with the same stop: {same_stop}".format(**live["replay"]))
+    for family, reason in infeasible.items():
+        console.print(f"[dim]{family}: {escape(reason)}[/]")

@@ -14,9 +14,10 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from reasonrt.cli.common import JsonOption, complete_model, console, run, write_json
+from reasonrt.cli.common import JsonOption, bars, complete_model, console, ends_at_once, run, write_json
 from reasonrt.config import ZOO_FOLDER
 from reasonrt.errors import ConfigError, shown
+from reasonrt.files import FileKind
 
 if TYPE_CHECKING:
     from reasonrt.zoo.diffusion_recipe import DiffusionRecipe
@@ -69,7 +70,9 @@ def wording(
     from reasonrt.zoo.wording import FILE, NUM_PROBLEMS, wording_of
 
     problems = load_task("zoo", NUM_PROBLEMS, "train")
-    (out or FILE).write_text(wording_of(problem.question for problem in problems))
+    FileKind(ConfigError, "name another file (--out)").write(
+        out or FILE, wording_of(problem.question for problem in problems)
+    )
 
 
 @app.command(epilog="Example: reasonrt zoo train nano-draft --out runs/zoo/nano-draft")
@@ -87,11 +90,12 @@ def train(
     begin: Annotated[
         Path | None, typer.Option(help="Begin a diffusion model with the weights in this folder, not the recipe's.")
     ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Train a model of the zoo. Ctrl-C stops it; the same command continues from its checkpoint."""
     from reasonrt.zoo.catalog import write_training_card
     from reasonrt.zoo.diffusion_recipe import DIFFUSION_RECIPES, train_diffusion
-    from reasonrt.zoo.recipe import RECIPES, Progress
+    from reasonrt.zoo.recipe import CHECKPOINT, RECIPES, Progress
     from reasonrt.zoo.recipe import train as train_model
 
     folder, started = out or Path("runs/zoo") / name, time.perf_counter()
@@ -108,20 +112,25 @@ def train(
             f"there is no recipe {shown(name)}; there are {', '.join(sorted(RECIPES | DIFFUSION_RECIPES))}"
         )
     logging.getLogger("torch").setLevel(logging.ERROR)
-    columns = (*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task(name, total=recipe.tokens, loss=float("nan"))
+    columns = (*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+    checkpoint = folder / CHECKPOINT
+
+    def how_to_continue() -> str:
+        if not checkpoint.exists():
+            return "there is no checkpoint yet, which is written each minute: the same command begins anew"
+        age_s = time.time() - checkpoint.stat().st_mtime
+        return f"`reasonrt zoo train {name} --out {folder}` continues from the checkpoint of {age_s:.0f} s ago"
+
+    with Bar(*columns, console=console, disable=console.quiet) as bar, ends_at_once(how_to_continue):
+        task = bar.add_task(name, total=recipe.tokens, loss="compiling, which takes a minute")
 
         def report(progress: Progress) -> None:
-            bar.update(task, completed=progress.tokens, loss=progress.loss)
+            bar.update(task, completed=progress.tokens, loss=f"loss {progress.loss:.3f}")
 
-        try:
-            train_it(report)
-        except KeyboardInterrupt:
-            console.print(f"stopped; `reasonrt zoo train {name} --out {folder}` continues from the checkpoint")
-            raise typer.Exit(130) from None
-    write_training_card(name, folder, recipe, time.perf_counter() - started)
-    console.print(f"{name}: {folder}")
+        train_it(report)
+    card = write_training_card(name, folder, recipe, time.perf_counter() - started)
+    console.print(f"{name}: {escape(str(folder))}")
+    write_json(json_file, {"model": name, "folder": str(folder), "card": card})
 
 
 def _weights_of(name: str) -> Path:
@@ -143,14 +152,18 @@ def measure(
     out: Annotated[
         Path | None, typer.Option(help="Keep the journal in this folder; by default runs/measure/NAME.")
     ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Measure a model on the task `zoo` and write its accuracy, by family and level, into its card."""
     from reasonrt.zoo.catalog import write_accuracy
     from reasonrt.zoo.measuring import measure_model
 
-    correct = run(measure_model(name, limit, out or Path("runs/measure") / name))
+    folder = out or Path("runs/measure") / name
+    with bars() as advance:
+        correct = run(measure_model(name, limit, folder, lambda told: advance(name, told.done, told.total)), folder)
     card = write_accuracy(name, correct)
     table = Table("problems", "n", "accuracy")
     for key, row in card["accuracy"].items():
         table.add_row(key, str(row["n"]), f"{row['accuracy']:.1%}")
     console.print(table)
+    write_json(json_file, {"model": name, "accuracy": card["accuracy"]})

@@ -57,6 +57,7 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
             max_model_len=config.max_model_len,
             timeout_s=config.timeout_s,
             boundary=config.boundary,
+            tool_parser=config.tool_parser,
         )
         return _marked(remote, model_folder(str(config.tokenizer)), config)
     if isinstance(config, DiffusionConfig):

@@ -57,6 +57,10 @@ class ControlTokens:
         """False where the tokenizer finds no control token in `text`."""
         return self._is_fuzzy or self._find.search(text) is not None
 
+    def among(self, token_ids: Iterable[int]) -> list[int]:
+        """Those of `token_ids` that are control tokens."""
+        return [token_id for token_id in token_ids if token_id in self._ids]
+
     def hide(self, text: str, secret: str) -> str:
         """`text` with stand-ins, which a template carries through, for what reads like control tokens."""
         return self._find.sub(lambda found: f"{secret}{self._index[found[0]]}x", text)

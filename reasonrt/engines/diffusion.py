@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,7 @@ from torch import Tensor
 from reasonrt.boundaries import BoundaryKind
 from reasonrt.diffusion.batcher import Batcher
 from reasonrt.diffusion.cache import KvCache
+from reasonrt.diffusion.canvas import Canvas
 from reasonrt.diffusion.checkpoints import load_model, read_shape
 from reasonrt.diffusion.decoding import Decoding, over_defaults, read_decoding
 from reasonrt.diffusion.job import Job
@@ -207,8 +208,12 @@ class DiffusionEngine:
         self._check_ids(drafted_ids, "draft")
         task = Task((*prompt_token_ids, *drafted_ids), 1, frozenset())
         drawing = Drawing(sampling.temperature, sampling.top_p, sampling.seed)
-        job = Job(task, self._decoding, drawing, _unheard, cache_salt, make=Verifier.of(len(drafted_ids)))
-        return Verified(tuple(await self._run(job)), job.cached)
+        wants = sampling.logprobs or sampling.top_logprobs
+        watch = _DraftLogprobs(drafted_ids, len(prompt_token_ids), sampling) if wants else None
+        job = Job(task, self._decoding, drawing, _unheard, cache_salt, watch, make=Verifier.of(len(drafted_ids)))
+        settled = await self._run(job)
+        verified = Verified(tuple(settled.tokens), job.cached)
+        return watch.fill(verified, settled.logprobs[-1]) if watch else verified
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         raise CapabilityError(f"engine {self.name!r} has no scalar head; ask a reward or router model to score")
@@ -231,22 +236,25 @@ class DiffusionEngine:
         task = Task(tuple(prompt), sampling.max_tokens, ends, self._delimiter_ids)
         watch = _TopLogprobs(sampling.top_logprobs) if sampling.top_logprobs else None
         drawing = Drawing(sampling.temperature, sampling.top_p, sampling.seed)
-        return Job(task, decoding, drawing, _unheard, cache_salt, watch), watch
+        canvas = Canvas(len(prompt), watch) if sampling.passes else watch
+        return Job(task, decoding, drawing, _unheard, cache_salt, canvas), watch
 
     async def ask(self, job: Job) -> "_Asked":
         """Let `job` take part in the next pass."""
         return (await self._alive()).add(job)
 
-    async def _run(self, job: Job) -> list[int]:
-        """All tokens of `job`."""
+    async def _run(self, job: Job) -> Settled:
+        """All that `job` settles."""
         asked = await self.ask(job)
-        tokens: list[int] = []
+        settled = Settled([], [])
         try:
             while not asked.is_over:
-                tokens += (await asked.next()).tokens
+                more = await asked.next()
+                settled.tokens.extend(more.tokens)
+                settled.logprobs.extend(more.logprobs)
         finally:
             asked.leave()
-        return tokens
+        return settled
 
     @cached_property
     def _delimiter_ids(self) -> frozenset[int]:
@@ -406,12 +414,14 @@ class _Stream:
         first = len(self._prompt) + self.generated_tokens
         self.generated_tokens += len(settled.tokens)
         places = range(first, first + len(settled.tokens))
+        canvas = self._asked.job.watch
         return TokenDelta(
             tuple(settled.tokens),
             tuple(settled.logprobs) if self._sampling.logprobs else (),
             settled.finish,
             self._asked.job.cached,
-            self._highest.at(places) if self._highest else (),
+            *(self._highest.at(places) if self._highest else ((), ())),
+            canvas.take() if isinstance(canvas, Canvas) else (),
         )
 
     async def aclose(self) -> None:
@@ -446,16 +456,54 @@ class _TopLogprobs:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._values: dict[int, tuple[float, ...]] = {}
+        self._found: dict[int, tuple[tuple[float, ...], tuple[int, ...]]] = {}
 
     def __call__(self, targets: NDArray[np.int64], stats: RowStats, logits: Tensor) -> None:
-        top = logits.topk(min(self._count, logits.shape[-1]), dim=-1).values
+        top, ids = logits.topk(min(self._count, logits.shape[-1]), dim=-1)
         values = stats.max_prob.log()[:, None] + (top - top[:, :1])  # as `predict` does, so that its own is among them
-        self._values.update(zip(targets.tolist(), map(tuple, values.tolist()), strict=True))
+        found = zip(map(tuple, values.tolist()), map(tuple, ids.tolist()), strict=True)
+        self._found.update(zip(targets.tolist(), found, strict=True))
 
-    def at(self, positions: range) -> tuple[tuple[float, ...], ...]:
-        """Once for each position."""
-        return tuple([self._values.pop(position) for position in positions])
+    def at(self, positions: range) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[int, ...], ...]]:
+        """Once for each position: the log-probabilities, and the ids of their tokens."""
+        found = [self._found.pop(position) for position in positions]
+        return tuple([values for values, _ in found]), tuple([ids for _, ids in found])
+
+
+class _DraftLogprobs:
+    """For `Job.watch`: log-probabilities of the tokens of a draft, and the highest in their places.
+
+    Args:
+        first: the position of the first of them.
+        sampling: says which of both are wanted.
+    """
+
+    def __init__(self, drafted_ids: Sequence[int], first: int, sampling: Sampling) -> None:
+        self._drafted_ids, self._first, self._sampling = drafted_ids, first, sampling
+        self._logprobs: dict[int, float] = {}
+        self._highest = _TopLogprobs(sampling.top_logprobs)
+
+    def __call__(self, targets: NDArray[np.int64], stats: RowStats, logits: Tensor) -> None:
+        places = targets.tolist()
+        drafted = stats.argmax.new_tensor([self._drafted_ids[place - self._first] for place in places])
+        both = logits.gather(-1, torch.stack((drafted, stats.argmax), 1))
+        found = stats.max_prob.log() + (both[:, 0] - both[:, 1])  # as `predict` does
+        self._logprobs.update(zip(places, found.tolist(), strict=True))
+        if self._sampling.top_logprobs:
+            self._highest(targets, stats, logits)
+
+    def fill(self, verified: Verified, own_logprob: float) -> Verified:
+        """`verified` with what is wanted; `own_logprob` is that of its last token."""
+        places = range(self._first, self._first + len(self._drafted_ids))
+        top, top_ids = self._highest.at(places) if self._sampling.top_logprobs else ((), ())
+        wants = self._sampling.logprobs
+        return replace(
+            verified,
+            logprobs=tuple([self._logprobs[place] for place in places]) if wants else (),
+            top_logprobs=top,
+            top_token_ids=top_ids,
+            own_logprob=own_logprob if wants else None,
+        )
 
 
 class _Asked:

@@ -14,9 +14,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from reasonrt.errors import EngineError, ReasonRTError
-from reasonrt.ports import Capability, ChecksDecoding, ChecksHealth, Engine, Reading, Score, Verified, canvas_positions
+from reasonrt.ports import (
+    Capability,
+    ChecksDecoding,
+    ChecksHealth,
+    Engine,
+    Reading,
+    Score,
+    Verified,
+    calling,
+    canvas_positions,
+)
 from reasonrt.tasks import cancel
-from reasonrt.types import GREEDY, Sampling, TokenDelta
+from reasonrt.types import GREEDY, FunctionTool, ParsedAnswer, Sampling, TokenDelta
 
 _KEPT_COUNTS = 1024
 _HEARD_S = 0.2
@@ -123,6 +133,15 @@ class EngineHost:
     async def score(self, token_ids: Sequence[int], cache_salt: str) -> Score:
         return await self._engine.score(token_ids, cache_salt)
 
+    async def parse_calls(self, answer: str, tools: Sequence[FunctionTool], choice: str) -> ParsedAnswer:
+        return await calling(self._engine).parse_calls(answer, tools, choice)
+
+    async def structure_of_calls(
+        self, tools: Sequence[FunctionTool], choice: str, is_parallel: bool, structure: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        engine = calling(self._engine)
+        return await engine.structure_of_calls(tools, choice, is_parallel=is_parallel, structure=structure)
+
 
 class LinkedEngine:
     """The near end of a link: the engine port.
@@ -189,6 +208,21 @@ class LinkedEngine:
         except TimeoutError:
             self._link.kill()
             raise EngineError(f"engine {self.name!r} has not answered for {within_s:g} s, and was killed") from None
+
+    @property
+    def call_marks(self) -> tuple[str, ...]:
+        return calling(self._like).call_marks
+
+    async def parse_calls(self, answer: str, tools: Sequence[FunctionTool], choice: str) -> ParsedAnswer:
+        parsed: ParsedAnswer = await self._link.call("parse_calls", answer, list(tools), choice)
+        return parsed
+
+    async def structure_of_calls(
+        self, tools: Sequence[FunctionTool], choice: str, *, is_parallel: bool, structure: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        arguments = list(tools), choice, is_parallel, dict(structure)
+        held: Mapping[str, Any] = await self._link.call("structure_of_calls", *arguments)
+        return held
 
     def check_decoding(self, decoding: Mapping[str, Any]) -> None:
         """What the near end knows: the far end was built from the same settings."""

@@ -53,7 +53,11 @@ def owned_folder() -> Path:
 
 
 def remove_at_end(path: Path) -> None:
-    """Remove a file or a folder when this process has ended; nothing happens where nobody watches."""
+    """Remove a file or a folder when this process has ended; nothing happens where nobody watches.
+
+    Args:
+        path: absolute. A `*` in its name is any text, also of what is not there yet.
+    """
     if owned_folder().is_dir():
         with suppress(FileExistsError):
             (owned_folder() / f"{path.name}.link").symlink_to(path)
@@ -182,10 +186,11 @@ def _mapped_by(pid: int) -> list[Path]:
 def _remove(folder: Path) -> None:
     with suppress(OSError):  # another watcher may be faster
         for link in folder.glob("*.link"):
-            target = link.readlink()
-            shutil.rmtree(target, ignore_errors=True)
-            if not target.is_dir():
-                target.unlink(missing_ok=True)
+            named = link.readlink()
+            for target in named.parent.glob(named.name):
+                shutil.rmtree(target, ignore_errors=True)
+                if not target.is_dir():
+                    target.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

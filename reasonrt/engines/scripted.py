@@ -6,21 +6,24 @@ cached tokens are counted as a real engine would count them.
 
 import asyncio
 import hashlib
+import json
 import math
+import re
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Self
+from typing import Any, Self
 
 from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified, refuse_decoding
-from reasonrt.types import GREEDY, FinishReason, Message, Sampling, TokenDelta
+from reasonrt.types import GREEDY, FinishReason, FunctionTool, Message, ParsedAnswer, Sampling, TokenDelta, ToolCall
 
 Script = Callable[[str, Sampling], str]
 """From the text of prompt and committed steps to what comes next."""
 
+_CALL, _END_CALL = "<tool_call>", "</tool_call>"
 _EOS = 0
 _BLANK_LINE = 1
 _FIRST_CHARACTER = 2
@@ -33,6 +36,7 @@ class CharacterTokenizer:
 
     fingerprint = "characters"
     eos_token_ids = frozenset({_EOS})
+    knows_tools = True
 
     def encode(self, text: str) -> list[int]:
         parts = text.split("\n\n")
@@ -49,10 +53,20 @@ class CharacterTokenizer:
         return "".join([chr(i - _FIRST_CHARACTER) if i >= _FIRST_CHARACTER else _SPECIAL[i] for i in token_ids])
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        return self.encode("".join(f"[{message.role}] {message.content}\n" for message in messages) + "[assistant] ")
+        return self.encode("".join(map(_said, messages)) + "[assistant] ")
+
+    def chat_with_tools(self, messages: Sequence[Message], tools: Sequence[FunctionTool]) -> list[int]:
+        offered = "".join(f"[tool offered] {json.dumps(tool.to_json())}\n" for tool in tools)
+        return [*self.encode(offered), *self.chat(messages)]
 
     def vocabulary(self) -> Mapping[int, str]:
         return {token_id: self.decode([token_id]) for token_id in range(_FIRST_CHARACTER + _ASCII)}
+
+
+def _said(message: Message) -> str:
+    calls = "".join(f"[calls {call.id}] {call.name} {call.arguments}\n" for call in message.tool_calls)
+    answered = f" {message.tool_call_id}" if message.tool_call_id else ""
+    return f"[{message.role}{answered}] {message.content}\n{calls}"
 
 
 def continuing(text: str) -> Script:
@@ -117,8 +131,8 @@ class _Stream:
             await self.aclose()
         logprobs = tuple(engine.logprob(token_id) for token_id in chunk) if self._sampling.logprobs else ()
         highest = self._sampling.top_logprobs
-        top = tuple(_top_logprobs(token_id % _PERIOD, highest) for token_id in chunk) if highest else ()
-        return TokenDelta(tuple(chunk), logprobs, reason, self._cached, top)
+        top, top_ids = _tops(chunk, highest)
+        return TokenDelta(tuple(chunk), logprobs, reason, self._cached, top, top_ids)
 
     async def aclose(self) -> None:
         if not self._is_over and self._ids is not None:
@@ -139,6 +153,7 @@ class ScriptedEngine:
     """
 
     capabilities = frozenset(Capability)
+    call_marks = (_CALL,)
 
     def __init__(
         self,
@@ -219,13 +234,39 @@ class ScriptedEngine:
         own = [*self.tokenizer.encode(self.reply(prompt_token_ids, sampling)), _EOS]
         agreed = next((i for i, pair in enumerate(zip(own, drafted_ids, strict=False)) if pair[0] != pair[1]), None)
         written = own[: len(drafted_ids) if agreed is None else agreed + 1]
-        return Verified(tuple(written), min(known, len(prompt_token_ids) - 1))
+        top, top_ids = _tops(drafted_ids, sampling.top_logprobs)
+        return Verified(
+            tuple(written),
+            min(known, len(prompt_token_ids) - 1),
+            logprobs=tuple(map(self.logprob, drafted_ids)) if sampling.logprobs else (),
+            top_logprobs=top,
+            top_token_ids=top_ids,
+            own_logprob=self.logprob(written[-1]) if sampling.logprobs else None,
+        )
 
     async def score(self, prompt_token_ids: Sequence[int], cache_salt: str = "") -> Score:
         known = self.admit(prompt_token_ids, 0, cache_salt)
         await self.work(1, self.life)
         self.remember(prompt_token_ids, cache_salt)
         return Score(self.scores(self.tokenizer.decode(prompt_token_ids)), known)
+
+    async def parse_calls(self, answer: str, tools: Sequence[FunctionTool], choice: str) -> ParsedAnswer:
+        """Calls as Hermes writes them: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
+        calls = []
+        for number, found in enumerate(re.findall(f"{_CALL}(.*?){_END_CALL}", answer, re.DOTALL)):
+            try:
+                call = json.loads(found)
+                calls.append(ToolCall(f"call_{number}", call["name"], json.dumps(call["arguments"])))
+            except (ValueError, KeyError, TypeError):
+                return ParsedAnswer(answer.strip())
+        return ParsedAnswer(answer.partition(_CALL)[0].strip() if calls else answer.strip(), tuple(calls))
+
+    async def structure_of_calls(
+        self, tools: Sequence[FunctionTool], choice: str, *, is_parallel: bool, structure: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What was asked for, for the script to keep to."""
+        asked = {"tools": [tool.name for tool in tools], "choice": choice, "is_parallel": is_parallel}
+        return {"structural_tag": json.dumps(asked | {"structure": dict(structure)})}
 
     def admit(self, prompt: Sequence[int], max_tokens: int, cache_salt: str = "") -> int:
         """Refuse what does not fit; return how many prompt tokens the cache knows."""
@@ -260,12 +301,22 @@ _PERIOD = 101
 _LOGPROBS = [math.log(0.05 + 0.9 * (i * 7919 % _PERIOD) / _PERIOD) for i in range(_PERIOD)]
 
 
+def _tops(token_ids: Sequence[int], highest: int) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[int, ...], ...]]:
+    """The highest log-probabilities at the place of each token, and which tokens they are."""
+    if not highest:
+        return (), ()
+    heads = [_head(token_id, highest) for token_id in token_ids]
+    return tuple([logprobs for logprobs, _ in heads]), tuple([ids for _, ids in heads])
+
+
 @cache
-def _top_logprobs(phase: int, highest: int) -> tuple[float, ...]:
-    """The head of a distribution with the script's own token in it: half of the rest, half of what then is left, ..."""
-    own = math.exp(_LOGPROBS[phase])
-    others = [(1 - own) / 2**i for i in range(1, highest + 1)]
-    return tuple(map(math.log, sorted([own, *others], reverse=True)[:highest]))
+def _head(token_id: int, highest: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Of a distribution with the script's own token in it: half of the rest, half of what then is left, ..."""
+    own = _LOGPROBS[token_id % _PERIOD]
+    others = [math.log((1 - math.exp(own)) / 2**i) for i in range(1, highest + 1)]
+    other_ids = [_FIRST_CHARACTER + (token_id - _FIRST_CHARACTER + i) % _ASCII for i in range(1, highest + 1)]
+    found = sorted([(own, token_id), *zip(others, other_ids, strict=True)], reverse=True)[:highest]
+    return tuple([logprob for logprob, _ in found]), tuple([each for _, each in found])
 
 
 @cache

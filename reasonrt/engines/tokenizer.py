@@ -23,10 +23,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as BackendTokenizer
 
 from reasonrt.boundaries import BoundaryKind
+from reasonrt.engines.call_formats import find_format, may_frame_calls
 from reasonrt.engines.control_tokens import ControlTokens, encode_with
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.thinking import END_THINK, THINK, Marks, find_marks
-from reasonrt.types import Message
+from reasonrt.types import FunctionTool, Message, ToolCall
 
 _ANCHOR = "a"
 _SWITCHES = frozenset({"enable_thinking", "thinking"})  # of templates of models that can do without
@@ -37,7 +38,8 @@ class HFTokenizer:
     """The tokenizer in `folder`.
 
     `encode` finds special tokens in any text, as every Hugging Face tokenizer does; to `encode_text`, and in the
-    messages of a `chat`, they are text. To `decode` they are nothing: the end token decodes to "".
+    messages and tools of a `chat`, they are text. To `decode` they are nothing: the end token decodes to "". Those that
+    frame calls of tools decode to themselves, as a parser looks for them.
 
     Texts and ids are pieces of a longer text, so that what is decoded or encoded piece by piece is what it is as a
     whole. Tokenizers of SentencePiece's kind put a space before a text and take one from its beginning: they would add
@@ -50,6 +52,10 @@ class HFTokenizer:
 
     Attributes:
         can_skip_thinking: the template has a switch for the thinking.
+        knows_tools: the template shows tools to the model.
+        call_format: how the model writes calls of them; None where that is not known.
+        frames_calls_unseen: special tokens frame its calls, which a text without such tokens does not show.
+        frames_thinking_unseen: so they do its thinking.
 
     Raises:
         ConfigError: one of these is missing or cannot be read.
@@ -80,11 +86,16 @@ class HFTokenizer:
         used = meta.find_undeclared_variables(parsed)
         self._names = {name: names[name] for name in sorted(used & names.keys())}
         self.can_skip_thinking = bool(used & _SWITCHES)
+        self.knows_tools = "tools" in used
+        self.call_format = find_format(template) if self.knows_tools else None
         self.eos_token_ids = self._find_eos(folder, names.get("eos_token"))
         self._controls = ControlTokens(self._backend, self.eos_token_ids, [*self._names.values(), *_written_by(parsed)])
         added = {token.content: token.special for token in self._backend.get_added_tokens_decoder().values()}
         self._marks = Marks(*thinking_marks) if thinking_marks else find_marks(added, template)
         self._of_marks = self._find_tokens(added)
+        of_calls = self._find_call_tokens(added)
+        self._kept, self.frames_calls_unseen = self._of_marks | of_calls, bool(of_calls)
+        self.frames_thinking_unseen = bool(self._of_marks)
         parts = [content, template.encode(), json.dumps(self._names).encode()]
         if thinking_marks:
             parts.append(json.dumps(thinking_marks).encode())
@@ -116,25 +127,48 @@ class HFTokenizer:
             return self._inside(self._controls.encode_text, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        if not self._of_marks and self._marks.opening == THINK:
+        if not self._kept and self._marks.opening == THINK:
             return self._text_of(token_ids)
-        runs = groupby(token_ids, key=self._of_marks.get)  # a special token of theirs would decode to nothing
-        shown = "".join([mark * len(list(run)) if mark else self._text_of(list(run)) for mark, run in runs])
+        runs = groupby(token_ids, key=self._kept.get)  # a special token would decode to nothing
+        shown = "".join([kept * len(list(run)) if kept else self._text_of(list(run)) for kept, run in runs])
         text = shown.replace(self._marks.closing, END_THINK).replace(self._marks.opening, THINK)
         for other in (*self._marks.others, *self._of_marks.values()):
             text = text if other in (THINK, END_THINK) else text.replace(other, "")
         return text
 
+    def prompt_text(self, token_ids: Sequence[int]) -> str:
+        """The text of a prompt with its control tokens, for a server that reads no ids.
+
+        What the tokenizer puts before every text is left out, as the server's puts it there, too.
+
+        Raises:
+            RequestError: what is text in the prompt would be a control token there.
+        """
+        ids, beginning = list(token_ids), self._backend.encode("").ids
+        if beginning and ids[: len(beginning)] == beginning:
+            ids = ids[len(beginning) :]
+        text: str = self._backend.decode(ids, skip_special_tokens=False)
+        if self._controls.among(self._encode_alone(text)) != self._controls.among(ids):
+            raise RequestError("the prompt quotes control tokens, and the engine's server takes no ids; leave them out")
+        return text
+
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """See the protocol.
+        """See the protocol; raises as `chat_with_tools`."""
+        return self.chat_with_tools(messages, ())
+
+    def chat_with_tools(self, messages: Sequence[Message], tools: Sequence[FunctionTool]) -> list[int]:
+        """See `types.ShowsTools`.
 
         Raises:
             RequestError: the model's template refuses the conversation, by a role that it does not know for instance.
         """
-        if not any(self._controls.may_stand_in(message.content) for message in messages):
-            return self._encode_alone(self._render(messages))
+        shown = {"messages": [_as_json(message) for message in messages]}
+        if tools:
+            shown["tools"] = [tool.to_json() for tool in tools]
+        if not any(self._controls.may_stand_in(text) for text in _texts_in(shown)):
+            return self._encode_alone(self._render(shown))
         secret = secrets.token_hex(16)  # a new one each time, as a template may show it in an error
-        hidden = [Message(message.role, self._controls.hide(message.content, secret)) for message in messages]
+        hidden = _with_texts(shown, lambda text: self._controls.hide(text, secret))
         with _valid_unicode():
             return self._controls.encode(self._render(hidden), secret)
 
@@ -152,6 +186,12 @@ class HFTokenizer:
         marks = (self._marks.opening, self._marks.closing, *self._marks.others)
         texts = [text for text, is_special in added.items() if is_special and any(text in mark for mark in marks)]
         return {token_id: text for text in texts if (token_id := self._backend.token_to_id(text)) is not None}
+
+    def _find_call_tokens(self, added: Mapping[str, bool]) -> dict[int, str]:
+        """The special tokens that calls of tools are made of, by id."""
+        texts = [text for text, is_special in added.items() if is_special and may_frame_calls(text)]
+        found = {token_id: text for text in texts if (token_id := self._backend.token_to_id(text)) is not None}
+        return {token_id: text for token_id, text in found.items() if token_id not in self.eos_token_ids}
 
     def _encode_alone(self, text: str) -> list[int]:
         with _valid_unicode():
@@ -174,10 +214,9 @@ class HFTokenizer:
         """Many decoders take the space from the beginning of a first token."""
         return self._decode_alone([*self._anchor, *token_ids])[self._anchor_length :]
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
+    def _render(self, shown: Mapping[str, Any]) -> str:
         try:
-            return self._template.render(messages=conversation, add_generation_prompt=True, **self._names)
+            return self._template.render(add_generation_prompt=True, **self._names, **shown)
         except (jinja2.TemplateError, TypeError) as error:
             raise RequestError(f"the model's chat template refuses the messages: {_first_line(error)}") from None
 
@@ -191,6 +230,45 @@ class HFTokenizer:
         if not found:
             raise ConfigError(f"{folder} names no end token; set eos_token in its tokenizer_config.json")
         return frozenset(found)
+
+
+def _as_json(message: Message) -> dict[str, Any]:
+    """As templates expect it."""
+    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        shown["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call)}}
+            for call in message.tool_calls
+        ]
+    named = {"tool_call_id": message.tool_call_id, "name": message.name}
+    return shown | {name: value for name, value in named.items() if value}
+
+
+def _arguments(call: ToolCall) -> dict[str, Any]:
+    """What templates take. A call that is badly spelt does not make all later turns of its conversation fail."""
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except ValueError:
+        arguments = None
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _texts_in(shown: Any) -> Iterator[str]:
+    """Every text in JSON values, names of fields included."""
+    if isinstance(shown, str):
+        yield shown
+    parts = (*shown, *shown.values()) if isinstance(shown, Mapping) else shown if isinstance(shown, list) else ()
+    for part in parts:
+        yield from _texts_in(part)
+
+
+def _with_texts(shown: Any, change: Callable[[str], str]) -> Any:
+    """JSON values, with each text changed."""
+    if isinstance(shown, str):
+        return change(shown)
+    if isinstance(shown, Mapping):
+        return {change(name): _with_texts(value, change) for name, value in shown.items()}
+    return [_with_texts(part, change) for part in shown] if isinstance(shown, list) else shown
 
 
 @contextmanager
@@ -256,8 +334,8 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)  # jinja's own escapes for HTML
+def _tojson(value: object, ensure_ascii: bool = False, indent: int | None = None, **layout: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **layout)  # jinja's own escapes for HTML
 
 
 def _strftime_now(layout: str) -> str:

@@ -1,4 +1,4 @@
-"""vLLM in process, as an engine: the only file that imports vllm.
+"""vLLM in process, as an engine. Only this file and `engines.vllm_calls` import vllm.
 
 Token ids go in and out; vLLM's own tokenizer and detokenizer are left out. The same settings work on CPUs and
 GPUs. When the engine core dies, what runs on it fails with `EngineError` and the next call starts a new one.
@@ -14,7 +14,7 @@ import secrets
 import signal
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from multiprocessing import resource_tracker
@@ -22,10 +22,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
+from reasonrt.engines.compiled import remove_cut_off
+from reasonrt.engines.deltas import Deltas
 from reasonrt.engines.fingerprint import engine_fingerprint, model_fingerprint
 from reasonrt.engines.main_guard import require_main_guard
 from reasonrt.engines.orphans import kill_family, remove_shared_memory_at_end
 from reasonrt.engines.tokenizer import HFTokenizer
+from reasonrt.engines.vllm_calls import ToolCalls, bounded
 from reasonrt.engines.vllm_settings import (
     DRAFT_ARGUMENT,
     VllmSettings,
@@ -38,11 +41,12 @@ from reasonrt.engines.vllm_settings import (
 from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified, refuse_decoding
-from reasonrt.types import GREEDY, FinishReason, Message, Sampling, TokenDelta
+from reasonrt.types import GREEDY, FinishReason, FunctionTool, Message, ParsedAnswer, Sampling, TokenDelta
 
 _MAX_REASON = 300  # characters of vLLM's own words
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.1
+_LEAST_BLOCK = 16  # tokens, of a prefix cache
 _starting = threading.Lock()  # vLLM reads its environment while it starts
 
 
@@ -59,10 +63,14 @@ class VllmEngine:
         self.name, self.model, self.settings = name, model, settings or VllmSettings()
         self.max_model_len = self.settings.max_model_len
         self.tokenizer = HFTokenizer(model, self.settings.boundary)
+        wanted = None if self.settings.scores else self.settings.tool_parser
+        self._calls = ToolCalls(name, wanted, self.tokenizer, model)
         scoring = {Capability.SCORE}
         generating = set(Capability) - scoring - {Capability.VERIFY_SAMPLED}  # found out at the start
         if not self.settings.structured:
             generating -= {Capability.STRUCTURE}
+        if self._calls.parser is None:
+            generating -= {Capability.TOOLS}
         self.capabilities = frozenset(scoring if self.settings.scores else generating)
         self.restarts = 0
         self._llm: Any = None
@@ -70,6 +78,23 @@ class VllmEngine:
         self._started_before: list[BaseProcess] | None = None  # while vLLM builds this engine, processes of others
         self._is_closing = False
         self._ids = itertools.count()
+
+    @property
+    def tool_parser(self) -> str | None:
+        """The name of vLLM's parser that reads calls of tools; None where there is none."""
+        return self._calls.parser
+
+    @property
+    def call_marks(self) -> tuple[str, ...]:
+        return self._calls.marks
+
+    async def parse_calls(self, answer: str, tools: Sequence[FunctionTool], choice: str) -> ParsedAnswer:
+        return await self._calls.parse(answer, tools, choice)
+
+    async def structure_of_calls(
+        self, tools: Sequence[FunctionTool], choice: str, *, is_parallel: bool, structure: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        return await self._calls.structure(tools, choice, is_parallel=is_parallel, structure=structure)
 
     @cached_property
     def model_fingerprint(self) -> str:
@@ -142,18 +167,35 @@ class VllmEngine:
         cache_salt: str = "",
     ) -> Verified:
         token_ids = [*prompt_token_ids, *drafted_ids]
-        asked = {"prompt_logprobs": 1} | self._drawn_at(len(drafted_ids), sampling)
-        output = await self._one_pass(token_ids, cache_salt, skip_reading_prefix_cache=False, **asked)
+        drawn_at = self._drawn_at(len(drafted_ids), sampling)
+        num_told = sampling.top_logprobs + 1 if drawn_at else max(1, sampling.top_logprobs)
+        asked = {"prompt_logprobs": num_told} | drawn_at
+        is_short = len(prompt_token_ids) < _LEAST_BLOCK  # whatever is cached is more than that
+        output = await self._one_pass(token_ids, cache_salt, skip_reading_prefix_cache=is_short, **asked)
         passes, cached = 1, _cached(output)
         if cached >= len(prompt_token_ids):  # of what is cached, vLLM tells nothing
             output = await self._one_pass(token_ids, cache_salt, skip_reading_prefix_cache=True, **asked)
             passes, cached = 2, cached + _cached(output)
+        places = output.prompt_logprobs[-len(drafted_ids) :]
         written: list[int] = []
-        for drafted, place in zip(drafted_ids, output.prompt_logprobs[-len(drafted_ids) :], strict=True):
-            written.append(min(place, key=lambda token_id: place[token_id].rank))
+        for drafted, place in zip(drafted_ids, places, strict=True):
+            own_rank = num_told if drawn_at else 1
+            written.append(next(token_id for token_id, known in place.items() if known.rank == own_rank))
             if written[-1] != drafted:
                 break
-        return Verified(tuple(written), cached, passes)
+        highest = sampling.top_logprobs
+        tops = [_highest({token_id: place[token_id].logprob for token_id in place}, highest) for place in places]
+        return Verified(
+            tuple(written),
+            cached,
+            passes,
+            tuple([place[drafted].logprob for drafted, place in zip(drafted_ids, places, strict=True)])
+            if sampling.logprobs
+            else (),
+            tuple([logprobs for logprobs, _ in tops]) if highest else (),
+            tuple([ids for _, ids in tops]) if highest else (),
+            places[len(written) - 1][written[-1]].logprob if sampling.logprobs else None,
+        )
 
     def _drawn_at(self, num_drafted: int, sampling: Sampling) -> dict[str, Any]:
         """What lets our worker give the token that it has drawn, in the place of the most probable one."""
@@ -196,12 +238,15 @@ class VllmEngine:
         return f"{self.name}-{next(self._ids)}"
 
     async def _alive(self) -> Any:
-        """The running engine; started, or started anew after its death."""
-        if self._llm is not None and (not self._llm.errored or asyncio.current_task() is self._startup):
+        """The running engine; started, or started anew after its death. Nobody but its start has it unprepared."""
+        startup = self._startup
+        if startup is None or startup.done():
+            if self._llm is not None and not self._llm.errored:
+                return self._llm
+            startup = self._startup = asyncio.create_task(self._start_anew())
+        elif asyncio.current_task() is startup:
             return self._llm
-        if self._startup is None or self._startup.done():
-            self._startup = asyncio.create_task(self._start_anew())
-        return await asyncio.shield(self._startup)  # the engine's own: a caller that leaves does not end it
+        return await asyncio.shield(startup)  # the engine's own: a caller that leaves does not end it
 
     async def _start_anew(self) -> Any:
         require_main_guard()
@@ -210,15 +255,22 @@ class VllmEngine:
             self.restarts += 1
             dead, self._llm = self._llm, None
             await _shut_down(dead)
+        if Capability.TOOLS in self.capabilities and not await self._calls.load():
+            self.capabilities -= {Capability.TOOLS}
         try:
             self._llm = await asyncio.to_thread(self._build)
-        except Exception as error:
+            await asyncio.to_thread(lambda: self.fingerprint)  # it reads all weights, once: not in a request
+            await self._warm_up()
+        except BaseException as error:
+            llm, self._llm = self._llm, None
+            if llm is not None:  # its workers may lack what they are to do for us
+                await _shut_down(llm)
+            if not isinstance(error, Exception):
+                raise
             if self._is_closing:
                 raise EngineError(f"engine {self.name!r} was closed while it started") from None
             reason = " ".join(str(error).split())[:_MAX_REASON]
             raise EngineError(f"engine {self.name!r} did not start from {self.model}: {reason}") from error
-        await asyncio.to_thread(lambda: self.fingerprint)  # it reads all weights, once: not in a request
-        await self._warm_up()
         return self._llm
 
     def _build(self) -> Any:
@@ -233,6 +285,8 @@ class VllmEngine:
             before = dict(os.environ)
             os.environ.update(start_environment(self.settings, on_cpu))
             try:
+                if folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+                    remove_cut_off(Path(folder))
                 if self._is_closing:
                     raise EngineError("it was closed")
                 self._started_before = multiprocessing.active_children()
@@ -260,8 +314,9 @@ class VllmEngine:
             return
         with _translated(self):
             await self._llm.collective_rpc("keep_reads_apart")
-            if all(await self._llm.collective_rpc("draw_in_place_of_drafts")):
-                self.capabilities |= {Capability.VERIFY_SAMPLED}
+            draws = all(await self._llm.collective_rpc("draw_in_place_of_drafts"))
+        drawing = {Capability.VERIFY_SAMPLED}
+        self.capabilities = self.capabilities | drawing if draws else self.capabilities - drawing
         for sampling in (Sampling(8, top_logprobs=20), Sampling(8, temperature=0.7, top_p=0.9, seed=0)):
             async for _ in self.generate(prompt, sampling):
                 pass
@@ -285,12 +340,12 @@ class _Stream:
         self._llm: Any = None
         self._queue: Any = None
         self._is_over = False
-        self._outputs = 0  # of vLLM's core
+        self._passes = 0  # those that have been seen
         self.generated_tokens = self.cached_tokens = 0
 
     @property
     def passes(self) -> int:
-        return self._outputs if self._engine.settings.speculative else self.generated_tokens
+        return self._passes if self._engine.settings.speculative else self.generated_tokens
 
     def __aiter__(self) -> Self:
         return self
@@ -298,35 +353,53 @@ class _Stream:
     async def __anext__(self) -> TokenDelta:
         if self._is_over:
             raise StopAsyncIteration
-        with _translated(self._engine):
-            if self._queue is None:
+        if self._queue is None:
+            with _translated(self._engine):
                 await self._submit()
+        try:
             output = self._queue.get_nowait() or await self._queue.get()
+        except Exception as error:
+            with _translated(self._engine):
+                raise error
         return self._delta(output)
 
     async def _submit(self) -> None:
         self._engine._check_fits(self._prompt["prompt_token_ids"], self._sampling.max_tokens)
         self._llm = await self._engine._alive()
-        self._queue = await self._llm.add_request(self._engine.next_id(), self._prompt, self._params())
-        if self._engine.settings.speculative:
-            self._count_outputs(self._queue)
+        structure = self._sampling.structure
+        params = self._params(await asyncio.to_thread(bounded, structure) if structure else {})
+        self._queue = await self._llm.add_request(self._engine.next_id(), self._prompt, params)
+        state = self._llm.output_processor.request_states.get(self._queue.request_id)
+        if state is not None and (self._sampling.by_step or self._engine.settings.speculative):
+            self._watch(state)
 
-    def _count_outputs(self, queue: Any) -> None:
-        """vLLM's core hands over one output for each pass; the queue joins those that nobody has fetched."""
-        put = queue.put
+    def _watch(self, state: Any) -> None:
+        """See what each pass has brought before vLLM makes an output of it, which costs more than all else here.
 
-        def counting(output: Any) -> None:
-            self._outputs += not isinstance(output, Exception) and bool(output.outputs[0].token_ids)
-            put(output)
+        Passes are counted, and where nobody waits for a token there is no output for each.
+        """
+        make, written = state.make_request_output, state.detokenizer
+        num_given = written.num_output_tokens()
+        deltas = Deltas(self._engine.tokenizer, self._prompt["prompt_token_ids"]) if self._sampling.by_step else None
 
-        queue.put = counting
+        def make_where_due(
+            new_token_ids: list[int], pooling_output: Any, finish_reason: Any, *rest: Any, **more: Any
+        ) -> Any:
+            nonlocal num_given
+            if new_token_ids:
+                self._passes += 1
+            if deltas and finish_reason is None and not deltas.is_due(new_token_ids):
+                return None
+            token_ids = written.output_token_ids[num_given:]
+            num_given += len(token_ids)
+            return make(token_ids, pooling_output, finish_reason, *rest, **more)
 
-    def _params(self) -> Any:
+        state.make_request_output = make_where_due
+
+    def _params(self, structure: Mapping[str, Any]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        # where passes bring several tokens, they are counted by the outputs that come one by one
-        is_whole = self._is_whole and not self._engine.settings.speculative
         sampling = self._sampling
         return SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -339,8 +412,8 @@ class _Stream:
             logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             flat_logprobs=True,
             detokenize=False,
-            structured_outputs=StructuredOutputsParams(**sampling.structure) if sampling.structure else None,
-            output_kind=RequestOutputKind.FINAL_ONLY if is_whole else RequestOutputKind.DELTA,
+            structured_outputs=StructuredOutputsParams(**structure) if structure else None,
+            output_kind=RequestOutputKind.FINAL_ONLY if self._is_whole else RequestOutputKind.DELTA,
         )
 
     def _delta(self, output: Any) -> TokenDelta:
@@ -348,19 +421,24 @@ class _Stream:
         token_ids = tuple(written.token_ids)
         self._count(output)
         logprobs: tuple[float, ...] = ()
-        top: tuple[tuple[float, ...], ...] = ()
+        top: list[tuple[float, ...]] = []
+        top_ids: list[tuple[int, ...]] = []
         if flat := written.logprobs:  # at each place the token's own, then the other highest or all of the highest
             values, highest = flat.logprobs, self._sampling.top_logprobs
             if self._sampling.logprobs:
                 logprobs = tuple([values[start] for start in flat.start_indices])
-            if highest:
-                top = tuple([tuple(sorted(values[end - highest : end], reverse=True)) for end in flat.end_indices])
+            for end in flat.end_indices if highest else ():
+                places = slice(end - highest, end)
+                known = dict(zip(flat.token_ids[places], values[places], strict=True))
+                found, ids = _highest(known, highest)
+                top.append(found)
+                top_ids.append(ids)
         reason = None
         if output.finished:
             self._is_over = True
             self._llm = self._queue = None
             reason = FinishReason.LENGTH if written.finish_reason == "length" else FinishReason.STOP
-        return TokenDelta(token_ids, logprobs, reason, self.cached_tokens, top)
+        return TokenDelta(token_ids, logprobs, reason, self.cached_tokens, tuple(top), tuple(top_ids))
 
     def _count(self, output: Any) -> None:
         self.generated_tokens += len(output.outputs[0].token_ids)
@@ -398,6 +476,12 @@ class _WholeStream(JoinedStreams):
     @property
     def cached_tokens(self) -> int:
         return sum(stream.cached_tokens for stream in self._of_vllm)  # also of those that were aborted
+
+
+def _highest(logprobs: Mapping[int, float], count: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """The highest ones by token id, in descending order, and their ids."""
+    ids = sorted(logprobs, key=lambda token_id: -logprobs[token_id])[:count]
+    return tuple([logprobs[token_id] for token_id in ids]), tuple(ids)
 
 
 def _cached(output: Any) -> int:

@@ -19,6 +19,9 @@ DRAFT_ARGUMENT = "reasonrt_draft"
 """Among the `extra_args` of a verification that draws: how many tokens at the end of its prompt are the draft, and the
 seed. It comes to `engines.vllm_worker`."""
 
+FOUND = "auto"
+"""In the place of a tool parser's name: the one that fits the chat template."""
+
 
 @dataclass(frozen=True, slots=True)
 class VllmSettings:
@@ -42,6 +45,7 @@ class VllmSettings:
             "num_speculative_tokens": 4, "prompt_lookup_max": 4}, or {"method": "draft_model", "model": a folder,
             "num_speculative_tokens": 4}.
         boundary: what ends a step of this model's.
+        tool_parser: vLLM's parser that reads calls of tools, by its name there; None reads none.
     """
 
     max_model_len: int = 1024
@@ -58,6 +62,7 @@ class VllmSettings:
     speculative: dict[str, Any] | None = None
     boundary: BoundaryKind = "blank_line"
     structured: bool = False
+    tool_parser: str | None = FOUND
 
 
 @cache
@@ -123,6 +128,7 @@ def engine_arguments(model: Path, settings: VllmSettings, on_cpu: bool) -> dict[
         "dtype": number_format(settings, on_cpu),
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
+        "max_logprobs": 21,  # as many as are asked for, and one that a verification has drawn
         "block_size": settings.block_size or (32 if on_cpu else 16),
         "enable_prefix_caching": True,
         "enforce_eager": on_cpu if settings.compile is None else not settings.compile,

@@ -5,7 +5,7 @@ read asks for. A generation that shares a step with a read would get minus infin
 speculation nothing, or the engine's death. The V2 runner, which GPUs use, does it row by row and is left alone.
 
 Of the tokens of a prompt, vLLM tells the most probable ones. A verification at a temperature wants one that is drawn:
-it is drawn here, on the V1 runner alone, and put in the place of the most probable one.
+it is drawn here, on the V1 runner alone, and put in the place of the last one of these.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +48,8 @@ class WorkerExtension:
         """Lower the priority of every thread of this process; 0 leaves them as they are."""
         if niceness and sys.platform == "linux":  # elsewhere a thread has no priority of its own
             for thread in os.listdir("/proc/self/task"):
-                os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
     def keep_reads_apart(self) -> None:
         """Give each row of a batch its own log-probabilities, once the model is loaded."""
@@ -89,26 +91,30 @@ def _draw_in_place_of_drafts(runner: Any, gather: Callable[..., Any]) -> Callabl
         tables = gather(hidden_states, num_scheduled)  # for each request whose prompt ends in this pass
         if drafts:
             places = [row for draft in drafts for row in range(draft.row, draft.row + draft.end - draft.begin)]
-            found = _verify(runner, drafts, runner.model.compute_logits(hidden_states[places]))
+            logits = runner.model.compute_logits(hidden_states[places])
+            found, first = _verify(runner, drafts, logits), 0
             for draft, accepted, token in zip(drafts, found.accepted.tolist(), found.tokens.tolist(), strict=True):
                 unfinished = runner.requests[draft.request_id].in_progress_prompt_logprobs_cpu
-                _tell(tables.get(draft.request_id, unfinished), draft, accepted, token)
+                logprob = float(logits[first + accepted].float().log_softmax(-1)[token]) if token >= 0 else 0.0
+                _tell(tables.get(draft.request_id, unfinished), draft, accepted, token, logprob)
+                first += draft.end - draft.begin
         return tables
 
     return draw_in_place_of_drafts
 
 
-def _tell(table: Any, draft: _Drafted, accepted: int, token: int) -> None:
-    """Put what was drawn into vLLM's table [places, 2], of the prompt's own tokens and the most probable ones.
+def _tell(table: Any, draft: _Drafted, accepted: int, token: int, logprob: float) -> None:
+    """Put what was drawn into the last column of vLLM's table, of the prompt's own tokens and the most probable ones.
 
-    It begins with the second place of the prompt.
+    It begins with the second place of the prompt. No other token has the rank of that column then.
     """
     begin = draft.begin - 1
     end = begin + accepted
-    table.logprob_token_ids[begin:end, 1] = table.logprob_token_ids[begin:end, 0]
+    for columns in (table.logprob_token_ids, table.logprobs):
+        columns[begin:end, -1] = columns[begin:end, 0]
     if token >= 0:
-        table.logprob_token_ids[end, 1] = token
-        table.selected_token_ranks[end] = 2
+        table.logprob_token_ids[end, -1], table.logprobs[end, -1] = token, logprob
+        table.selected_token_ranks[end] = table.logprobs.shape[1]
 
 
 def _drafts_of(runner: Any, num_scheduled: Mapping[str, int]) -> list[_Drafted]:

@@ -83,4 +83,5 @@ def joined(deltas: Sequence[TokenDelta]) -> TokenDelta:
         deltas[-1].finish_reason,
         max(delta.cached_tokens for delta in deltas),
         tuple([place for delta in deltas for place in delta.top_logprobs]),
+        tuple([place for delta in deltas for place in delta.top_token_ids]),
     )

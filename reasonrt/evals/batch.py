@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, nullcontext
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from reasonrt.policies.options import parse_policy
 from reasonrt.runtime import Runtime
 from reasonrt.sync import SyncRuntime, progress_bar
 from reasonrt.types import Completion, Message, Request
+
+ASKS_NOTHING = "needs a question, or messages with role and content"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def batch(
         has_bar: show a progress bar; None shows one in a terminal and in a notebook.
 
     Returns:
-        The results in the order of the requests; one whose `error` is set could not be solved as it stands.
+        The results in the order of the requests and with their ids, also where an earlier call has asked them; one
+        whose `error` is set could not be solved as it stands.
 
     Raises:
         EvalError: a line is no request, the journal is of another run, or an engine is gone for good; what was
@@ -94,7 +97,7 @@ def batch(
                 advance(len(asked) - len(left))
                 used.run(_solve(used.runtime, left, concurrency, journal, partial(advance, 1)))
         by_key = {result.key: result for result in journal.records}
-    return [by_key[key] for _, key, _ in asked]
+    return [replace(by_key[key], id=name) for name, key, _ in asked]  # the line has that of the call that asked it
 
 
 Keyed = tuple[str, str, Request]
@@ -119,12 +122,13 @@ async def _solve(
                         raise EvalError(f"{result}; what was finished is kept, run it again") from None
                     lost.append(asked[index])
                     continue
-                journal.add(_result(*asked[index], result))
+                journal.add(result_of(*asked[index], result))
                 advance()
         asked = lost
 
 
-def _result(name: str, key: str, request: Request, result: Completion | ReasonRTError) -> BatchResult:
+def result_of(name: str, key: str, request: Request, result: Completion | ReasonRTError) -> BatchResult:
+    """What became of a request; `name` is its id."""
     label = PolicySpec(request.policy, request.options).label
     if isinstance(result, ReasonRTError):
         return BatchResult(name, key, label, error=str(result))
@@ -147,26 +151,29 @@ def _read(
     requests: str | Path | Iterable[Request | str], policy: str, options: Mapping[str, Any]
 ) -> list[tuple[str, Request]]:
     if isinstance(requests, str | Path):
-        file = Path(requests)
-        return [_of_line(file, number, line, policy, options) for number, line in read_lines(file)]
+        return list(_read_file(Path(requests), policy, options))
     return [
         (str(place), each if isinstance(each, Request) else Request.ask(each, policy, options=options))
         for place, each in enumerate(requests)
     ]
 
 
-def _of_line(
-    file: Path, number: int, line: Mapping[str, Any], policy: str, options: Mapping[str, Any]
-) -> tuple[str, Request]:
+def _read_file(file: Path, policy: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Request]]:
+    for number, line in read_lines(file):
+        request = request_of(line, policy, options)
+        if request is None:
+            raise EvalError(f"{file}, line {number} {ASKS_NOTHING}")
+        yield first_of(line, ID) or f"{file.name}/{number}", request
+
+
+def request_of(line: Mapping[str, Any], policy: str, options: Mapping[str, Any]) -> Request | None:
+    """What a line asks; None for one that asks nothing."""
     body = line["body"] if isinstance(line.get("body"), dict) else line  # as a batch of OpenAI has it
-    name = first_of(line, ID) or f"{file.name}/{number}"
     messages, question = body.get("messages"), first_of(body, QUESTION)
     if isinstance(messages, list) and messages and all(map(_is_message, messages)):
         said = tuple(Message(each["role"], each["content"]) for each in messages)
-        return name, Request(said, policy, options)
-    if question:
-        return name, Request.ask(question, policy, options=options)
-    raise EvalError(f"{file}, line {number} needs a question, or messages with role and content")
+        return Request(said, policy, options)
+    return Request.ask(question, policy, options=options) if question else None
 
 
 def _is_message(value: Any) -> bool:
@@ -178,11 +185,16 @@ def _keyed(asked: Iterable[tuple[str, Request]]) -> list[Keyed]:
     times = Counter[str]()
     keyed = []
     for name, request in asked:
-        parts = [getattr(request, each.name) for each in fields(request) if each.compare]
-        digest = hashlib.sha256(json.dumps(parts, default=_as_json).encode()).hexdigest()[:16]
+        digest = key_of(request)
         times[digest] += 1
         keyed.append((name, f"{digest}-{times[digest]}", request))
     return keyed
+
+
+def key_of(request: Request) -> str:
+    """A digest of what a request asks, by which policy and how."""
+    parts = [getattr(request, each.name) for each in fields(request) if each.compare]
+    return hashlib.sha256(json.dumps(parts, default=_as_json).encode()).hexdigest()[:16]
 
 
 def _as_json(value: Any) -> Any:

@@ -9,7 +9,7 @@ with nothing done twice.
 import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ class Record:
         error: the message, where it failed; then it counts as wrong.
         details: what the policy found out, from its `Stop`.
         warnings: what was asked of it and did not take place, and why.
+        cpu_s: as `share_s`, of the CPU time of all processes; 0 where several policies ran concurrently.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Record:
     usage: dict[str, dict[str, int]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
+    cpu_s: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -79,6 +81,7 @@ class Journal(Generic[R]):
         kind: the dataclass of a line.
         arms: name to what binds the records of that arm; arms may join a run later.
         confirm: asked whether records that have lost the line with their settings are of this run.
+        no_longer: settings that have bound journals of earlier versions, and bind none now.
 
     Raises:
         EvalError: the file belongs to a run with other settings, or an arm of it had others; or it is of another
@@ -92,8 +95,10 @@ class Journal(Generic[R]):
         kind: type[R],
         arms: Mapping[str, Any] | None = None,
         confirm: Confirm = refuse,
+        no_longer: Collection[str] = (),
     ) -> None:
         self.path, self._kind, self._confirm = folder / "journal.jsonl", TypeAdapter(kind), confirm
+        self._no_longer = no_longer
         self.records: list[R] = []
         with ExitStack() as opened:  # closed again unless all of this succeeds
             try:
@@ -177,7 +182,8 @@ class Journal(Generic[R]):
             return {}
         if (found := head.get("format")) != FORMAT:
             raise EvalError(f"{self.path} has format {shown(found)}, this version reads {FORMAT!r}; give another --out")
-        return {"": _FILE.validate(_SETTINGS, head.get("settings"), f"{self.path}, line 1")}
+        settings = _FILE.validate(_SETTINGS, head.get("settings"), f"{self.path}, line 1")
+        return {"": {name: value for name, value in settings.items() if name not in self._no_longer}}
 
     def _is_ours(self, line: bytes) -> bool:
         try:

@@ -4,13 +4,14 @@ A question is a request like any other, without early stop, so that each way of 
 recording, on the same candidates.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reasonrt.errors import EvalError
+from reasonrt.errors import EvalError, shown
 from reasonrt.evals.contexts import ContextProblem
 from reasonrt.evals.journal import Confirm, Journal, refuse
 from reasonrt.policies.program_search import ProgramSearch
@@ -90,8 +91,10 @@ async def record_programs(
     """Record every question; what the journal in `out` holds is not done again.
 
     Raises:
-        EvalError: the journal belongs to another recording, or a request failed twice.
+        EvalError: a question is there twice, the journal belongs to another recording, or a request failed twice.
     """
+    if repeated := [name for name, times in Counter(problem.id for problem in problems).items() if times > 1]:
+        raise EvalError(f"question {shown(repeated[0])} is there twice; name each task and length once")
     options = {**settings.options, "weights": None, "direct": "never", "stop_early": False, "trace": True}
     policy = ProgramSearch.from_options(options)
     engine = runtime.engines[policy.engine]

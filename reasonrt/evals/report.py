@@ -1,14 +1,14 @@
 """What an evaluation found: rows per policy, paired differences, groups, and one plot."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from reasonrt.evals.journal import Record
 from reasonrt.evals.statistics import mcnemar_p_value, paired_difference_interval, wilson_interval
-from reasonrt.files import write_figure
+from reasonrt.plots import COLOURS, label, picture
 
 TARGET, DRAFT = "target", "draft"
 """The policy that others are compared with, and the one that writes alone what others speculate with."""
@@ -16,7 +16,6 @@ TARGET, DRAFT = "target", "draft"
 _READ = ("generated", "prefilled")
 
 _RATIO = ("ratio_to_target", "ratio_to_target_low", "ratio_to_target_high")
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # by Okabe and Ito
 
 
 class Report:
@@ -77,7 +76,8 @@ class Report:
 
     def _why_slower(self, label: str) -> str:
         """Why speculation takes longer than the target alone, as `reasonrt plan` reckons; empty of other policies."""
-        from reasonrt.calibration.speedup import Speed, break_even_share  # needs numpy
+        from reasonrt.calibration.speedup import break_even_share  # needs numpy
+        from reasonrt.policies.speculation.costs import Speed
 
         tallies = [record.details for record in self.of(label) if "escalations" in record.details]
         steps = sum(tally["steps"] for tally in tallies)
@@ -120,6 +120,15 @@ class Report:
         low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
         return float(pairs[:, 0].sum() / pairs[:, 1].sum()), float(low), float(high)
 
+    def seconds_interval(self, label: str) -> tuple[float, float]:
+        """The 95 % interval of its seconds per problem, over draws of the problems with replacement."""
+        import numpy as np
+
+        seconds = np.array([record.share_s for record in self.of(label)])
+        drawn = seconds[np.random.default_rng(0).integers(0, len(seconds), (2000, len(seconds)))].mean(1)
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        return float(low), float(high)
+
     def paired(self) -> list[dict[str, Any]]:
         """Each pair of policies on the problems that both have done: difference of accuracy with its interval."""
         pairs = []
@@ -159,27 +168,30 @@ class Report:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Accuracy with its interval against seconds per problem, one labelled point per policy, as a PNG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=160)
-    for row, colour in zip(report.rows(), _COLOURS * 9, strict=False):
-        seconds, accuracy = row["seconds_per_problem"], 100 * row["accuracy"]
-        spread = [[accuracy - 100 * row["accuracy_low"]], [100 * row["accuracy_high"] - accuracy]]
-        axes.errorbar(seconds, accuracy, spread, fmt="o", color=colour, capsize=4, markersize=8)
-        axes.annotate(row["policy"], (seconds, accuracy), (10, 6), textcoords="offset points", color=colour)
-    axes.set_xlabel("seconds per problem")
-    axes.set_ylabel("accuracy, %")
-    # room for the labels on the right
-    axes.set_xlim(0, 1.4 * max((row["seconds_per_problem"] for row in report.rows()), default=1) or 1)
-    axes.set_ylim(0, 100)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    """Accuracy against seconds per problem, both with their 95 % intervals, as a picture."""
     rows = report.rows()
-    axes.set_title(f"task {report.task}, n = {rows[0]['n'] if rows else 0} per policy, 95 % intervals", loc="left")
-    figure.tight_layout()
-    write_figure(path, figure)
-    plt.close(figure)
+    with picture(path) as (axes,):
+        marks = []
+        for row, colour in zip(rows, COLOURS * 9, strict=False):
+            seconds, accuracy = row["seconds_per_problem"], 100 * row["accuracy"]
+            up = [[accuracy - 100 * row["accuracy_low"]], [100 * row["accuracy_high"] - accuracy]]
+            low, high = report.seconds_interval(row["policy"])
+            axes.errorbar(
+                seconds, accuracy, up, [[seconds - low], [high - seconds]], "o", color=colour, capsize=3, lw=1
+            )
+            marks.append((seconds, accuracy, row["policy"], colour))
+        axes.set(xlabel="seconds per problem", ylabel="right, %", ylim=(0, 102), xlim=(0, None))
+        axes.set_title(_message(report.task, rows), loc="left")
+        label(axes, marks, rise=9)
+
+
+def _message(task: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the picture shows, in a sentence: of the policy that takes least of the target's time, if any is faster."""
+    n = f"n = {rows[0]['n'] if rows else 0}, 95 % intervals"
+    faster = [row for row in rows if row.get("ratio_to_target_high", 1) < 1 and row["policy"] != DRAFT]
+    target = next((row for row in rows if row["policy"] == TARGET), None)
+    if not faster or target is None:
+        return f"task {task} ({n})"
+    best = min(faster, key=lambda row: float(row["ratio_to_target"]))
+    right = f"{best['accuracy']:.0%} right against {target['accuracy']:.0%}"
+    return f"{best['policy']} takes {best['ratio_to_target']:.2f} of the target's time, {right}\n{task}, {n}"

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,25 +191,29 @@ async def _solve_block(
         lost: list[tuple[PolicySpec, TaskProblem]] = []
         # neither grading nor writing records keeps a place empty
         async with aclosing(ahead(_solve_pairs(runtime, pairs, settings))) as solved:
-            async for (policy, problem), result, share_s in solved:
+            async for (policy, problem), result, (share_s, cpu_s) in solved:
                 if isinstance(result, EngineError) and not isinstance(result, CapabilityError):
                     if attempt == 2:
                         raise EvalError(f"{result}; what was finished is kept, run it again") from None
                     lost.append((policy, problem))
                     continue
-                yield await asyncio.to_thread(_record, policy.label, problem, result, share_s)
+                yield await asyncio.to_thread(_record, policy.label, problem, result, share_s, cpu_s)
         pairs = lost
 
 
 async def _solve_pairs(
     runtime: Runtime, pairs: Sequence[tuple[PolicySpec, TaskProblem]], settings: RunSettings
-) -> AsyncGenerator[tuple[tuple[PolicySpec, TaskProblem], Completion | ReasonRTError, float], None]:
-    """Each pair with its result and its share of the wall clock, in seconds, as they end."""
-    clock = _SharedClock()
+) -> AsyncGenerator[tuple[tuple[PolicySpec, TaskProblem], Completion | ReasonRTError, tuple[float, float]], None]:
+    """Each pair with its result and its shares of the wall clock and of the CPU time, in seconds, as they end.
+
+    CPU time is told where a policy has the engines for itself: elsewhere nobody knows whose it is.
+    """
+    clocks = [_SharedClock(time.perf_counter), _SharedClock(_cpu_s if settings.block else float)]
 
     def requests() -> Iterator[Request]:
         for index, (policy, problem) in enumerate(pairs):
-            clock.begin(index)
+            for clock in clocks:
+                clock.begin(index)
             yield policy.request(
                 problem.question + settings.prompt_suffix,
                 limits=settings.limits,
@@ -220,14 +224,16 @@ async def _solve_pairs(
 
     async with aclosing(runtime.solve_all(requests(), settings.concurrency)) as results:
         async for index, result in results:
-            yield pairs[index], result, clock.end(index)
+            share_s, cpu_s = (clock.end(index) for clock in clocks)
+            yield pairs[index], result, (share_s, cpu_s)
 
 
 class _SharedClock:
-    """Divides the wall clock, at each moment, among those that run."""
+    """Divides what a clock counts, at each moment, among those that run."""
 
-    def __init__(self) -> None:
-        self._each_s, self._at = 0.0, time.perf_counter()  # of one that had run all along
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._each_s, self._at = 0.0, clock()  # of one that had run all along
         self._begun: dict[int, float] = {}
 
     def begin(self, index: int) -> None:
@@ -239,19 +245,37 @@ class _SharedClock:
         return self._each_s - self._begun.pop(index)
 
     def _advance(self) -> None:
-        now = time.perf_counter()
+        now = self._clock()
         if self._begun:
             self._each_s += (now - self._at) / len(self._begun)
         self._at = now
 
 
-def _record(label: str, problem: TaskProblem, result: Completion | ReasonRTError, share_s: float) -> Record:
+def _cpu_s() -> float:
+    """CPU seconds that this process and all below it, in which engines compute, have used."""
+    try:
+        import psutil
+    except ImportError:  # it comes with vLLM
+        return time.process_time()
+    here = psutil.Process()
+    seconds = 0.0
+    for process in (here, *here.children(recursive=True)):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
+
+
+def _record(
+    label: str, problem: TaskProblem, result: Completion | ReasonRTError, share_s: float, cpu_s: float
+) -> Record:
     known: dict[str, Any] = {
         "label": label,
         "problem": problem.id,
         "group": problem.group,
         "gold": problem.answer,
         "share_s": share_s,
+        "cpu_s": cpu_s,
     }
     if isinstance(result, ReasonRTError):
         return Record(**known, error=str(result))

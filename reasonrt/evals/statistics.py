@@ -1,6 +1,8 @@
 """The intervals of a report; each function is one method with its source."""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -39,6 +41,20 @@ def paired_difference_interval(both: int, only_a: int, only_b: int, neither: int
     down = math.sqrt(max(0.0, (a - low_a) ** 2 - 2 * phi * (a - low_a) * (high_b - b) + (high_b - b) ** 2))
     up = math.sqrt(max(0.0, (high_a - a) ** 2 - 2 * phi * (high_a - a) * (b - low_b) + (b - low_b) ** 2))
     return a - b - down, a - b + up
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of what independent values are drawn from; no wider than 0 where all are equal.
+
+    Args:
+        values: two or more.
+
+    Source: Student (1908), Biometrika 6(1), 1-25.
+    """
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
 
 
 def mcnemar_p_value(only_a: int, only_b: int) -> float:

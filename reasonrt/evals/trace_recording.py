@@ -12,7 +12,7 @@ from typing import Any
 
 from reasonrt.errors import EvalError, shown
 from reasonrt.evals.journal import Confirm, Journal, refuse
-from reasonrt.evals.tasks import TaskProblem, content_hash
+from reasonrt.evals.tasks import TaskProblem
 from reasonrt.policies.stopping.files import FILES
 from reasonrt.policies.stopping.policy import Stopping
 from reasonrt.policies.stopping.probes import SUFFIX, full_answer
@@ -73,37 +73,41 @@ async def record_traces(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     confirm: Confirm = refuse,
 ) -> TraceSet:
-    """Record every problem; what the journal in `out` holds is not done again.
+    """Record every problem; what the journal in `out` holds is not done again, so a recording can grow.
 
     Raises:
-        EvalError: a problem is there twice, the journal belongs to another recording, or a request failed twice.
+        EvalError: a problem is there twice, the journal belongs to another recording or holds another problem of the
+            same name, or a request failed twice.
     """
     _refuse_duplicates(problems)
     fingerprints = _fingerprints(runtime, settings)
     bound = {
-        "problems": content_hash(problems),
         "limits": asdict(settings.limits),
         "seed": settings.seed,
         "fingerprints": asdict(fingerprints),
     }
-    with Journal(out, bound, RecordedTrace, confirm=confirm) as journal:
+    with Journal(out, bound, RecordedTrace, confirm=confirm, no_longer=("problems",)) as journal:
+        known = _known(journal)
+        if other := [each.id for each in problems if each.id in known and not _is_of(known[each.id], each)]:
+            raise EvalError(f"{journal.path} holds another problem of the name {shown(other[0])}; give another --out")
         for attempt in (1, 2):
-            known = {record.problem for record in journal.records}
+            known = _known(journal)
             left = [problem for problem in problems if problem.id not in known]
+            num_left = len(left)
             requests = [settings.request(problem.question, problem.id) for problem in left]
             async with aclosing(runtime.solve_all(requests, settings.concurrency)) as results:
                 async for index, result in results:
                     if isinstance(result, Completion):
                         trace = trace_of(left[index], result)
                         journal.add(RecordedTrace(left[index].id, asdict(trace)))
-                        on_progress(len(journal.records), len(problems))
+                        num_left -= 1
+                        on_progress(len(problems) - num_left, len(problems))
                     elif attempt == 2:
                         raise EvalError(
                             f"problem {left[index].id} failed twice: {result}; what is recorded is kept, run it again"
                         ) from result
-        order = {problem.id: place for place, problem in enumerate(problems)}
-        records = sorted(journal.records, key=lambda record: order[record.problem])
-    traces = tuple(FILES.validate(TRACE, record.trace, f"trace {record.problem}") for record in records)
+        known = _known(journal)
+    traces = tuple(FILES.validate(TRACE, known[problem.id], f"trace {problem.id}") for problem in problems)
     is_cut_off = any(trace.full_answer is None for trace in traces)
     return TraceSet(traces, replace(fingerprints, is_cut_off=is_cut_off))
 
@@ -121,6 +125,15 @@ def trace_of(problem: TaskProblem, completion: Completion) -> Trace:
         problem_hash(problem.question),
         problem.is_exact,
     )
+
+
+def _known(journal: Journal[RecordedTrace]) -> dict[str, dict[str, Any]]:
+    """The traces that are recorded, by the names of their problems."""
+    return {record.problem: record.trace for record in journal.records}
+
+
+def _is_of(trace: Mapping[str, Any], problem: TaskProblem) -> bool:
+    return bool((trace.get("content_hash"), trace.get("gold")) == (problem_hash(problem.question), problem.answer))
 
 
 def _refuse_duplicates(problems: Sequence[TaskProblem]) -> None:

@@ -5,11 +5,14 @@ run to its end. Words of the model never end a run, and neither does anything th
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from reasonrt.errors import EngineError
 from reasonrt.programs import protocol
+from reasonrt.programs.budget import Spent
 from reasonrt.programs.host import Final, Host
 from reasonrt.programs.language import names_bound, prepare
 from reasonrt.programs.model import Model, PromptTooLong
@@ -158,7 +161,6 @@ class Candidate:
             written = await write(work.messages)
         block = protocol.find_code(written.text, rules.nonce)
         text = written.text[: block.end].rstrip() if block.text is not None else written.text.strip()
-        work.messages.append(Message("assistant", text or "(nothing)"))
         turn = Turn(text, written.num_tokens, "", logprob_tail=written.logprob_tail)
         if not (block.text or "").strip() or (not block.is_closed and not written.is_whole):
             turn = replace(turn, observation=protocol.NO_BLOCK)
@@ -166,13 +168,14 @@ class Candidate:
             turn = await self._run(turn, block.text or "")
         next_turn = len(work.turns) + 2
         counted = protocol.turn_line(min(next_turn, rules.max_turns), rules.max_turns)
-        shown = f"{turn.observation}\n\n{counted}"
-        if rules.asks_confidence:
-            asked = [*work.messages, Message("user", f"{turn.observation}\n\n{protocol.CONFIDENCE}")]
-            if probabilities := await self._model.choose(asked, protocol.DIGITS):
-                turn = replace(turn, confidence=protocol.confidence_of(probabilities))
-        work.messages.append(Message("user", shown))
+        # all of it together, and before anything more is asked: what has run must stand, whatever fails after it
+        work.messages += [
+            Message("assistant", text or "(nothing)"),
+            Message("user", f"{turn.observation}\n\n{counted}"),
+        ]
         work.turns.append(turn)
+        if rules.asks_confidence:
+            work.turns[-1] = replace(turn, confidence=await self._confidence(turn.observation))
         return work.final is not None
 
     async def force(self) -> None:
@@ -226,6 +229,15 @@ class Candidate:
         """What it wrote itself, without what it shares with others."""
         return sum(turn.num_tokens for turn in self.work.turns[self._first_turn :])
 
+    async def _confidence(self, observation: str) -> float | None:
+        """Of the model, in the work so far; None where it cannot be read."""
+        asked = [*self.work.messages[:-1], Message("user", f"{observation}\n\n{protocol.CONFIDENCE}")]
+        try:
+            probabilities = await self._model.choose(asked, protocol.DIGITS)
+        except (Spent, PromptTooLong, EngineError):
+            return None  # its next message, if there is one, meets the same and says so
+        return protocol.confidence_of(probabilities) if probabilities else None
+
     async def _run(self, turn: Turn, code: str) -> Turn:
         host, rules = self.host, self._rules
         prepared = prepare(code, (*host.functions, *SCAFFOLD), rules.backend)
@@ -239,7 +251,8 @@ class Candidate:
         if cell.ending is Ending.LOST:
             await self.aclose()
             if not host.is_spent:
-                self.session = await self._renew()
+                with suppress(EngineError):  # without a place for another, the next program asks again
+                    self.session = await self._renew()
         elif cell.ending is Ending.DONE:
             host.variables += sorted(names_bound(prepared.code) or ())
             await self._take_final()

@@ -5,6 +5,7 @@ copies of text; whoever reads one is noted, so that coverage is known, and a spa
 """
 
 import asyncio
+import re
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -22,8 +23,13 @@ MOST_HITS = 10_000
 _LINE_CHARACTERS = 400  # of a hit's line that is shown
 _PIECE_CHARACTERS = 24  # long enough to be found again in the right place
 _PIECES = 4  # lines at each end of a text that are looked for, each at the cost of a walk through the context
+_END_CHARACTERS = 1 << 16  # of a text, at each end, in which these lines are
 _SEARCHED_CHARACTERS = 1 << 30  # of walks through the context, to note what was read
 _SEARCH_S = 2.0  # of one pattern; patterns come from models and may never end
+_PATTERN_CHARACTERS = 10_000
+_PATTERN_NODES = 1 << 18  # of a pattern once it is compiled: tens of MB, and well below a second
+_REPEAT = re.compile(r"\+|\{0*([1-9][0-9]{0,8})")
+_VERBOSE = re.compile(r"\(\?[A-Za-z0-9]*x")  # in which anything may stand between a group and how often it repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +143,18 @@ class Context:
     def _grep(self, pattern: str, document: int | None, max_hits: int, ignore_case: bool) -> list[Hit]:
         import regex
 
+        end_s = time.monotonic() + _SEARCH_S
         flags = regex.MULTILINE | (regex.IGNORECASE if ignore_case else 0)
+        if len(pattern) > _PATTERN_CHARACTERS or _VERBOSE.search(pattern) or _num_nodes(pattern) > _PATTERN_NODES:
+            raise SearchError(f"{pattern[:80]!r} is too large a pattern; use a simpler one, without the flag x")
         try:
-            compiled = regex.compile(pattern, flags)
-        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+            compiled = regex.compile(pattern, flags, cache_pattern=False)
+        except Exception as error:  # noqa: BLE001 (it has many beside its own)
             raise SearchError(f"{pattern[:80]!r} is no regular expression: {str(error)[:80]}") from None
+        finally:
+            regex.purge()  # what it knows of patterns, it keeps also of those that it does not cache
         hits: list[Hit] = []
         max_hits = min(max_hits, MOST_HITS)
-        end_s = time.monotonic() + _SEARCH_S
         try:
             for index in range(len(self.documents)) if document is None else [document]:
                 text, line, seen = self.documents[index].text, 1, 0
@@ -153,20 +163,25 @@ class Context:
                 for match in compiled.finditer(text, timeout=left_s, concurrent=True):
                     if len(hits) >= max_hits:
                         return hits
+                    if time.monotonic() > end_s:  # its own clock is for what it does between two matches
+                        raise TimeoutError
                     start, end = match.span()
                     line += text.count("\n", seen, start)
                     seen = start
                     shown = self._line_around(index, start, end)
-                    hits.append(Hit(shown, line, self.text(shown), match.group()[:_LINE_CHARACTERS]))
-        except TimeoutError:
+                    hits.append(Hit(shown, line, self.text(shown), text[start : min(end, start + _LINE_CHARACTERS)]))
+        except (TimeoutError, MemoryError):
             raise SearchError(f"searching for {pattern[:80]!r} takes too long; use a simpler pattern") from None
         return hits
 
     def _line_around(self, index: int, start: int, end: int) -> Span:
         text = self.documents[index].text
-        first = text.rfind("\n", 0, start) + 1
-        last = text.find("\n", end)
-        last = len(text) if last < 0 else last
+        # of a longer line no more is looked at: it is cut in any case
+        least, most = max(0, start - _LINE_CHARACTERS - 1), min(len(text), end + _LINE_CHARACTERS + 1)
+        first = text.rfind("\n", least, start)
+        first = least if first < 0 else first + 1
+        last = text.find("\n", end, most)
+        last = most if last < 0 else last
         if last - first > _LINE_CHARACTERS:  # about the match
             first = max(first, start - _LINE_CHARACTERS // 2)
             last = min(last, max(first + _LINE_CHARACTERS, min(end, start + _LINE_CHARACTERS)))
@@ -184,6 +199,28 @@ class Context:
     def line_of(self, span: Span) -> int:
         """The number of the line in which a span begins, from 1."""
         return self.documents[span.document].text.count("\n", 0, span.start) + 1
+
+
+def _num_nodes(pattern: str) -> int:
+    """At most so many that a pattern has once it is compiled.
+
+    `regex` writes out the body of a repeat as often as it must match and once more, in C, where no clock ends it: a few
+    characters of nested repeats would take all memory. Whatever repeats a group counts as nested in all others.
+    """
+    nodes, product = len(pattern), 1
+    for repeat in _REPEAT.finditer(pattern):
+        copies = int(repeat[1] or 1) + 1
+        if pattern[repeat.start() - 1 : repeat.start()] in ")}?+*":
+            product *= copies
+        else:
+            nodes += copies
+        if nodes * product > _PATTERN_NODES:
+            break
+    return nodes * product
+
+
+def _pieces(text: str) -> list[str]:
+    return [line for line in text.splitlines() if len(line) >= _PIECE_CHARACTERS]
 
 
 @dataclass
@@ -210,14 +247,14 @@ class Coverage:
 
     def add_text(self, text: str) -> None:
         """Note that a text was read that may be, or hold, a piece of the context, cut out by a program."""
-        if len(text) < _PIECE_CHARACTERS:
+        if len(text) < _PIECE_CHARACTERS or self._searched > _SEARCHED_CHARACTERS:
             return
         if span := self._find(text):
             self.add(span)
             return
-        lines = [line for line in text.splitlines() if len(line) >= _PIECE_CHARACTERS]
-        first = next(filter(None, map(self._find, lines[:_PIECES])), None)
-        last = next(filter(None, map(self._find, lines[: -_PIECES - 1 : -1])), None)
+        head, tail = _pieces(text[:_END_CHARACTERS]), _pieces(text[-_END_CHARACTERS:])
+        first = next(filter(None, map(self._find, head[:_PIECES])), None)
+        last = next(filter(None, map(self._find, tail[: -_PIECES - 1 : -1])), None)
         for span in filter(None, (first, last)):
             self.add(span)
         if first and last and first.document == last.document and 0 <= last.end - first.start <= len(text):

@@ -156,18 +156,18 @@ class Host:
 
     async def llm_query(self, prompt: Any) -> str:
         """The answer of the model that answers sub-questions."""
-        (reply,) = await self._ask([Question(self._read(prompt))])
+        (reply,) = await self._ask_each([prompt])
         if reply.error:
             raise ProgramError(f"llm_query: {reply.error}")
         return str(reply.value)
 
     async def llm_query_batched(self, prompts: Any) -> list[Any]:
         """An answer for each prompt, None in the place of one that failed."""
-        return self._values(await self._ask([Question(self._read(each)) for each in _list(prompts, "prompts")]))
+        return self._values(await self._ask_each(_list(prompts, "prompts")))
 
     async def llm_query_each(self, prompts: Any) -> list[Any]:
         """As `llm_query_batched`, where a program asked one after the other: fails as the first one fails."""
-        replies = await self._ask([Question(self._read(each)) for each in _list(prompts, "prompts")])
+        replies = await self._ask_each(_list(prompts, "prompts"))
         if failed := [reply.error for reply in replies if reply.error]:
             raise ProgramError(f"llm_query: {failed[0]}")
         return [reply.value for reply in replies]
@@ -252,14 +252,27 @@ class Host:
     def _evidence(self, span: Span) -> Evidence:
         return Evidence(span.document, span.start, span.end, self._context.text(span))
 
+    async def _ask_each(self, prompts: Sequence[Any]) -> list[Reply]:
+        """Prompts of the program's own making: what of the first of them is a piece of the context was read."""
+        texts = [_text(prompt, "a prompt") for prompt in prompts]
+        num_before = self.num_sub_calls
+        self._reserve(len(texts))
+        for text in texts[: max(0, _SEARCHED_PROMPTS - num_before)]:
+            self.coverage.add_text(text)
+        return await self._ask([Question(text) for text in texts])
+
     async def _ask(self, questions: Sequence[Question]) -> list[Reply]:
-        self._reserve(len(questions))
+        """Sub-questions that are reserved."""
         replies = await self._sub_calls.ask(questions)
         self.num_sub_tokens += sum(reply.num_tokens for reply in replies)
         self._probabilities += [reply.probability for reply in replies if reply.probability is not None]
         return replies
 
     def _reserve(self, num_calls: int) -> None:
+        self._check_left(num_calls)
+        self.num_sub_calls += num_calls
+
+    def _check_left(self, num_calls: int) -> None:
         left = self._max_sub_calls - self.num_sub_calls
         if num_calls > left:
             self._refusals += 1
@@ -267,11 +280,14 @@ class Host:
                 f"{num_calls:,} sub-questions are asked for and {left:,} are left; ask fewer, about larger pieces, or "
                 "give your answer"
             )
-        self.num_sub_calls += num_calls
 
     def _questions(self, instruction: Any, items: Any, kind: Kind, labels: tuple[str, ...]) -> list[Question]:
-        instruction = _text(instruction, "instruction")
-        return [Question(self._item(item), instruction, kind, labels) for item in _list(items, "items")]
+        """Sub-questions, reserved."""
+        instruction, items = _text(instruction, "instruction"), _list(items, "items")
+        self._check_left(len(items))  # before anything is made of them
+        questions = [Question(self._item(item), instruction, kind, labels) for item in items]
+        self._reserve(len(questions))
+        return questions
 
     def _item(self, item: Any) -> str:
         if isinstance(item, Mapping) and all(key in item for key in _SPAN_KEYS):
@@ -279,13 +295,6 @@ class Host:
             self.coverage.add(span)
             return self._context.text(span)
         return _text(item, "an item, if it is no span,")
-
-    def _read(self, prompt: Any) -> str:
-        """A prompt of the program's own making: what of it is a piece of the context was read."""
-        text = _text(prompt, "a prompt")
-        if self.num_sub_calls < _SEARCHED_PROMPTS:
-            self.coverage.add_text(text)
-        return text
 
     def _values(self, replies: Sequence[Reply]) -> list[Any]:
         if failed := [reply.error for reply in replies if reply.error]:

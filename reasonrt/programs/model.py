@@ -60,7 +60,7 @@ class Model(Protocol):
 
         Args:
             beginning: of the message, given; it is part of the text. Left out where the model begins with thinking.
-            until: of the text so far; the model is stopped once it holds.
+            until: of the text so far; the model is stopped once it holds at the end of a line.
 
         Raises:
             PromptTooLong: the messages leave no room for `max_tokens` in the model's window.
@@ -95,6 +95,10 @@ class EngineModel:
         self._can_read = Capability.READ in engine.capabilities
         self._has_logprobs = Capability.LOGPROBS in engine.capabilities
 
+    async def check_room(self, messages: Sequence[Message], max_tokens: int) -> None:
+        """Raises: PromptTooLong: as `write` would, before anything is started for it."""
+        await self._prompt(messages, max_tokens)
+
     async def write(
         self,
         messages: Sequence[Message],
@@ -112,7 +116,14 @@ class EngineModel:
         prompt += tokenizer.encode_text(beginning)
         async with self._places:
             with self._budget.reserve(max_tokens) as reserved, _limits():
-                sampling = Sampling(reserved.tokens, temperature, self._top_p, seed, logprobs=self._has_logprobs)
+                sampling = Sampling(
+                    reserved.tokens,
+                    temperature,
+                    self._top_p,
+                    seed,
+                    logprobs=self._has_logprobs,
+                    by_step=True,  # what is written is looked at where a line ends
+                )
                 ids, logprobs, is_whole, text = list[int](), list[float](), False, beginning
                 async with aclosing(self._engine.generate(prompt, sampling)) as stream:
                     async for delta in stream:
@@ -120,6 +131,8 @@ class EngineModel:
                         logprobs += delta.logprobs
                         reserved.used = len(ids)
                         is_last = delta.finish_reason is not None
+                        if not is_last and "\n" not in tokenizer.decode(delta.token_ids):
+                            continue  # to decode all of it for each token takes as long as its square
                         text = beginning + split(tokenizer.decode(ids), is_open, is_whole=is_last).content
                         if until is not None and until(text):
                             is_whole = True

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,13 +158,25 @@ class Search:
             await asyncio.gather(*(candidate.aclose() for candidate in self._candidates.values()))
         return self._found(is_late)
 
+    def opening(self) -> Work:
+        """What each candidate begins with."""
+        context, rules = self._context, self._plan.rules
+        texts = [document.text for document in context.documents]
+        glimpse = texts[0][:_GLIMPSE_CHARACTERS] if texts else ""
+        first = protocol.opening(self._question, context.describe(), context.names, glimpse, rules.nonce)
+        counted = protocol.turn_line(1, rules.max_turns)
+        recursion = f"{protocol.RECURSION}\n" if "rlm_query" in self._host.functions else ""
+        system = f"{protocol.SYSTEM}\n{recursion}{PROMPT[rules.backend]}"
+        return Work([Message("system", system), Message("user", f"{first}\n\n{counted}")])
+
     async def _look(self, tasks: dict[int, asyncio.Task[Trial]]) -> None:
         """The first turn of candidate 0, which is greedy; the others continue after it, unless it was the last."""
         first = await self._begin(0)
         if self._plan.k > 1:
             is_final = await self._try_turn(first)
             if not is_final and first.session is not None and not first.host.is_spent:
-                self._fork = (await first.session.dump(), first.work.copy(), first.host.fork())
+                with suppress(EngineError):  # it was lost after its program had ended: the others begin anew
+                    self._fork = (await first.session.dump(), first.work.copy(), first.host.fork())
         tasks[0] = asyncio.create_task(self._finish(first))
 
     async def _try_turn(self, candidate: Candidate) -> bool:
@@ -219,7 +232,7 @@ class Search:
         return await self._finish(candidate)
 
     async def _begin(self, index: int) -> Candidate:
-        work, host, session = await self._forked() or (self._opening(), self._host.fork(), await self._open())
+        work, host, session = await self._forked() or (self.opening(), self._host.fork(), await self._open())
         plan = self._plan
         seed = (plan.seed + index * _SEEDS_PER_CANDIDATE) % 2**63
         candidate = Candidate(
@@ -249,16 +262,6 @@ class Search:
         if self._fork is None:
             return await self._open()
         return await self._sandbox.load(self._fork[0], self._host.functions, self._limits)
-
-    def _opening(self) -> Work:
-        context, rules = self._context, self._plan.rules
-        texts = [document.text for document in context.documents]
-        glimpse = texts[0][:_GLIMPSE_CHARACTERS] if texts else ""
-        first = protocol.opening(self._question, context.describe(), context.names, glimpse, rules.nonce)
-        counted = protocol.turn_line(1, rules.max_turns)
-        recursion = f"{protocol.RECURSION}\n" if "rlm_query" in self._host.functions else ""
-        system = f"{protocol.SYSTEM}\n{recursion}{PROMPT[rules.backend]}"
-        return Work([Message("system", system), Message("user", f"{first}\n\n{counted}")])
 
     async def _finish(self, candidate: Candidate) -> Trial:
         """A candidate's turns up to its end."""
@@ -326,7 +329,7 @@ class Search:
         if self._engine_error is not None:
             raise self._engine_error
         if self._too_long is not None:
-            raise RequestError(f"the question does not fit the model that writes programs: {self._too_long}")
+            raise does_not_fit(self._too_long)
         return Status.BUDGET if any(trial.status is Status.BUDGET for trial in trials) else Status.FAILED
 
     def _num_tokens(self) -> int:
@@ -341,6 +344,7 @@ class Search:
         answers = Counter(trial.answer for trial in self._ended.values() if trial.answer is not None)
         self._report(
             {
+                "kind": "search",
                 "seconds": time.perf_counter() - self._began,
                 "candidates": self._plan.k,
                 "started": self._num_started,
@@ -351,3 +355,8 @@ class Search:
                 "answers": dict(answers.most_common()),
             }
         )
+
+
+def does_not_fit(error: PromptTooLong) -> RequestError:
+    """What whoever asks a model of programs is told whose window has no room for the question."""
+    return RequestError(f"the question does not fit the model that writes programs: {error}")

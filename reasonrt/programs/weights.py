@@ -65,6 +65,8 @@ class ProgramCertificate:
         p_value: of "the risk is at least alpha".
         coverage: share of the questions that were answered.
         stops_early: whether candidates were drawn only until `is_settled`, as is then to be served.
+        number: of the tries on its questions, as the ledger counts them, which share delta; None where no ledger was
+            kept, and the promise is for questions on which nothing else is tried.
     """
 
     abstain_below: float
@@ -75,6 +77,7 @@ class ProgramCertificate:
     p_value: float
     coverage: float
     stops_early: bool
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,8 @@ class Weights:
         settled_at: candidates are no longer added once the winning share is at least this; None: only when no outcome
             of the rest could change the answer.
         certificate: None without abstention.
-        direct_below_tokens: a context of fewer tokens goes to one direct call; None: not known.
+        direct_below_tokens: a context of fewer tokens goes to one direct call, unless there is a certificate; None: not
+            known.
         model: the engine's `model_fingerprint`.
         k: candidates per question.
         task: the kind of questions, in words.

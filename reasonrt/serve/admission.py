@@ -1,6 +1,7 @@
 """Who may run now, who waits, and who is sent away: bounds over all callers and for each API key."""
 
 import asyncio
+import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator
@@ -8,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from reasonrt.serve.config import BoundsConfig
-from reasonrt.serve.wire.errors import OVERLOADED, ApiError
+from reasonrt.serve.wire.errors import OVERLOADED, ApiError, draining
 
 _SMOOTHING = 0.1  # of the mean time that a request holds its places
 _LEAST_BYTES = 1 << 16  # that any request takes, however small its body
@@ -51,7 +52,8 @@ class Admission:
 
     @property
     def is_idle(self) -> bool:
-        return not self.running and not self.queued
+        """Whether no request is here, from before its body is read until it has been answered."""
+        return not self.running and not self.queued and not self.body_bytes
 
     @asynccontextmanager
     async def room(self, key: str, num_bytes: int) -> "AsyncGenerator[Room, None]":
@@ -74,12 +76,15 @@ class Admission:
             self._bodies.give_back(key, room.num_bytes)
 
     @asynccontextmanager
-    async def places(self, key: str, num_choices: int, streams: int = 1) -> AsyncGenerator[int, None]:
+    async def places(
+        self, key: str, num_choices: int, streams: int = 1, most_s: float | None = None
+    ) -> AsyncGenerator[int, None]:
         """Hold the places of a request of `key`, waiting for them if need be; yields how many of its choices may run
         concurrently: all of them, unless there are fewer places.
 
         Args:
             streams: generations that one choice runs concurrently, each of which takes a place.
+            most_s: that it may wait, if that is less than any request may; it has a deadline.
 
         Raises:
             ApiError: 400 for what a bound can never let in, 429 over one of the key now, 503 over a bound of the server
@@ -97,7 +102,7 @@ class Admission:
         self._check(key, num)
         self._held[key] += num
         try:
-            await self._take(self._places, key, num)
+            await self._take(self._places, key, num, most_s)
             began = time.perf_counter()
             try:
                 yield num_choices
@@ -110,7 +115,7 @@ class Admission:
     def _check(self, key: str, num: int) -> None:
         bounds = self._bounds
         if self.is_draining:
-            raise ApiError(503, "the server is shutting down", code="draining", retry_after_s=5.0)
+            raise draining()
         if bounds.running_per_key is not None and self._held[key] + num > bounds.running_per_key:
             message = f"this API key may have {bounds.running_per_key} generations running or waiting"
             raise ApiError(429, message, code="concurrency_limit", retry_after_s=self._mean_s)
@@ -141,12 +146,13 @@ class Admission:
             raise ApiError(429, message, code="rate_limit", retry_after_s=wait_s)
         bucket.left -= 1
 
-    async def _take(self, shares: "Shares", key: str, num: int) -> None:
+    async def _take(self, shares: "Shares", key: str, num: int, most_s: float | None = None) -> None:
+        wait_s = min(self._bounds.queue_s, most_s or math.inf)
         try:
-            async with asyncio.timeout(self._bounds.queue_s):
+            async with asyncio.timeout(wait_s):
                 await shares.take(key, num)
         except TimeoutError:
-            message = f"no place became free within {self._bounds.queue_s:g} s"
+            message = f"no place became free within {wait_s:g} s"
             raise ApiError(503, message, code=OVERLOADED, retry_after_s=self._mean_s) from None
 
 

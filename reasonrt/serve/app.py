@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
@@ -15,23 +15,27 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from reasonrt.errors import ReasonRTError
+from reasonrt.masking import without_folders
 from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.registry import schema_of_options
 from reasonrt.serve.auth import ANONYMOUS, AuthMiddleware
 from reasonrt.serve.backends.base import Backend
-from reasonrt.serve.catalog import Catalog
+from reasonrt.serve.catalog import Catalog, Job
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.exposure import warn_of_open_ports
 from reasonrt.serve.gateway import Gateway
 from reasonrt.serve.metrics import Metrics
+from reasonrt.serve.page import page_files
 from reasonrt.serve.reply import Reply
-from reasonrt.serve.trace_page import trace_page
 from reasonrt.serve.wire.errors import ApiError, to_api_error
-from reasonrt.serve.wire.rendering import ReplyFormat
-from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, OwnFields, parse
+from reasonrt.serve.wire.rendering import Layout, ReplyFormat
+from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, Generation, OwnFields, parse
+from reasonrt.serve.wire.response_answers import RESPONSE_EVENTS, ResponseResource
+from reasonrt.serve.wire.response_rendering import ResponseFormat
+from reasonrt.serve.wire.response_request import ResponseRequest
 from reasonrt.serve.wire.responses import (
     Answer,
     ChatCompletion,
@@ -46,6 +50,8 @@ from reasonrt.serve.wire.responses import (
     Version,
 )
 from reasonrt.tasks import read_text
+
+Asked = TypeVar("Asked", bound=Generation)
 
 _log = logging.getLogger(__name__)
 _BODY_S = 30.0
@@ -100,38 +106,42 @@ def build_app(backend: Backend, catalog: Catalog, config: ServeConfig) -> FastAP
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # clients in browsers tell their version and more; no cookie is read here
+            expose_headers=["retry-after", "warning", "x-request-id"],
         )
     app.add_exception_handler(ReasonRTError, _tell)
     app.add_exception_handler(HTTPException, _tell)
     _add_solving(app, catalog, config)
     _add_models(app, catalog)
     _add_state(app, metrics)
+    _add_page(app)
     app.openapi = lambda: _openapi(app, catalog)  # type: ignore[method-assign]
     return app
 
 
 def _add_solving(app: FastAPI, catalog: Catalog, config: ServeConfig) -> None:
-    async def answer(
-        http: Request, kind: Literal["chat", "text"], model: type[ChatRequest] | type[CompletionRequest]
-    ) -> Response:
+    async def answer(http: Request, model: type[Asked], layout_of: Callable[[Asked, Job], Layout]) -> Response:
         key = http.state.key
         most_bytes = _most_body_bytes(http, catalog.most_body_bytes)
         room = await app.state.gateway.take_room(http.state.held, key, most_bytes)
-        content = await _read_body(http, catalog.most_body_bytes)
+        content = await app.state.gateway.unless_cut_off(_read_body(http, catalog.most_body_bytes))
         room.shrink(len(content))
         body = await read_text(len(content), parse, model, content)
-        job = catalog.to_job(body, "" if key == ANONYMOUS else key, len(content))
-        layout = ReplyFormat(kind, job, config.reasoning_fields)
-        return Reply(app.state.gateway, job, layout, key, http.state.note)
+        num_tokenized = len(content) if body.needs_vocabulary else 0
+        job = await read_text(num_tokenized, catalog.to_job, body, "" if key == ANONYMOUS else key, len(content))
+        return Reply(app.state.gateway, job, layout_of(body, job), key, http.state.note)
 
-    @app.post("/v1/chat/completions", **_described(ChatRequest, ChatCompletion, ChatCompletionChunk))
+    @app.post("/v1/chat/completions", **_described(ChatRequest, ChatCompletion, _chunks(ChatCompletionChunk)))
     async def chat_completions(http: Request) -> Response:
-        return await answer(http, "chat", ChatRequest)
+        return await answer(http, ChatRequest, lambda _, job: ReplyFormat("chat", job, config.reasoning_fields))
 
-    @app.post("/v1/completions", **_described(CompletionRequest, TextCompletion, TextCompletionChunk))
+    @app.post("/v1/completions", **_described(CompletionRequest, TextCompletion, _chunks(TextCompletionChunk)))
     async def completions(http: Request) -> Response:
-        return await answer(http, "text", CompletionRequest)
+        return await answer(http, CompletionRequest, lambda _, job: ReplyFormat("text", job, config.reasoning_fields))
+
+    @app.post("/v1/responses", **_described(ResponseRequest, ResponseResource, _events()))
+    async def responses(http: Request) -> Response:
+        return await answer(http, ResponseRequest, ResponseFormat)
 
 
 def _add_models(app: FastAPI, catalog: Catalog) -> None:
@@ -161,7 +171,7 @@ def _add_state(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/ready", responses={503: {"model": Readiness}})
     async def ready(response: Response) -> Readiness:
         """Every engine is warm, and the server is not shutting down."""
-        reason = app.state.gateway.unready()
+        reason = without_folders(app.state.gateway.unready())
         response.status_code = 503 if reason else 200
         return Readiness(ready=False, reason=reason) if reason else Readiness(ready=True)
 
@@ -169,14 +179,18 @@ def _add_state(app: FastAPI, metrics: Metrics) -> None:
     async def show_metrics() -> PlainTextResponse:
         return PlainTextResponse(metrics.render(), media_type="text/plain; version=0.0.4")
 
-    @app.get("/trace", response_class=HTMLResponse)
-    async def trace() -> Response:
-        """A page that shows the trace of a program search from a file that the reader picks."""
-        return trace_page()
-
     @app.get("/version")
     async def show_version() -> Version:
         return Version(version=version("reasonrt"))
+
+
+def _add_page(app: FastAPI) -> None:
+    async def show(http: Request) -> Response:
+        content, headers = page_files()[http.url.path]
+        return Response(content, headers=headers)
+
+    for path in page_files():
+        app.add_route(path, show, ["GET"])
 
 
 def _most_body_bytes(http: Request, most_bytes: int) -> int:
@@ -227,18 +241,30 @@ async def _tell(http: Request, error: Exception) -> Response:
     return told.response()
 
 
-def _described(
-    request: type[ChatRequest] | type[CompletionRequest], answer: type[Answer], chunk: type[Answer]
-) -> dict[str, Any]:
+def _described(request: type[BaseModel], answer: type[Answer], event: dict[str, Any]) -> dict[str, Any]:
     """What OpenAPI says of a route that reads and writes its bodies itself."""
     body = {"required": True, "content": {"application/json": {"schema": _reference(request)}}}
-    either = {"anyOf": [_reference(chunk), _reference(Error)]}  # a stream that breaks off ends with an error
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
-    event = {"type": "object", "properties": {"data": {"anyOf": [data, {"const": "[DONE]"}]}}, "required": ["data"]}
     return {
         "openapi_extra": {"requestBody": body},
         "responses": {200: {"model": answer, "content": {"text/event-stream": {"schema": event}}}},
     }
+
+
+def _chunks(chunk: type[Answer]) -> dict[str, Any]:
+    """The schema of an event of a stream of chunks; one that breaks off ends with an error."""
+    data = _json_text(chunk, Error)
+    return {"type": "object", "properties": {"data": {"anyOf": [data, {"const": "[DONE]"}]}}, "required": ["data"]}
+
+
+def _events() -> dict[str, Any]:
+    """The schema of an event of `/v1/responses`; its name is the type in its data."""
+    properties = {"event": {"type": "string"}, "data": _json_text(*RESPONSE_EVENTS)}
+    return {"type": "object", "properties": properties, "required": ["event", "data"]}
+
+
+def _json_text(*models: type[BaseModel]) -> dict[str, Any]:
+    either = {"anyOf": list(map(_reference, models))}
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
 
 
 def _reference(model: type[BaseModel]) -> dict[str, Any]:
@@ -250,11 +276,12 @@ def _openapi(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
         model_ids = catalog.model_ids
         with_options = "^(" + "|".join(map(re.escape, model_ids)) + ")@"
         model = {"anyOf": [{"enum": list(model_ids)}, {"type": "string", "pattern": with_options, "maxLength": 256}]}
-        kinds: list[Any] = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
-        kinds += [(ChatCompletionChunk, "serialization"), (TextCompletionChunk, "serialization")]
+        asked = (ChatRequest, CompletionRequest, ResponseRequest)
+        told = (ChatCompletionChunk, TextCompletionChunk, *RESPONSE_EVENTS)
+        kinds: list[Any] = [*((kind, "validation") for kind in asked), *((kind, "serialization") for kind in told)]
         _, schemas = models_json_schema(kinds, ref_template=_SCHEMA)
         whole = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        for kind in (ChatRequest, CompletionRequest):
+        for kind in asked:
             schemas["$defs"][kind.__name__]["properties"]["model"] = model
         options = _options_of(catalog.policies)
         of_any = [{"$ref": _SCHEMA.format(model=name)} for name in options if name.startswith(_OPTIONS)]

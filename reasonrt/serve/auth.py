@@ -16,10 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from reasonrt.errors import shown
 from reasonrt.serve.config import ServeConfig, is_loopback
 from reasonrt.serve.metrics import Metrics
+from reasonrt.serve.page import page_files
 from reasonrt.serve.wire.errors import ApiError, to_api_error
 
 ANONYMOUS = "anonymous"
-OPEN_PATHS = frozenset({"/health", "/trace"})
+OPEN_PATHS = frozenset({"/health", *page_files()})
 """What they answer is the same for everybody; a browser that opens a page sends no key."""
 
 _POLLED_PATHS = frozenset({"/health", "/ready", "/metrics"})

@@ -11,17 +11,17 @@ from reasonrt.errors import ConfigError, ReasonRTError, RequestError
 from reasonrt.plugins import FAILURES, reason_of
 from reasonrt.policies.options import parse_policy
 from reasonrt.policies.registry import CONTROLS, policy_names, refuse_operator_options
-from reasonrt.policies.structured import can_hold_structure
+from reasonrt.policies.structured import can_call_tools, can_hold_structure
 from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.wire.errors import ApiError
-from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest
-from reasonrt.types import Document, Message, Prompts, Request
+from reasonrt.serve.wire.requests import CompletionRequest, Generation
+from reasonrt.types import Document, Message, Prompts, Request, Tokenizer
 from reasonrt.writing import seed_of
 
 _log = logging.getLogger(__name__)
 AUTO = "auto"
-"""The model id under which `reasoning_effort` chooses the policy."""
+"""The model id under which `reasoning_effort` chooses the policy; without one, and in the middle, that of this name."""
 
 _DEFAULT_EFFORT: Effort = "medium"
 _MOST_NAMED, _NAME_CHARACTERS = 32, 64  # of the fields that are not known
@@ -41,6 +41,7 @@ class Job:
         stop: the answer ends before the first of these; the reasoning is not searched.
         session: equal for the requests of one conversation, so that they find the same prefix cache.
         num_prompts: so many conversations are answered, each by as many of the choices, one after another.
+        is_reasoning_apart: the reasoning has fields of its own; else it stands in the answer, in its tags.
         ignored: paths of fields that are not known here.
     """
 
@@ -55,6 +56,7 @@ class Job:
     has_trace: bool
     num_prompts: int = 1
     shows_reasoning: bool = True
+    is_reasoning_apart: bool = True
     ignored: tuple[str, ...] = ()
 
     @property
@@ -77,7 +79,7 @@ class Catalog:
 
     @property
     def model_ids(self) -> list[str]:
-        return [AUTO, *self.policies]
+        return [AUTO, *(name for name in self.policies if name != AUTO)]
 
     def has(self, model: str) -> bool:
         return model.partition("@")[0] in self.model_ids
@@ -97,14 +99,21 @@ class Catalog:
         parameters = [*_PARAMETERS, *["reasoning_effort"] * (model == AUTO)]
         if all(one.policy.has_one_author for one in prepared):
             parameters += ["top_k", "min_p"]
+        if not any(one.why_no_logprobs for one in prepared):
+            parameters += ["logprobs", "top_logprobs"]
+        if not any(replace(one, request=replace(one.request, logprobs=0)).why_no_echo for one in prepared):
+            parameters.append("echo")
         if not any(one.policy.reads_context for one in prepared):
             parameters += ["include_reasoning", "reasoning"]
-        if prepared and all(can_hold_structure(one.policy, one.engines) for one in prepared):
+        is_known = all(engine.capabilities for one in prepared for engine in one.engines.values())
+        if prepared and is_known and all(can_hold_structure(one.policy, one.engines) for one in prepared):
             parameters += ["response_format", "structured_outputs"]
+        if prepared and is_known and all(can_call_tools(one.policy, one.engines) for one in prepared):
+            parameters += ["tools", "tool_choice", "parallel_tool_calls"]
         lengths = [one.engines[role].max_model_len for one in prepared for role in one.policy.engines]
         return {"supported_parameters": sorted(parameters)} | ({"context_length": min(lengths)} if lengths else {})
 
-    def to_job(self, body: ChatRequest | CompletionRequest, cache_salt: str = "", num_bytes: int = 0) -> Job:
+    def to_job(self, body: Generation, cache_salt: str = "", num_bytes: int = 0) -> Job:
         """`body` in our words.
 
         Args:
@@ -123,15 +132,19 @@ class Catalog:
         body, context = self._take_context(body, policy, options, num_bytes)
         bounds, own, usual = self._config.bounds, body.reasonrt, self._runtime.limits
         num_choices = _within(bounds.n, "n", body.n, 1)
+        max_tokens = _within(bounds.max_tokens, body.limit_field, body.token_limit(), usual.max_tokens)
         limits = replace(
             usual,
-            max_tokens=_within(bounds.max_tokens, "max_tokens", body.token_limit(), usual.max_tokens),
+            max_tokens=max(1, max_tokens),
             deadline_s=_within(bounds.deadline_s, "reasonrt.deadline_s", own.deadline_s, usual.deadline_s),
             max_engine_calls=_within(
                 bounds.engine_calls, "reasonrt.max_engine_calls", own.max_engine_calls, usual.max_engine_calls
             ),
         )
-        conversations = body.conversations(partial(self._decode, policy, options))
+        conversations, echoed = body.conversations(partial(self._decode, policy, options)), list[list[int]]()
+        if isinstance(body, CompletionRequest) and body.echo:
+            echoed = [self._token_ids(prompt, policy, options) for prompt in body.prompts()]
+            conversations = [_named(messages) for messages in conversations]
         _within(bounds.prompts, "prompt: their number", len(conversations), 1)
         first = Request(
             conversations[0],
@@ -145,10 +158,18 @@ class Catalog:
             min_p=body.min_p,
             cache_salt=cache_salt,
             context=context,
+            trace=own.trace,
             structure=body.structure(),
+            logprobs=body.num_logprobs(),
             thinking_tokens=self._thinking_tokens(body, policy, options),
+            **body.tool_fields(),
         )
         asked = [replace(first, messages=messages, prompts=Prompts()) for messages in conversations]
+        if echoed:
+            asked = [
+                replace(one, echo=True, prompts=Prompts(ids), limits=replace(limits, max_tokens=max_tokens + len(ids)))
+                for one, ids in zip(asked, echoed, strict=True)
+            ]
         seeds = [_choice_seed(body.seed, index) for index in range(num_choices)]
         try:
             choices = tuple(self._runtime.prepare(replace(request, seed=seed)) for request in asked for seed in seeds)
@@ -168,10 +189,11 @@ class Catalog:
             own.trace,
             len(conversations),
             body.shows_reasoning,
+            body.is_reasoning_apart or not body.shows_reasoning,
             tuple(name[:_NAME_CHARACTERS] for name in unknown[:_MOST_NAMED]),
         )
 
-    def _choose(self, body: ChatRequest | CompletionRequest) -> tuple[str, dict[str, Any]]:
+    def _choose(self, body: Generation) -> tuple[str, dict[str, Any]]:
         name, asked = parse_policy(body.model)
         own = body.reasonrt
         if name == AUTO and own.policy is None:
@@ -193,8 +215,8 @@ class Catalog:
         return name, options | asked
 
     def _take_context(
-        self, body: ChatRequest | CompletionRequest, policy: str, options: Mapping[str, Any], num_bytes: int
-    ) -> tuple[ChatRequest | CompletionRequest, tuple[Document, ...]]:
+        self, body: Generation, policy: str, options: Mapping[str, Any], num_bytes: int
+    ) -> tuple[Generation, tuple[Document, ...]]:
         """What remains of the body, and the documents in it; each within its bounds.
 
         Raises:
@@ -219,9 +241,7 @@ class Catalog:
             raise ApiError(413, f"without a context the body must have at most {bounds.body_bytes} bytes here")
         return rest, context
 
-    def _thinking_tokens(
-        self, body: ChatRequest | CompletionRequest, policy: str, options: Mapping[str, Any]
-    ) -> int | None:
+    def _thinking_tokens(self, body: Generation, policy: str, options: Mapping[str, Any]) -> int | None:
         """The limit of the thinking; with the effort `none`, models that can do without think no more."""
         limit = body.thinking_tokens()
         if limit is not None or body.effort() != "none":
@@ -233,13 +253,26 @@ class Catalog:
 
     def _decode(self, policy: str, options: Mapping[str, Any], token_ids: Sequence[int]) -> str:
         """Token ids of a prompt as the text that they stand for, to the policy's first engine."""
+        try:
+            return self._tokenizer(policy, options).decode(token_ids)
+        except (ValueError, OverflowError):
+            raise _no_token_id() from None
+
+    def _token_ids(self, prompt: str | Sequence[int], policy: str, options: Mapping[str, Any]) -> list[int]:
+        """A prompt that is read as it stands; control tokens that are written out in it are such."""
+        tokenizer = self._tokenizer(policy, options)
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise ApiError(400, "the prompt is empty; give at least one token", "prompt")
+        if not tokenizer.vocabulary().keys() >= set(ids):
+            raise _no_token_id()
+        return ids
+
+    def _tokenizer(self, policy: str, options: Mapping[str, Any]) -> Tokenizer:
         prepared = self._runtime.prepare(Request.ask("?", policy, options=options))
         if not prepared.policy.engines:
             raise ApiError(400, f"policy {policy} has no vocabulary of its own; send text", "prompt")
-        try:
-            return prepared.engines[prepared.policy.engines[0]].tokenizer.decode(token_ids)
-        except (ValueError, OverflowError):
-            raise ApiError(400, "a token id is none of this model's; send text", "prompt") from None
+        return prepared.engines[prepared.policy.engines[0]].tokenizer
 
     def _reads_context(self, policy: str) -> bool:
         try:
@@ -269,6 +302,15 @@ def _within(bound: Number, name: str, value: Number | None, usual: Number | None
     if value > bound:
         raise ApiError(400, f"{name} must be at most {bound} on this server, got {value}", name)
     return value
+
+
+def _no_token_id() -> ApiError:
+    return ApiError(400, "a token id is none of this model's; send text", "prompt")
+
+
+def _named(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """What stands for a prompt where its token ids count; some decode to nothing."""
+    return tuple([replace(message, content=message.content.strip() or "(token ids)") for message in messages])
 
 
 def _choice_seed(seed: int | None, index: int) -> int | None:

@@ -31,7 +31,7 @@ def _default_efforts() -> dict[Effort, Preset]:
         "none": draft,
         "minimal": draft,
         "low": Preset(policy="arbitrage", options={"max_target_share": 0.2}),
-        "medium": Preset(policy="arbitrage"),
+        "medium": Preset(policy="auto"),
         "high": Preset(policy="target"),
         "xhigh": Preset(policy="self_consistency", options={"k": 5}),
         "max": Preset(policy="self_consistency", options={"k": 15}),
@@ -135,6 +135,8 @@ class ServeConfig(_Strict):
                 raise ValueError(f"{key_of} can never match: a header holds ASCII, and no space at an end")
         if len(set(keys.values())) < len(keys):
             raise ValueError("two names have the same API key, and the second could never match")
+        if keys.keys() & set(keys.values()):
+            raise ValueError("the name of an API key is an API key itself: names are printed; write NAME: KEY")
         if not self.api_keys and not is_loopback(self.host):
             raise ValueError(f"anybody who reaches {self.host} could use the engines: give api_keys, or bind 127.0.0.1")
         return self

@@ -192,8 +192,13 @@ class Connection(H11Protocol):
     def handle_events(self) -> None:
         before = self.cycle
         super().handle_events()
-        if self.cycle is not before and self.cycle.more_body and not self._is_lingering:
-            self.flow.pause_reading()  # until it is asked for
+        if self._is_lingering or self.cycle is None or self.cycle.response_complete:
+            return
+        if self.cycle.more_body:
+            if self.cycle is not before:
+                self.flow.pause_reading()  # until it is asked for
+        elif len(self._parser.unparsed) < HEAD_BYTES:
+            self.flow.resume_reading()  # of the next request there may be more, or the caller leaves
 
     def on_response_complete(self) -> None:
         self._all.rest(self)
@@ -307,6 +312,8 @@ class _Parser(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._num_chunks = self._body_bytes = 0
+            if {b"content-length", b"transfer-encoding"} <= dict(event.headers).keys():  # h11 would believe the latter
+                self._refuse(400, "a request has a content-length or comes in chunks, not both")
         elif isinstance(event, h11.Data):
             self._num_chunks += event.chunk_start
             self._body_bytes += len(event.data)

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from reasonrt.policies.stopping.signature import PublicKeys
 from reasonrt.runtime import Prepared
@@ -18,9 +18,9 @@ from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.metrics import Metrics
 from reasonrt.serve.resume import committed_usage, outlive
 from reasonrt.serve.tracing import Spans
-from reasonrt.serve.wire.errors import ApiError
+from reasonrt.serve.wire.errors import ApiError, draining
 from reasonrt.tasks import cancel
-from reasonrt.types import Completion, FinishReason, Step
+from reasonrt.types import Completion, FinishReason, Report, Step
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Update:
     """One event of one choice, and what of it can be shown."""
 
     choice: Choice
-    event: Accepted | Step | Completion
+    event: Accepted | Report | Step | Completion
     new: Shown
 
 
@@ -42,7 +42,7 @@ class Gateway:
         keys = PublicKeys.read(config.certificate_keys)
         backend.runtime.certificates.keep(config.evidence_folder, keys)  # one evidence each, for all replicas
         self.admission = Admission(config.bounds, len(config.api_keys))
-        self.replies: set[asyncio.Future[None]] = set()  # that are worked on
+        self.replies: set[asyncio.Future[Any]] = set()  # that are worked on
         self.is_over = False
         self._spans = Spans(config.tracing)
         metrics.watch("reasonrt_running", "Choices that are worked on.", lambda: self.admission.running)
@@ -70,6 +70,23 @@ class Gateway:
             self.metrics.rejections.labels(error.code or "other").inc()
             raise
 
+    async def unless_cut_off(self, reading: Coroutine[Any, Any, T]) -> T:
+        """What `reading` of a request gives, which is under way as a reply is.
+
+        Raises:
+            ApiError: it was cut off.
+        """
+        work = asyncio.ensure_future(reading)
+        self.replies.add(work)
+        try:
+            await asyncio.wait({work})
+        finally:
+            await cancel(work)
+            self.replies.discard(work)
+        if work.cancelled():
+            raise draining()
+        return work.result()
+
     def cut_off(self) -> int:
         """Cancel every reply, and say how many there were; each of them tells its caller."""
         self.is_over = True
@@ -78,8 +95,8 @@ class Gateway:
             reply.cancel()
         return len(running)
 
-    async def solve(self, job: Job, key: str) -> AsyncGenerator[Update | None, None]:
-        """The events of all choices as they come; None when nothing has come for `keep_alive_s`.
+    async def solve(self, job: Job, key: str) -> AsyncGenerator[Update, None]:
+        """The events of all choices as they come.
 
         Closing the iterator frees the engines.
 
@@ -90,10 +107,11 @@ class Gateway:
         """
         arrived, is_refused = time.perf_counter(), False
         try:
-            async with self.admission.places(key, len(job.choices), job.streams) as concurrency:
+            most_s = job.request.limits.deadline_s
+            async with self.admission.places(key, len(job.choices), job.streams, most_s) as concurrency:
                 self.metrics.queue_seconds.observe(time.perf_counter() - arrived)
                 choices = [self._choice(job, index, arrived) for index in range(len(job.choices))]
-                async with aclosing(merge(choices, concurrency, self.config.keep_alive_s)) as updates:
+                async with aclosing(merge(choices, concurrency)) as updates:
                     async for update in updates:
                         yield update
         except ApiError as error:
@@ -106,7 +124,10 @@ class Gateway:
 
     async def _choice(self, job: Job, index: int, arrived: float) -> AsyncGenerator[Update, None]:
         prepared = _with_less_time(job.choices[index], time.perf_counter() - arrived)
-        request, choice, last = prepared.request, Choice(index, job.stop), arrived
+        request, last = prepared.request, arrived
+        engines = prepared.engines.values()
+        tokenizers = None if request.logprobs is None else {engine.name: engine.tokenizer for engine in engines}
+        choice = Choice(index, job.stop, tokenizers, is_echo=request.echo)
         attempts = outlive(self.backend, prepared, job.session, self.config.max_resumes, self.metrics.resumes.inc)
         ended: Completion | None = None
         span = self._spans.begin(request)
@@ -115,6 +136,10 @@ class Gateway:
                 async for event in events:
                     if isinstance(event, Accepted):
                         choice.accepted = event
+                        yield Update(choice, event, Shown())
+                        continue
+                    if isinstance(event, Report):
+                        choice.report(event)
                         yield Update(choice, event, Shown())
                         continue
                     now = time.perf_counter()
@@ -151,20 +176,21 @@ def _with_less_time(prepared: Prepared, seconds: float) -> Prepared:
     return replace(prepared, request=replace(prepared.request, limits=replace(limits, deadline_s=left_s)))
 
 
-async def merge(
-    streams: Sequence[AsyncGenerator[T, None]], concurrency: int, patience_s: float
-) -> AsyncGenerator[T | None, None]:
-    """The items of all `streams` as they come, and None whenever nothing has come for `patience_s`.
+async def merge(streams: Sequence[AsyncGenerator[T, None]], concurrency: int) -> AsyncGenerator[T, None]:
+    """The items of all `streams` as they come; none is asked for its next one before the last has been taken.
 
     At most `concurrency` of the streams have begun and not ended.
     """
+    if len(streams) == 1:  # as most often: a task for each item costs as much as all else that is done for it here
+        async with aclosing(streams[0]) as only:
+            async for item in only:
+                yield item
+        return
     unbegun = iter(streams)
     waiting = {asyncio.ensure_future(anext(stream)): stream for stream in islice(unbegun, concurrency)}
     try:
         while waiting:
-            done, _ = await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                yield None
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 stream: AsyncGenerator[T, None] | None = waiting.pop(task)
                 if isinstance(task.exception(), StopAsyncIteration):

@@ -30,6 +30,7 @@ class Metrics:
             "reasonrt_not_done", "Choices for which a part did not take place.", ["policy", "part"], registry=registry
         )
         self._steps = Counter("reasonrt_steps", "Committed steps.", ["policy", "author"], registry=registry)
+        self._steps_of: dict[tuple[str, str], Counter] = {}
         self._escalations = Counter(
             "reasonrt_escalations", "Steps that a target was asked for.", ["policy"], registry=registry
         )
@@ -92,7 +93,10 @@ class Metrics:
         self._registry.register(_Watched("reasonrt_stopping_alarm", text, labels[:1], alarm, False))
 
     def step(self, policy: str, step: Step, seconds: float, *, is_first: bool) -> None:
-        self._steps.labels(policy, step.author).inc()
+        key = policy, step.author
+        if key not in self._steps_of:  # to find it by its labels takes longer than to count
+            self._steps_of[key] = self._steps.labels(*key)
+        self._steps_of[key].inc()
         (self._first_seconds if is_first else self._step_seconds).observe(seconds)
 
     def end(self, policy: str, finish_reason: str, completion: Completion) -> None:

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from reasonrt.errors import CapabilityError, EngineError
+from reasonrt.errors import CapabilityError, EngineError, RefusedError
 from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted, Backend
 from reasonrt.serve.wire.errors import OVERLOADED, ApiError
 from reasonrt.tasks import Expired, before
-from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Step, Usage, total_usage
+from reasonrt.types import Completion, EngineUsage, Event, FinishReason, Report, Step, Usage, total_usage
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _SLACK_S = 2.0  # a live backend ends a request at its deadline by itself
@@ -19,21 +19,23 @@ _SLACK_S = 2.0  # a live backend ends a request at its deadline by itself
 
 async def outlive(
     backend: Backend, prepared: Prepared, session: str, max_resumes: int, on_resume: Callable[[], None]
-) -> AsyncGenerator[Accepted | Event, None]:
+) -> AsyncGenerator[Accepted | Report | Event, None]:
     """`backend.solve`, taken up after the last committed step whenever an engine or a replica dies.
 
     No step is yielded twice. The completion counts what the attempts that died cost as far as it was committed, and
     says in its details how often the request was `resumed`. A request that has begun and finds the replicas full waits
-    for them; that is no death.
+    for them; that is no death. Nor is the answer of a server as an engine that it does not serve the request, which has
+    been asked for as often as it says.
 
     Raises:
         ApiError: the replicas are full before it has begun.
-        EngineError: more than `max_resumes` deaths.
+        EngineError: more than `max_resumes` deaths, or one after which an engine cannot continue what was committed.
     """
     began, request = time.perf_counter(), prepared.request
     steps: list[Step] = []
     spent_before: Usage = {}
     deaths, accepted = 0, Accepted(0, False, frozenset())
+    death: EngineError | None = None  # the last one
     is_accepted = False
 
     def seconds() -> float:
@@ -63,6 +65,9 @@ async def outlive(
                         usage = total_usage((spent_before, event.usage))
                         details = dict(event.details) | ({"resumed": deaths} if deaths else {})
                         event = replace(event, steps=tuple(steps), usage=usage, seconds=seconds(), details=details)
+                    elif isinstance(event, Report):
+                        yield event
+                        continue
                     elif is_accepted:
                         continue
                     else:
@@ -73,13 +78,17 @@ async def outlive(
                         return
         except Expired:
             pass  # the next turn ends it
-        except CapabilityError:
+        except CapabilityError as error:
+            if death is None:
+                raise
+            raise death from error  # the caller has asked for nothing that it cannot do
+        except RefusedError:
             raise
         except ApiError as error:
             if error.code != OVERLOADED or not (is_accepted or deaths):
                 raise
-        except EngineError:
-            deaths += 1
+        except EngineError as error:
+            deaths, death = deaths + 1, error
             if deaths > max_resumes:
                 raise
             on_resume()

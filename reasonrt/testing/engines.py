@@ -11,9 +11,9 @@ from typing import Any
 from reasonrt.engines.whole import generate_whole
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.plugins import require_members
-from reasonrt.ports import Capability, Engine, TokenStream, WholeStream
+from reasonrt.ports import CallsTools, Capability, Engine, TokenStream, WholeStream, calling
 from reasonrt.testing.contract import Broken, Rule, require, run_rules
-from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
+from reasonrt.types import FinishReason, FunctionTool, Message, ParsedAnswer, Sampling, TokenDelta
 
 QUESTIONS = tuple(
     f"Solve the following multiplication: {number} * 73. Give only the result as your final answer."
@@ -96,9 +96,10 @@ async def check_engine(
 ) -> None:
     """Try every rule of the protocol on a new engine.
 
+    What has a default here is as in `EngineCase`.
+
     Args:
         build: makes the engine, not started.
-        questions, end_tokens, is_model, caches_prefixes, speculates, denoises, verifies_as: as in `EngineCase`.
 
     Raises:
         ContractError: names each rule that is broken.
@@ -218,6 +219,18 @@ async def top_logprobs_descend(case: EngineCase) -> None:
                 f"logprobs={own} beside them gives another number of logprobs",
             )
             require(all(len(place) == highest for place in places), f"{highest} were asked for at each place")
+            named = [delta.top_token_ids for delta in deltas if delta.top_token_ids]
+            ids = [place for delta in named for place in delta]
+            require([*map(len, ids)] in ([], [highest] * len(places)), "their ids are more or fewer than they are")
+            require(all(len(set(place)) == len(place) for place in ids), "a place names a token twice")
+            told = zip(ids_of(deltas), logprobs_of(deltas), places, ids, strict=False)
+            require(
+                all(
+                    dict(zip(names, place, strict=True)).get(token, value) == value
+                    for token, value, place, names in told
+                ),
+                "the token's own is another than the one under its id",
+            )
             require(all(list(place) == sorted(place, reverse=True) for place in places), "they do not descend")
             require(all(_are_logprobs(place) for place in places), "some are no logarithms of probabilities")
             require(all(_mass(place) <= 1 + 1e-3 for place in places), "their probabilities add up to more than 1")
@@ -242,6 +255,16 @@ async def a_late_consumer_gets_the_same(case: EngineCase) -> None:
     require(ids_of(late) == ids_of(prompt), f"it gets {ids_of(late)}, another {ids_of(prompt)}")
     ours, others = [logprobs_of(late), *tops_of(late)], [logprobs_of(prompt), *tops_of(prompt)]
     require(len(ours) == len(others) and all(map(_near, ours, others)), "it gets other log-probabilities")
+
+
+async def tokens_put_together_are_the_same(case: EngineCase) -> None:
+    """`Sampling.by_step`: an engine may put tokens together, and gives the same ones."""
+    has_logprobs = Capability.LOGPROBS in case.engine.capabilities
+    sampling = Sampling(_PART_TOKENS, logprobs=has_logprobs, top_logprobs=3 * has_logprobs)
+    alone, together = [await case.write(case.prompt(), replace(sampling, by_step=by_step)) for by_step in (False, True)]
+    require(ids_of(together) == ids_of(alone), f"it gives {ids_of(together)}, one by one {ids_of(alone)}")
+    ours, others = [logprobs_of(together), *tops_of(together)], [logprobs_of(alone), *tops_of(alone)]
+    require(len(ours) == len(others) and all(map(_near, ours, others)), "it gives other log-probabilities")
 
 
 async def reads_leave_others_alone(case: EngineCase) -> None:
@@ -345,12 +368,13 @@ async def whole_is_what_would_be_streamed(case: EngineCase) -> None:
 
 async def wholes_are_drawn_apart(case: EngineCase) -> None:
     """`generate_whole` writes once for each of the samplings, and draws each by itself."""
-    wholes = await case.write_whole([Sampling(case.end_tokens, temperature=1.0)] * 5)
+    temperature = 1.5  # at 1, what a small model is sure of comes out of most draws
+    wholes = await case.write_whole([Sampling(case.end_tokens, temperature=temperature)] * 12)
     for whole in wholes.values():
         is_end = whole.finish_reason is FinishReason.STOP and whole.token_ids[-1] in case.engine.tokenizer.eos_token_ids
         require(is_end, f"one ends with {whole.finish_reason} within {case.end_tokens} tokens")
     texts = {whole.token_ids for whole in wholes.values()}
-    require(len(texts) > 1 or not case.is_model, "all of them are the same at temperature 1")
+    require(len(texts) > 1 or not case.is_model, f"all of them are the same at temperature {temperature}")
 
 
 async def wholes_come_as_they_end(case: EngineCase) -> None:
@@ -446,6 +470,38 @@ async def verify_agrees_with_generate(case: EngineCase) -> None:
         require(list(verified) == own[: at + 1], f"of {slipped} it says {list(verified)}, not {own[: at + 1]}")
 
 
+async def verify_tells_how_likely_a_draft_is(case: EngineCase) -> None:
+    """`Verified.logprobs` and its like: of each token of the draft, and of the engine's own in place of one."""
+    prompt = case.prompt()
+    if Capability.LOGPROBS not in case.engine.capabilities or Capability.VERIFY not in case.engine.capabilities:
+        return
+    deltas = await case.write(prompt, Sampling(12, logprobs=True, decoding=case.verifies_as))
+    own, known = ids_of(deltas), logprobs_of(deltas)
+    slipped = [*own[:3], own[3] + 1, *own[4:]]
+    temperatures = (0.0, 1.0) if Capability.VERIFY_SAMPLED in case.engine.capabilities else (0.0,)
+    for temperature in temperatures:
+        for highest, drafted in ((0, own), (3, own), (20, slipped)):
+            sampling = Sampling(1, temperature, seed=1, logprobs=True, top_logprobs=highest)
+            seen = await case.engine.verify(prompt, drafted, sampling)
+            told = f"of {drafted} it says {seen}"
+            require(len(seen.logprobs) == len(drafted), told)
+            require(len(seen.top_logprobs) == len(seen.top_token_ids) == len(drafted) * (highest > 0), told)
+            require({*map(len, seen.top_logprobs)} <= {highest}, told)
+            require(all(abs(a - b) <= 0.05 for a, b in zip(seen.logprobs[:3], known[:3], strict=True)), told)
+            last = len(seen.token_ids) - 1
+            if seen.own_logprob is None:
+                raise Broken(told)
+            if seen.token_ids[last] == drafted[last]:
+                require(abs(seen.own_logprob - seen.logprobs[last]) <= 1e-3, told)
+            for place in range(len(drafted) if highest else 0):
+                named = dict(zip(seen.top_token_ids[place], seen.top_logprobs[place], strict=True))
+                of_drafted = seen.logprobs[place]
+                require(abs(named.get(drafted[place], of_drafted) - of_drafted) <= 1e-3, told)
+            if highest:
+                named = dict(zip(seen.top_token_ids[last], seen.top_logprobs[last], strict=True))
+                require(abs(named.get(seen.token_ids[last], seen.own_logprob) - seen.own_logprob) <= 1e-3, told)
+
+
 async def verify_draws_what_the_engine_draws(case: EngineCase) -> None:
     """`verify` at a temperature draws by seed and place alone, from the engine's own distribution."""
     prompt, sampling = case.prompt(), Sampling(1, temperature=2.0, top_p=0.95, decoding=case.verifies_as)
@@ -477,6 +533,16 @@ async def score_is_a_number(case: EngineCase) -> None:
     if await _can(case, Capability.SCORE, lambda: case.engine.score(case.prompt())):
         score = (await case.engine.score(case.prompt())).value
         require(math.isfinite(score), f"it is {score}")
+
+
+async def calls_are_told_from_text(case: EngineCase) -> None:
+    """`parse_calls`: what calls no tool is content, as it stands."""
+    if Capability.TOOLS not in case.engine.capabilities:
+        return
+    require(isinstance(case.engine, CallsTools), "it has Capability.TOOLS, and not the methods of CallsTools")
+    text = "It is 7."
+    parsed = await calling(case.engine).parse_calls(text, (FunctionTool("weather"),), "auto")
+    require(parsed == ParsedAnswer(text), f"of {text!r} it makes {parsed}")
 
 
 async def what_does_not_fit_is_refused(case: EngineCase) -> None:
@@ -518,6 +584,7 @@ ENGINE_RULES: tuple[Rule[EngineCase], ...] = (
     logprobs_come_when_asked_for,
     top_logprobs_descend,
     a_late_consumer_gets_the_same,
+    tokens_put_together_are_the_same,
     reads_leave_others_alone,
     greedy_is_deterministic,
     seed_is_reproducible,
@@ -534,8 +601,10 @@ ENGINE_RULES: tuple[Rule[EngineCase], ...] = (
     read_tells_what_was_cached,
     read_agrees_with_generate,
     verify_agrees_with_generate,
+    verify_tells_how_likely_a_draft_is,
     verify_draws_what_the_engine_draws,
     score_is_a_number,
+    calls_are_told_from_text,
     what_does_not_fit_is_refused,
     unknown_decoding_is_refused,
     the_longest_prompt_is_served,

@@ -133,7 +133,7 @@ async def is_built_from_its_options(case: PolicyCase) -> None:
     require(
         isinstance(streams, int) and streams >= 1, f"`num_streams` is {streams!r:.60}, and not a number of 1 or more"
     )
-    for word in ("commits_as_it_goes", "has_one_author", "reads_context"):
+    for word in ("commits_as_it_goes", "gives_logprobs", "has_one_author", "holds_structure", "reads_context"):
         value = getattr(policy, word)
         require(isinstance(value, bool), f"`{word}` is {value!r:.60}, and not true or false")
 
@@ -197,6 +197,19 @@ async def steps_are_their_tokens(case: PolicyCase) -> None:
             require(
                 read == step.text, f"the tokens of a step by {step.author!r} read {read!r}, its text is {step.text!r}"
             )
+
+
+async def gives_logprobs(case: PolicyCase) -> None:
+    """`gives_logprobs`: the steps of its engines have log-probabilities where `Request.logprobs` asks for them."""
+    if not build_policy(case.name, case.options).gives_logprobs:
+        return
+    async with case.runtime() as (runtime, engines):
+        completion = await runtime.complete(case.request(logprobs=2))
+    names = {engine.name for engine in engines}
+    for step in completion.steps:
+        counts = {len(step.logprobs), len(step.top_logprobs), len(step.top_token_ids)}
+        is_told = counts == {len(step.token_ids)} and all(len(place) >= 2 for place in step.top_logprobs)
+        require(is_told or step.author not in names, f"a step by {step.author!r} has not all of them, and it says true")
 
 
 async def continues_after_what_is_committed(case: PolicyCase) -> None:
@@ -314,6 +327,7 @@ _FORM_RULES: tuple[Rule[PolicyCase], ...] = (
 _EVENT_RULES: tuple[Rule[PolicyCase], ...] = (asks_its_own_engines, yields_steps_and_last_a_stop)
 _RULES: tuple[Rule[PolicyCase], ...] = (
     steps_are_their_tokens,
+    gives_logprobs,
     continues_after_what_is_committed,
     commits_as_it_goes,
     closing_closes_all,

@@ -16,6 +16,8 @@ from reasonrt.config import ZOO_FOLDER
 from reasonrt.errors import ConfigError, shown
 
 FORMAT = "reasonrt-card/1"
+CERTIFICATES = ZOO_FOLDER.parent / "certificates"
+"""Of stopping rules, by the name of the model that each is for."""
 
 
 def shipped() -> list[str]:
@@ -36,14 +38,15 @@ def read_card(name: str) -> dict[str, Any]:
     return card
 
 
-def write_training_card(name: str, folder: Path, recipe: Any, seconds: float) -> None:
-    """Write the card of a model that was just trained; its accuracy is not known yet."""
+def write_training_card(name: str, folder: Path, recipe: Any, seconds: float) -> dict[str, Any]:
+    """Write the card of a model that was just trained, and return it; its accuracy is not known yet."""
     card = _measured(name, folder) | {
         "training_minutes": round(seconds / 60, 1),
         "training_machine": f"{platform.machine()}, CPU",
         "recipe": dataclasses.asdict(recipe),
     }
     _write(folder, card)
+    return card
 
 
 def write_judge_card(name: str, folder: Path, remark: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from reasonrt.zoo import arithmetic
 from reasonrt.zoo.problems import FAMILIES, MIXTURE, Problem, problems, split_of
 from reasonrt.zoo.tokenizer import END
-from reasonrt.zoo.traces import trace
+from reasonrt.zoo.traces import Wording, trace
 
 IGNORED = -100  # the label that cross-entropy leaves out
 _POOL = 2048  # examples sorted by length at a time
@@ -45,7 +45,9 @@ def _drills(seed: int, level: int) -> Iterator[Problem]:
             yield Problem(f"train/drill/{level}/{index}", "drill", level, question, solution)
 
 
-def examples(tokenizer: Any, seed: int, max_tokens: int, again_share: float = 0.0) -> Iterator[Example]:
+def examples(
+    tokenizer: Any, seed: int, max_tokens: int, again_share: float = 0.0, wording: Wording = "own"
+) -> Iterator[Example]:
     """Endless training examples of at most `max_tokens` tokens; the same ones for the same seed."""
     rng = random.Random(seed)
     keys = list(TRAINING_SHARES)
@@ -57,7 +59,7 @@ def examples(tokenizer: Any, seed: int, max_tokens: int, again_share: float = 0.
             prompt = tokenizer.apply_chat_template(
                 [{"role": "user", "content": problem.question}], tokenize=False, add_generation_prompt=True
             )
-            pieces = [(prompt, False), *trace(problem, rng, again_share)]
+            pieces = [(prompt, False), *trace(problem, rng, again_share, wording)]
             token_ids: list[int] = []
             labels: list[int] = []
             for ids, (_, learn) in zip(
@@ -80,13 +82,21 @@ class Batches(torch.utils.data.IterableDataset[tuple[torch.Tensor, torch.Tensor]
     Yields (token_ids, labels), each int64 `[rows, columns]`.
     """
 
-    def __init__(self, tokenizer: Any, seed: int, batch_tokens: int, max_tokens: int, again_share: float = 0.0) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        seed: int,
+        batch_tokens: int,
+        max_tokens: int,
+        again_share: float = 0.0,
+        wording: Wording = "own",
+    ) -> None:
         self.tokenizer, self.seed, self.batch_tokens, self.max_tokens = tokenizer, seed, batch_tokens, max_tokens
-        self.again_share = again_share
+        self.again_share, self.wording = again_share, wording
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         rng = random.Random(self.seed)
-        source = examples(self.tokenizer, self.seed, self.max_tokens, self.again_share)
+        source = examples(self.tokenizer, self.seed, self.max_tokens, self.again_share, self.wording)
         while True:
             pool = sorted(itertools.islice(source, _POOL), key=lambda example: len(example.token_ids))
             batches: list[list[Example]] = [[]]

@@ -13,6 +13,7 @@ control trains on the very same passes and reads the plain mask embedding.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,15 @@ from reasonrt.diffusion.checkpoints import load_for_training, save_model
 from reasonrt.diffusion.model import DiffusionModel
 from reasonrt.diffusion.residual import blend_probs
 from reasonrt.zoo.corpus import IGNORED, Batches
-from reasonrt.zoo.recipe import Progress, build_optimizers, build_tokenizer, resume, save_checkpoint, set_rates
+from reasonrt.zoo.recipe import (
+    CHECKPOINT,
+    Progress,
+    build_optimizers,
+    build_tokenizer,
+    resume,
+    save_checkpoint,
+    set_rates,
+)
 
 BLOCK_LENGTH = 32
 
@@ -295,12 +304,12 @@ def train_diffusion(
         layer.project = torch.compile(layer.project, dynamic=True)
         layer.mix = torch.compile(layer.mix, dynamic=True)
     optimizers = build_optimizers(model, recipe.lr, with_muon=True)
-    checkpoint = out / "checkpoint.pt"
+    checkpoint = out / CHECKPOINT
     done_tokens, steps = resume(checkpoint, model, optimizers)
     rng = torch.Generator().manual_seed(recipe.seed * 7919 + steps)
     batches = iter(Batches(tokenizer, recipe.seed + 1000 * steps, recipe.batch_tokens, recipe.max_tokens))
     started, saved, since = time.perf_counter(), time.perf_counter(), done_tokens
-    losses: list[float] = []
+    losses = deque[float](maxlen=25)
     while done_tokens < recipe.tokens:
         token_ids, labels = next(batches)
         share = done_tokens / recipe.tokens
@@ -319,10 +328,8 @@ def train_diffusion(
         done_tokens += int((token_ids != tokenizer.pad_token_id).sum())
         steps += 1
         losses.append(masked_loss.item())
-        if len(losses) == 25:
-            rate = (done_tokens - since) / (time.perf_counter() - started)
-            report(Progress(done_tokens, recipe.tokens, sum(losses) / len(losses), rate))
-            losses.clear()
+        rate = (done_tokens - since) / (time.perf_counter() - started)
+        report(Progress(done_tokens, recipe.tokens, sum(losses) / len(losses), rate))
         if time.perf_counter() - saved > 60:
             save_checkpoint(checkpoint, model, optimizers, done_tokens, steps)
             saved = time.perf_counter()

@@ -6,6 +6,7 @@ floating-point sums: a rerun reaches the same accuracy, not the same bits.
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from reasonrt.zoo.corpus import IGNORED, Batches
 from reasonrt.zoo.muon import Float32Muon
 from reasonrt.zoo.problems import mixture
 from reasonrt.zoo.tokenizer import VOCAB_SIZE, train_tokenizer
-from reasonrt.zoo.traces import trace
+from reasonrt.zoo.traces import Wording, trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Recipe:
         lr: peak rate of Muon (matrices) and AdamW (embedding, norms) alike; with `begin`, of AdamW for all.
         decay_share: the last share of training, in which the rate falls linearly to zero.
         max_tokens: longest training example.
-        again_share: see `traces.trace`.
+        again_share, wording: see `traces.trace`.
         begin: the shipped model with whose weights training begins; None begins with fresh ones.
         seed: of weights and data.
     """
@@ -50,13 +51,19 @@ class Recipe:
     decay_share: float = 0.4
     max_tokens: int = 512
     again_share: float = 0.0
+    wording: Wording = "own"
     begin: str | None = None
     seed: int = 1
 
 
+CHECKPOINT = "checkpoint.pt"
+"""Of a training that has not ended, in the folder of its model."""
+
 _TARGET = Recipe(hidden=256, layers=6, mlp=704, heads=4, kv_heads=2, tokens=41_000_000)
+_DRAFT = Recipe(hidden=128, layers=4, mlp=384, heads=2, kv_heads=1, tokens=19_000_000)
 RECIPES = {
-    "nano-draft": Recipe(hidden=128, layers=4, mlp=384, heads=2, kv_heads=1, tokens=19_000_000),
+    "nano-draft": _DRAFT,
+    "nano-draft-other": replace(_DRAFT, wording="other"),
     "nano-target": _TARGET,
     "nano-thinker": replace(
         _TARGET,
@@ -133,7 +140,7 @@ def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda
     tokenizer = build_tokenizer()
     model = build_model(recipe, tokenizer)
     optimizers = build_optimizers(model, recipe.lr, with_muon=not recipe.begin)
-    checkpoint = out / "checkpoint.pt"
+    checkpoint = out / CHECKPOINT
     done_tokens, skip = resume(checkpoint, model, optimizers)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,7 +148,7 @@ def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda
     compiled = torch.compile(model, dynamic=True)
     started, saved, since = time.perf_counter(), time.perf_counter(), done_tokens
     batches = _batches(recipe, tokenizer, skip)
-    losses: list[float] = []
+    losses = deque[float](maxlen=50)
     while done_tokens < recipe.tokens:
         token_ids, labels = (tensor.to(device) for tensor in next(batches))
         set_rates(optimizers, recipe.lr, recipe.decay_share, done_tokens / recipe.tokens)
@@ -154,10 +161,8 @@ def train(recipe: Recipe, out: Path, report: Callable[[Progress], None] = lambda
         done_tokens += int((token_ids != tokenizer.pad_token_id).sum())
         skip += 1
         losses.append(loss.item())
-        if len(losses) == 50:
-            rate = (done_tokens - since) / (time.perf_counter() - started)
-            report(Progress(done_tokens, recipe.tokens, sum(losses) / len(losses), rate))
-            losses.clear()
+        rate = (done_tokens - since) / (time.perf_counter() - started)
+        report(Progress(done_tokens, recipe.tokens, sum(losses) / len(losses), rate))
         if time.perf_counter() - saved > 60:
             save_checkpoint(checkpoint, model, optimizers, done_tokens, skip)
             saved = time.perf_counter()
@@ -200,7 +205,7 @@ def set_rates(optimizers: list[torch.optim.Optimizer], lr: float, decay_share: f
 def _batches(recipe: Recipe, tokenizer: Any, skip: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     # a resumed run draws other examples instead of replaying the ones that it has seen
     seed = recipe.seed + 1000 * skip
-    dataset = Batches(tokenizer, seed, recipe.batch_tokens, recipe.max_tokens, recipe.again_share)
+    dataset = Batches(tokenizer, seed, recipe.batch_tokens, recipe.max_tokens, recipe.again_share, recipe.wording)
     return iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8))
 
 

@@ -76,6 +76,26 @@ def test_comparison_pairs_the_same_seed_and_threshold() -> None:
     assert (residual["control_tokens_per_pass"], residual["tokens_per_pass"], off["tokens_per_pass"]) == (2.0, 4.0, 5.0)
 
 
+def test_a_seed_that_is_there_twice_makes_no_interval_over_problems_narrower() -> None:
+    def difference(models: Sequence[BenchModel]) -> tuple[float, float]:
+        arms = arms_of(models, [0.5], ablation=False)
+        row = compare(arms, report_of(arms, {CONTROL: 3, RESIDUAL: 8}, {CONTROL: 50, RESIDUAL: 25}))[0]
+        return row["difference_low"], row["difference_high"]
+
+    assert difference(MODELS) == pytest.approx(difference(MODELS[:2]))
+
+
+@given(st.lists(st.tuples(st.floats(1, 9), st.floats(0, 1)), min_size=2, max_size=8, unique_by=lambda point: point[0]))
+def test_equal_curves_are_equal_at_every_accuracy(points: list[tuple[float, float]]) -> None:
+    rows = [
+        {"arm": arm, "seed": 1, "threshold": index, "accuracy": accuracy, "tokens_per_pass": tokens}
+        for arm in (CONTROL, RESIDUAL)
+        for index, (tokens, accuracy) in enumerate(points)
+    ]
+
+    assert {row["times"] for row in summarize(rows)["equal_accuracy"]} <= {1.0}
+
+
 def test_one_seed_gives_no_interval_over_seeds() -> None:
     arms = arms_of(MODELS[:2], [0.5])
     report = report_of(arms, {CONTROL: 3, RESIDUAL: 8, OFF: 2}, {CONTROL: 50, RESIDUAL: 25, OFF: 20})

@@ -12,6 +12,7 @@ from reasonrt.benches.stopping import (
     joint_boundary_rows,
     levels_row,
     looks_row,
+    most_cases,
     tightness_row,
     tries_row,
     validity_rows,
@@ -39,6 +40,7 @@ def test_cases_are_every_population_with_every_family_that_it_has_signals_for() 
         ("recorded", "deer"),
         ("recorded", "all"),
     ]
+    assert len(found) == most_cases(recorded, ["deer", "eat"]) - 1  # of which the traces know nothing
 
 
 def _with_confidence_alone(trace: Trace) -> Trace:

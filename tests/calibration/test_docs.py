@@ -20,7 +20,9 @@ def test_the_program_runs(tmp_path: Path) -> None:
 
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 
-    assert Certificate.read(tmp_path / "certificate.json").risk == "lost_correct"
+    certificate = Certificate.read(tmp_path / "certificate.json")
+    assert certificate.risk == "lost_correct"
+    assert certificate.rule.reads == {"end_of_thinking", "entropy_after_thinking"}, "not the family of the command"
 
 
 @pytest.mark.parametrize(("command", "output"), re.findall(r"^\$ python (.*)\n(.*)$", PAGE, re.MULTILINE))

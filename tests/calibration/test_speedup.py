@@ -7,16 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt.calibration.speedup import (
-    Parts,
-    Speed,
-    Work,
-    break_even_share,
-    fit_speed,
-    planned,
-    predicted_speedup,
-)
+from reasonrt.calibration.speedup import break_even_share, fit_speed
 from reasonrt.errors import CalibrationError
+from reasonrt.policies.speculation.costs import Parts, Speed, Work, planned, predicted_speedup
 
 SPEEDS = st.builds(Speed, pass_s=st.floats(1e-3, 1), write_s=st.floats(0, 0.1), read_s=st.floats(0, 0.1))
 WORKS = st.builds(Work, passes=st.floats(1, 1000), read=st.floats(1, 5000))

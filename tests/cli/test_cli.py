@@ -24,7 +24,7 @@ def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProc
         (["solve", ""], "the prompt is empty; give a question"),
         (
             ["solve", "1 + 1", "--policy", "magic"],
-            "unknown policy 'magic'; there are arbitrage, block_diffusion, ",
+            "unknown policy 'magic'; there are arbitrage, auto, block_diffusion, ",
         ),
         (["solve", "1 + 1", "--max-tokens", "-3"], "max_tokens must be in [1, 1000000], got -3"),
         (["solve", "1 + 1", "--deadline", "0"], "deadline_s must be positive, got 0"),
@@ -34,7 +34,13 @@ def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProc
         (["solve", "1 + 1", "--policy", "self_consistency", "-o", "k=0"], "k must be a whole number in [1, 64], got 0"),
         (["solve", "1 + 1", "--config", "no.yaml"], "cannot read no.yaml"),
         (["config", "show", "--config", "no.yaml"], "cannot read no.yaml"),
+        (["bench", "overhead", "--streams", "2", "--config", "no.yaml"], "cannot read no.yaml"),
         (["zoo", "train", "giant"], "there is no recipe 'giant'; there are draft-diffusion, "),
+        (["zoo", "measure", "nope"], "the zoo has no model 'nope'; it has nano-diffusion, "),
+        (
+            ["zoo", "wording", "--out", "no/x"],
+            "cannot write no/x: No such file or directory; name",
+        ),
         (["eval", "--task", "zoo", "--policy", "magic", "--out", "x"], "unknown policy 'magic'"),
         (["eval", "--task", "nothing", "--policy", "target", "--out", "x"], "nothing"),
     ],
@@ -104,6 +110,16 @@ def test_bench_overhead_writes_its_rows(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert [row["concurrency"] for row in rows] == [1, 8, 64]
     assert all(row["overhead_ms_per_step_p50"] <= row["overhead_ms_per_step_p99"] for row in rows)
+
+
+def test_bench_overhead_measures_a_server(tmp_path: Path) -> None:
+    done = run("bench", "overhead", "--streams", "2", "--rounds", "1", "--json", "streams.json", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "streams.json").read_text())["rows"]
+    assert (row["engine"], row["policy"], row["streams"], row["requests"]) == ("scripted", "target", 2, 4)
+    assert 1 < row["cpu_us_per_token"] < 10_000
+    assert f"{row['cpu_us_per_token']:.1f}" in done.stdout
 
 
 def test_json_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -74,6 +74,23 @@ def test_help_shows_an_example_that_the_command_takes(path: tuple[str, ...], com
     _parse(shlex.split(example))
 
 
+WITHOUT_JSON = {
+    ("trace",): "it shows a file that is JSON",
+    ("serve",): "it has no end, and what it logs is JSON",
+    ("config", "reference"): "it prints a page",
+    ("zoo", "wording"): "its result is a file of its own",
+    ("certificate", "sign"): "its result is the certificate, which is JSON",
+}
+
+
+@pytest.mark.parametrize(("path", "command"), _named(LEAVES))
+def test_every_command_can_be_quiet_and_give_json(path: tuple[str, ...], command: Any) -> None:
+    options = {option for parameter in command.params for option in parameter.opts}
+
+    assert "--quiet" in options
+    assert ("--json" in options) is (path not in WITHOUT_JSON)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,7 +2,12 @@
 
 import asyncio
 import json
+import re
+import shutil
+import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +15,10 @@ from typing import Any, Self
 import pytest
 from typer.testing import CliRunner
 
-from reasonrt.cli import common
+from reasonrt.cli import common, doctor
 from reasonrt.cli.common import complete_model, complete_policy, complete_task
 from reasonrt.cli.main import app
-from reasonrt.config import Config
+from reasonrt.config import ZOO_FOLDER, Config
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import ConfigError
 from reasonrt.policies.registry import policy_names
@@ -28,6 +33,11 @@ def _run(*arguments: str) -> tuple[str, str]:
 
 def test_the_version_is_printed() -> None:
     assert _run("--version") == (f"reasonrt {version('reasonrt')}\n", "")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "reasonrt", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"reasonrt {version('reasonrt')}\n"
 
 
 def test_names_are_completed() -> None:
@@ -77,6 +87,7 @@ def test_an_engine_that_no_one_has_configured_is_named_beside_those_that_are() -
         ("policies: {arbitrage: {no_such: 1}}", "unknown option 'no_such'"),
         ("serve: {efforts: {high: {policy: arbitrage, options: {router_file: no-such.json}}}}", "no-such.json"),
         ("engines: {target: {model: 'zoo:nano-target', speculative: {model: no-such}}}", "no model folder no-such"),
+        ("engines: {target: {model: 'zoo:nano-target', tool_parser: hermes}}", "shows no tools"),
         ("engines: {target: {kind: remote, base_url: 'http://x', model: m, tokenizer: no-such}}", "no-such"),
     ],
 )
@@ -89,6 +100,66 @@ def test_doctor_opens_every_file_that_the_configuration_names(tmp_path: Path, li
     problems = [found["way_out"] for found in json.loads(done.stdout)["findings"] if found["status"] == "problem"]
     assert done.exit_code == 1
     assert any(expected in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(("key", "parser"), [("", "mistral"), (", tool_parser: hermes", "hermes")])
+def test_doctor_names_the_parser_of_calls(tmp_path: Path, key: str, parser: str) -> None:
+    model, file = shutil.copytree(ZOO_FOLDER / "nano-draft", tmp_path / "model"), tmp_path / "x.yaml"
+    (model / "chat_template.jinja").write_text("{{ tools }}[TOOL_CALLS]")
+    file.write_text(f"engines: {{target: {{model: {model}{key}}}}}")
+
+    findings = json.loads(_run("doctor", "--config", str(file), "--json", "-")[0])["findings"]
+
+    (value,) = [found["value"] for found in findings if found["subject"] == "engine target"]
+    assert value == f"{model}, 1024 tokens, tool parser {parser}"
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Gives text alone, and holds it to an expression."""
+
+    def do_GET(self) -> None:
+        self._answer({"data": [{"id": "m", "max_model_len": 512}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self._answer({"choices": [{"text": body.get("regex", "2")}]})
+
+    def _answer(self, content: object) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (its name there)
+        pass
+
+
+def test_doctor_asks_a_server_what_it_cannot_do(tmp_path: Path, tokenizer_folder: Path) -> None:
+    def found() -> dict[str, str]:
+        findings = json.loads(_run("doctor", "--config", str(file), "--json", "-")[0])["findings"]
+        (one,) = [found for found in findings if found["subject"] == "engine target"]
+        return dict(one)
+
+    file = tmp_path / "x.yaml"
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        file.write_text(
+            f"engines: {{target: {{kind: remote, base_url: '{url}', model: m, tokenizer: {tokenizer_folder}}}}}"
+        )
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = found()
+        server.shutdown()
+    gone = found()
+
+    assert (asked["value"], asked["status"]) == ("m on another server", "note")
+    assert asked["way_out"] == (
+        "takes no n: samples are asked for one by one; gives text alone, which is tokenized again; may ignore "
+        "cache_salt: callers then share its prefix cache; gives no log-probabilities; holds no text to json, "
+        "json_object, choice, grammar, structural_tag; no tools: no parser is named, or found from the chat template"
+    )
+    assert gone["status"] == "note"
+    assert gone["way_out"].startswith(f"what it can do is not known: nothing answers at {url}")
 
 
 def test_a_start_without_a_terminal_is_told_every_few_seconds(
@@ -129,9 +200,30 @@ def test_the_answer_is_printed_before_the_engines_are_closed(monkeypatch: pytest
     assert "tokens generated" in seen[0]
 
 
+def test_a_bench_tells_its_rate_or_is_quiet() -> None:
+    told = _run("bench", "overhead", "--rounds", "10")[1]
+    out, error = _run("bench", "overhead", "--rounds", "10", "--quiet", "--json", "-")
+
+    assert re.search(r"^64 concurrently: 10 of 10, [\d.]+/s$", told, re.MULTILINE)
+    assert [row["concurrency"] for row in json.loads(out)["rows"]] == [1, 8, 64]
+    assert error == ""
+
+
 def test_quiet_prints_what_is_asked_for_alone() -> None:
     assert _run("--quiet", "zoo", "list") == ("", "")
+    assert _run("zoo", "list", "--quiet") == ("", "")
     out, error = _run("--quiet", "policies", "--json", "-")
     assert json.loads(out)["policies"]
     assert error == ""
     assert _run("zoo", "list")[0]
+
+
+def test_what_stands_in_brackets_is_said_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich takes `[gpu]` for a tag, and shows nothing of it."""
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(common.console, "width", 200)
+
+    done = CliRunner().invoke(app, ["doctor"], env={"NO_COLOR": "1"})
+
+    for extra in ("gpu", "ray", "programs"):
+        assert f"pip install 'reasonrt[{extra}]'" in " ".join(done.stdout.split())

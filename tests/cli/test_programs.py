@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,53 @@ def test_a_certificate_holds_back_what_is_too_unsure(folder: Path) -> None:
     assert details["said"] == "The candidates do not agree well enough for an answer."
     assert set(details["surviving"]) <= set(details["shares"])
     assert details["status"] == "final"
+    # a context that fits would go to a direct call, which never abstains
+    assert ask(problem, "careful.json", direct="auto")["abstained"] is True
+    for another in ("direct=always", "strategy=plurality"):
+        assert f"{another} would answer otherwise" in refused(
+            "ask", "problem.txt", "?", "--policy", f"program_search@weights=careful.json,k=3,{another}"
+        )
+
+
+def rewritten(folder: Path, name: str, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> None:
+    """The recording with each of its records changed."""
+    head, *lines = (folder / "recorded" / "journal.jsonl").read_text().splitlines()
+    (folder / name).mkdir()
+    changed = [json.dumps(change(number, json.loads(line))) for number, line in enumerate(lines)]
+    (folder / name / "journal.jsonl").write_text("\n".join([head, *changed]) + "\n")
+
+
+def test_direct_calls_compete_with_what_is_believed_of_all_candidates(folder: Path) -> None:
+    def change(number: int, record: dict[str, Any]) -> dict[str, Any]:
+        gold = record["answer"]
+        said = [str(int(gold) + 1), gold, gold]
+        trials = [
+            trial | {"answer": answer, "confidences": [0.5]}
+            for trial, answer in zip(record["trials"], said, strict=True)
+        ]
+        return record | {"trials": trials, "direct": gold if number % 2 else "0"}
+
+    rewritten(folder, "voted", change)
+    done = run("calibrate", "programs", "--out", "voted", "-o", "voted.json", *DRAWN)
+
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert Weights.read(Path("voted.json")).direct_below_tokens == 0
+
+
+def test_the_half_that_is_certified_on_has_no_part_in_what_is_learned(folder: Path) -> None:
+    """There every direct call is right, and none of those that are learned from."""
+    rewritten(
+        folder,
+        "halves",
+        lambda number, record: (
+            record | {"direct": record["answer"] if number % 2 else "none", "context_tokens": 1000 + number}
+        ),
+    )
+    done = run("calibrate", "programs", "--out", "halves", "-o", "halves.json", "--alpha", "0.25", *DRAWN)
+
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "no direct calls: the certificate is for programs" in done.stdout
+    assert (Weights.read(Path("halves.json")).direct_below_tokens or 0) < 1010
 
 
 def test_weights_serve_only_what_they_were_learned_for(folder: Path) -> None:
@@ -175,6 +222,7 @@ def test_bench_takes_the_recording_and_has_a_row_for_each_arm(folder: Path) -> N
         (["calibrate", "programs", "--out", "x", "-o", "x.json", "--options", "k=0"], "k must be a whole number"),
         (["calibrate", "programs", "--out", "x", "-o", "x.json", "--model", "no"], "there is no model folder no;"),
         (["calibrate", "programs", "--out", "recorded", "-o", "x.json", *DRAWN, "--options", "k=4"], "options.k 3"),
+        (["calibrate", "programs", "--out", "x", "-o", "x.json", *DRAWN, *DRAWN[:2]], "/0' is there twice; name each"),
         (["calibrate", "programs", "--out", "recorded", "-o", "x.json", "--alpha", "0", *DRAWN], "alpha"),
         (["calibrate", "programs", "--out", "recorded", "-o", "x.json", "--alpha", "0.01", *DRAWN], "record more"),
         (["calibrate", "programs", "--out", "recorded", "-o", "no/x.json", *DRAWN], "cannot write no/x.json"),

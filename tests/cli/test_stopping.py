@@ -31,10 +31,11 @@ from reasonrt.calibration import (
 from reasonrt.calibration.stopping import provenance
 from reasonrt.calibration.stopping.candidates import candidate_rules, splits
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
+from reasonrt.cli import stopping_bench
 from reasonrt.cli.doctor import certificate_findings
 from reasonrt.cli.main import app
 from reasonrt.config import Config
-from reasonrt.errors import CalibrationError, ReasonRTError
+from reasonrt.errors import ReasonRTError
 from reasonrt.policies.stopping.evidence import KeptEvidence, Vote
 from reasonrt.policies.stopping.evidence_file import EvidenceFile
 from reasonrt.policies.stopping.service import evidence_path
@@ -433,6 +434,28 @@ def test_bench_writes_its_rows(tmp_path: Path) -> None:
     assert {row["part"] for row in rows} == {"tightness"}
 
 
-def test_bench_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(CalibrationError, match="unknown part 'speed'"):
-        CliRunner().invoke(app, ["bench", "stopping", "--part", "speed"], catch_exceptions=False)
+def test_bench_refuses_what_it_cannot_do_or_does_not_read(folder: Path) -> None:
+    assert "unknown part 'speed'" in refused("bench", "stopping", "--part", "speed")
+    without = ("--task zoo", "--split test", "--arm x", "--replayed 1", "--replayed-at-once 2", "--learn x.jsonl")
+    for option in without:
+        assert "is for a run with --traces" in refused("bench", "stopping", "--part", "live", *option.split())
+    assert "--family is for what is simulated" in refused("bench", "stopping", "--part", "live", "--family", "deer")
+    traces = ("--traces", str(folder / "traces.jsonl"))
+    assert "--recorded is for a run without" in refused("bench", "stopping", *traces, "--recorded", "200")
+    assert "--timed is for --part live" in refused("bench", "stopping", "--part", "validity", "--timed", "20")
+
+
+@pytest.mark.parametrize(("risk_low", "exit_code"), [(0.06, 1), (0.04, 0)])
+def test_bench_fails_where_a_certified_arm_loses_more_than_it_may(
+    risk_low: float, exit_code: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = {"part": "live", "arm": "to the end"}
+    certified = full | {"arm": "all, certified", "risk_low": risk_low, "ok": risk_low <= 0.05}
+    monkeypatch.setattr(stopping_bench, "_measure", lambda *arguments: {"rows": [full, certified]})
+
+    result = run(
+        "bench", "stopping", "--part", "live", "--traces", str(folder / "traces.jsonl"), "--out", str(tmp_path)
+    )
+
+    assert result.exit_code == exit_code, result.output
+    assert ("does not hold" in result.output) == bool(exit_code)

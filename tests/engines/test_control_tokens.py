@@ -17,12 +17,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 import reasonrt.zoo
 from reasonrt import Limits, Message, Request, Runtime
+from reasonrt.engines.call_formats import KNOWN_FORMATS
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import RequestError
 from reasonrt.programs import protocol
 from reasonrt.programs.sandbox.base import Cell, Ending
-from reasonrt.types import Document, Step
+from reasonrt.types import Document, FunctionTool, Step, ToolCall
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
 
@@ -167,7 +168,18 @@ QWEN_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>
 """Not marked as special in Qwen's tokenizer; its chat template frames calls of tools with them."""
 
 QWEN_TEMPLATE = """
-{%- if messages[0].role == 'system' %}
+{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0].role == 'system' %}
+        {{- messages[0].content + '\n\n' }}
+    {%- endif %}
+    {{- "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n<tools>" }}
+    {%- for tool in tools %}
+        {{- "\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\n</tools>\n\n<tool_call>\n{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}\n</tool_call><|im_end|>\n" }}
+{%- elif messages[0].role == 'system' %}
     {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
 {%- endif %}
 {%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
@@ -194,7 +206,12 @@ QWEN_TEMPLATE = """
             {{- '<|im_start|>' + message.role + '\n' + content }}
         {%- endif %}
         {%- for tool_call in message.tool_calls or [] %}
-            {{- '\n<tool_call>\n{"name": "' + tool_call.name + '"}\n</tool_call>' }}
+            {%- if tool_call.function %}
+                {%- set tool_call = tool_call.function %}
+            {%- endif %}
+            {{- '\n<tool_call>\n{"name": "' + tool_call.name + '", "arguments": ' }}
+            {{- tool_call.arguments | tojson }}
+            {{- '}\n</tool_call>' }}
         {%- endfor %}
         {{- '<|im_end|>\n' }}
     {%- elif message.role == "tool" %}
@@ -208,7 +225,7 @@ QWEN_TEMPLATE = """
 
 
 def make_qwen(folder: Path) -> Path:
-    """A byte-level tokenizer with Qwen's control tokens and Qwen3's chat template, without definitions of tools."""
+    """A byte-level tokenizer with Qwen's control tokens and, in few words, Qwen3's chat template."""
     special = [AddedToken(token, special=True, normalized=False) for token in QWEN_CONTROLS]
     return make(folder, QWEN_TEMPLATE, [*special, *(AddedToken(token, normalized=False) for token in QWEN_TAGS)])
 
@@ -270,6 +287,79 @@ def test_a_control_token_that_a_caller_says_is_text(
 
     assert controls_in(tokenizer, hostile, names) == controls_in(tokenizer, harmless, names)
     assert tokenizer.decode(hostile).count(control) == tokenizer.decode(harmless).count(control) + 8
+
+
+def with_tools(said: str) -> tuple[list[Message], list[FunctionTool]]:
+    """A conversation with tools, in which everything that a caller may say is `said`."""
+    schema = {"type": "object", "properties": {f"a{said}": {"enum": [said, [said]], "description": said}}}
+    call = ToolCall(said, said, json.dumps({said: [said, {"b": said}]}))
+    result = Message("tool", said, tool_call_id=said, name=said)
+    messages = [Message("user", said), Message("assistant", said, (call, call)), result]
+    return messages, [FunctionTool("weather", said, schema), FunctionTool("clock", said)]
+
+
+@pytest.mark.parametrize("control", [*QWEN_CONTROLS, *QWEN_TAGS])
+def test_no_definition_call_or_result_of_a_tool_holds_a_control_token(
+    of_models: dict[str, HFTokenizer], control: str
+) -> None:
+    tokenizer, names = of_models["qwen"], controls_of("qwen")
+
+    hostile, harmless = (tokenizer.chat_with_tools(*with_tools(said)) for said in (f"2{control}\n\\{control}", "2"))
+
+    assert controls_in(tokenizer, hostile, names) == controls_in(tokenizer, harmless, names)
+    assert controls_in(tokenizer, harmless, names)["<tool_response>"] == 1
+    assert tokenizer.decode(hostile).count(control) > 20
+
+
+@given(said=CONTENT)
+def test_what_tools_hold_is_read_as_it_was_sent(of_models: dict[str, HFTokenizer], said: str) -> None:
+    tokenizer, names = of_models["qwen"], controls_of("qwen")
+
+    ids, harmless = (tokenizer.chat_with_tools(*with_tools(text)) for text in (said, "x"))
+
+    assert controls_in(tokenizer, ids, names) == controls_in(tokenizer, harmless, names)
+    shown = tokenizer.decode(ids)
+    assert json.dumps({said: [said, {"b": said}]}, ensure_ascii=False) in shown
+    assert f'"description": {json.dumps(said, ensure_ascii=False)}' in shown or not said
+
+
+def test_tools_read_as_with_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = make_qwen(tmp_path / "qwen")
+    messages, tools = with_tools("2 + 2")
+    shown = [
+        {"role": "user", "content": "2 + 2"},
+        {
+            "role": "assistant",
+            "content": "2 + 2",
+            "tool_calls": [
+                {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+                for call in messages[1].tool_calls
+            ],
+        },
+        {"role": "tool", "content": "2 + 2"},
+    ]
+
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    expected = theirs.apply_chat_template(
+        shown,
+        tools=[tool.to_json() for tool in tools],
+        chat_template=QWEN_TEMPLATE,
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+
+    assert HFTokenizer(folder).chat_with_tools(messages, tools) == expected
+    assert HFTokenizer(folder).call_format == next(known for known in KNOWN_FORMATS if known.parser == "hermes")
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[]", "7", '"a"', "null"])
+def test_call_that_is_badly_spelt_leaves_the_rest_of_its_conversation(
+    of_models: dict[str, HFTokenizer], arguments: str
+) -> None:
+    messages = [Message("user", "?"), Message("assistant", "", (ToolCall("a", "f", arguments),)), Message("tool", "7")]
+
+    assert '"arguments": {}}' in of_models["qwen"].decode(of_models["qwen"].chat(messages))
 
 
 @pytest.mark.parametrize("place", ["message", "context", "name of a document", "step of another model"])

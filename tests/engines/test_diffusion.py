@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -25,11 +26,12 @@ from reasonrt.diffusion.model import DiffusionModel, attend_among_rows
 from reasonrt.diffusion.sampling import Drawing
 from reasonrt.diffusion.writers import Settled, Task
 from reasonrt.engines.build import build_engine
-from reasonrt.engines.diffusion import DiffusionEngine, DiffusionSettings
+from reasonrt.engines.diffusion import DiffusionEngine, DiffusionSettings, _DraftLogprobs
 from reasonrt.engines.linked import LinkedEngine
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
+from reasonrt.kernels.row_stats import row_stats
 from reasonrt.metering import MeteredEngine
-from reasonrt.ports import Capability, canvas_positions
+from reasonrt.ports import Capability, Verified, canvas_positions
 from reasonrt.scopes import Scope
 from reasonrt.types import FinishReason, Limits, Message, Sampling, TokenDelta
 from tests.engines.conftest import write_random_model
@@ -204,6 +206,22 @@ async def test_speculating_with_itself_it_writes_what_the_model_writes_and_verif
         reading = await engine.read(prompt, [ids[0], ids[1]])
         (first,) = await write(engine, prompt, Sampling(1, logprobs=True))
         assert reading.logprobs[0] == pytest.approx(first.logprobs[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("num_tokens", [100, 20_000])
+def test_of_what_a_pass_predicts_for_a_draft_no_row_is_kept(num_tokens: int) -> None:
+    drafted = list(range(32))
+    watch = _DraftLogprobs(drafted, 7, Sampling(1, logprobs=True, top_logprobs=3))
+    logits = torch.randn(32, num_tokens, generator=torch.Generator().manual_seed(0))
+
+    watch(np.arange(7, 39), row_stats(logits), logits)
+
+    assert len(pickle.dumps(watch)) < 10_000
+    found = watch.fill(Verified((0,)), -1.0)
+    expected = logits.double().log_softmax(-1)
+    assert found.logprobs == pytest.approx([float(row[i]) for i, row in zip(drafted, expected, strict=True)], abs=1e-4)
+    assert list(found.top_token_ids) == [tuple(row.topk(3).indices.tolist()) for row in expected]
+    assert found.own_logprob == -1.0
 
 
 async def test_verify_of_a_draft_longer_than_a_pass_is_a_plain_causal_pass(causal_engine: DiffusionEngine) -> None:

@@ -209,6 +209,7 @@ def test_settings_of_speed_and_size_change_nothing(folder: Path) -> None:
     harmless = {
         "max_model_len": 99, "max_num_seqs": 3, "kv_cache_mib": 7, "gpu_share": 0.1, "block_size": 64, "cores": "0",
         "niceness": 5, "compile": True, "tensor_parallel": 2, "scores": True, "structured": True,
+        "tool_parser": None,
     }  # fmt: skip
     computing = {"boundary", "dtype", "speculative"}
     assert {field.name for field in dataclasses.fields(VllmSettings)} == harmless.keys() | computing

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reasonrt import Request, Runtime
+from reasonrt import FunctionTool, Request, Runtime
 from reasonrt.engines.linked import EngineHost, LinkedEngine
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError, RequestError
@@ -114,3 +114,25 @@ async def test_near_end_learns_what_the_far_engine_finds_out_at_its_start() -> N
     assert await near.start() is near
 
     assert (near.max_model_len, near.capabilities) == (40, frozenset({Capability.READ}))
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_calls_of_tools_are_told_at_the_far_end(choice: str) -> None:
+    """The near one need not load what parses them."""
+    text = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    engine = ScriptedEngine("target", lambda _, sampling: text if sampling.structure else f"Well.\n{text}")
+    near = LinkedEngine(_Deaf("target", ""), DirectLink(EngineHost(engine)))
+
+    async with Runtime({"target": near}) as runtime:
+        request = Request.ask("?", tools=(FunctionTool("weather"),), tool_choice=choice)
+        completion = await runtime.complete(request)
+
+    assert [call.name for call in completion.tool_calls] == ["weather"]
+    assert completion.content == ("Well." if choice == "auto" else "")
+
+
+class _Deaf(ScriptedEngine):
+    async def parse_calls(self, *_: Any) -> Any:
+        raise AssertionError("the near end is asked")
+
+    structure_of_calls: Any = parse_calls

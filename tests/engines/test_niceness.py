@@ -30,6 +30,23 @@ def test_every_thread_gives_way() -> None:
     assert len(json.loads(printed.stdout)) >= 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_thread_that_ends_meanwhile_keeps_no_other_from_giving_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered: list[int] = []
+
+    def lower(which: int, thread: int, niceness: int) -> None:
+        if thread == 1:
+            raise ProcessLookupError(thread)
+        lowered.append(thread)
+
+    monkeypatch.setattr(os, "listdir", lambda path: ["1", "2"])
+    monkeypatch.setattr(os, "setpriority", lower)
+
+    WorkerExtension().give_way(7)
+
+    assert lowered == [2]
+
+
 def test_without_niceness_nothing_changes() -> None:
     before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 

@@ -36,10 +36,13 @@ shares = subprocess.Popen([sys.executable, "-S", "-c", SHARES], env=environment,
 removed = Path(orphans.owned_folder().parent) / f"removed-{{os.getpid()}}"
 removed.mkdir()
 orphans.remove_at_end(removed)
+orphans.remove_at_end(removed.with_name(f"later-*-{{os.getpid()}}"))
+later = removed.with_name(f"later-1-{{os.getpid()}}")
+later.mkdir()
 shared = Path("/dev/shm") / shares.stdout.readline().decode().strip()
 orphans.remove_shared_memory_at_end(os.getpid())
 print(apart.pid, int(apart.stdout.readline()), stopped.pid, shares.pid)
-print(orphans.owned_folder(), removed, shared, flush=True)
+print(orphans.owned_folder(), removed, later, shared, flush=True)
 sys.stdin.readline()
 """
 
@@ -112,6 +115,23 @@ def test_nothing_outlives_its_owner(end: str) -> None:
         watcher = other.watcher()
     until(lambda: other.is_gone)
     until(lambda: not is_alive(watcher), 15)
+
+
+def test_the_server_of_a_bench_ends_with_it() -> None:
+    """Also where the bench has no time to end it; in the place of the server is one that only waits."""
+    bench = (
+        "import sys; from reasonrt.benches import streams; "
+        "streams._CHILD = 'import time; print(1, flush=True); time.sleep(99)'; "
+        "running = streams._server(None, 1); print(running.__enter__()[0].pid, flush=True); sys.stdin.readline()"
+    )
+    with subprocess.Popen([sys.executable, "-c", bench], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        server = psutil.Process(int(process.stdout.readline()))
+        assert is_alive(server)
+
+        process.kill()
+
+        until(lambda: not is_alive(server))
 
 
 def test_what_an_earlier_owner_has_left_is_ended_and_no_more() -> None:

@@ -8,6 +8,7 @@ from reasonrt.config import PluginConfig, VllmConfig, load_config
 from reasonrt.engines.build import build_engine
 from reasonrt.engines.linked import LinkedEngine
 from reasonrt.errors import ConfigError
+from reasonrt.ports import Engine
 from reasonrt.types import Message, Sampling
 
 
@@ -49,18 +50,20 @@ def test_what_is_wrong_is_said_before_a_process_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-async def test_vllm_writes_the_same_in_a_process_of_its_own() -> None:
-    written = []
-    for own_process in (True, False):
-        config = VllmConfig(model="zoo:nano-draft", own_process=own_process, kv_cache_mib=64)
-        engine = await build_engine("draft", config).start()
-        try:
-            prompt = engine.tokenizer.chat((Message("user", "What is 12 + 30?"),))
-            stream = engine.generate(prompt, Sampling(40))
-            token_ids = [token_id async for delta in stream for token_id in delta.token_ids]
-            written.append((token_ids, stream.generated_tokens, engine.fingerprint))
-        finally:
-            await engine.aclose()
+async def test_vllm_writes_the_same_in_a_process_of_its_own(draft_engine: Engine) -> None:
+    config = VllmConfig(model="zoo:nano-draft", own_process=True, kv_cache_mib=64)
+    linked = await build_engine("draft", config).start()
+    try:
+        found = await written_by(linked)
+    finally:
+        await linked.aclose()
 
-    assert written[0] == written[1]
-    assert written[0][0]
+    assert found == await written_by(draft_engine)
+    assert found[0]
+
+
+async def written_by(engine: Engine) -> tuple[list[int], int, str]:
+    prompt = engine.tokenizer.chat((Message("user", "What is 12 + 30?"),))
+    stream = engine.generate(prompt, Sampling(40))
+    token_ids = [token_id async for delta in stream for token_id in delta.token_ids]
+    return token_ids, stream.generated_tokens, engine.fingerprint

@@ -2,18 +2,26 @@
 
 import asyncio
 import json
+import shutil
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tenacity import wait_none
+from tokenizers import Tokenizer
 
+from reasonrt import FunctionTool, Limits, Request, Runtime
 from reasonrt.boundaries import BoundaryKind, boundaries_of
 from reasonrt.engines.remote import RemoteEngine
+from reasonrt.engines.vllm_calls import bounded
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability
+from reasonrt.tasks import cancel
 from reasonrt.transcript import Transcript
 from reasonrt.types import FinishReason, Message, Sampling, TokenDelta
 from reasonrt.writing import write_step
@@ -21,6 +29,12 @@ from reasonrt.writing import write_step
 PROMPT = [1, 2, 3]
 END, FULL_STOP_BLANK_LINE = 0, 258
 Reply = Callable[["Call"], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that names no time is asked again at once."""
+    monkeypatch.setattr("reasonrt.engines.remote_wire._WAIT", wait_none())
 
 
 class Call:
@@ -47,10 +61,21 @@ class Call:
 
 
 class FakeServer:
-    """Answers by `reply`; before that, `start` finds a server that gives what `probe` holds."""
+    """Answers by `reply`; before that, `start` finds a server that gives what `probe` holds.
 
-    def __init__(self, reply: Reply | None = None, probe: dict[str, Any] | None = None) -> None:
+    It takes the fields in `holds` to say what a text must be, and others in silence, or not at all if it `is_strict`.
+    """
+
+    def __init__(
+        self,
+        reply: Reply | None = None,
+        probe: dict[str, Any] | None = None,
+        holds: frozenset[str] = frozenset(),
+        *,
+        is_strict: bool = False,
+    ) -> None:
         self.reply, self.probe = reply, probe if probe is not None else WITH_IDS
+        self.holds, self.is_strict = holds, is_strict
         self.calls: list[Call] = []
         self.hung_up = asyncio.Event()
 
@@ -63,13 +88,42 @@ class FakeServer:
             self.calls.append(call)
             if call.path == "/v1/models":
                 await call.answer(200, {"data": [{"id": "m", "max_model_len": 512}]})
+            elif self.is_strict and body.keys() & STRUCTURES - self.holds:
+                await call.answer(400, {"error": {"message": "extra fields not permitted"}})
+            elif body.get("stream") and body["max_tokens"] == 1 and self.probe:
+                await call.stream("[DONE]")
             elif not body.get("stream") and self.probe:
-                await call.answer(200, {"choices": [self.probe]})
+                choice = self.probe | held_by(self.holds, body)
+                await call.answer(200, {"choices": [choice] * body.get("n", 1)})
             elif self.reply:
                 await self.reply(call)
                 if body.get("stream") and await reader.read() == b"":
                     self.hung_up.set()
         writer.close()
+
+
+GUIDED = frozenset({"guided_json", "guided_regex", "guided_choice", "guided_grammar"})
+SGLANG = frozenset({"response_format", "regex", "ebnf"})
+STRUCTURES = GUIDED | SGLANG | {"structured_outputs"}
+
+
+def held_by(fields: frozenset[str], body: dict[str, Any]) -> dict[str, str]:
+    """The text of a server that takes these fields; nothing where it was asked for nothing that it knows."""
+    for field in fields & body.keys():
+        value = body[field]
+        kind = field.removeprefix("guided_").replace("ebnf", "grammar")
+        if field == "structured_outputs":
+            ((kind, value),) = value.items()
+        elif field == "response_format":
+            kind, value = value["type"].replace("json_schema", "json"), value.get("json_schema", {}).get("schema")
+        if kind == "structural_tag":
+            kind, value = "json", json.loads(value)["format"]["json_schema"]
+        if kind == "json":
+            return {"text": "{\n  " + "".join(f'"{name}" : 1' for name in value["required"])}
+        if kind == "json_object":
+            return {"text": ' { "a": 1 }'}
+        return {"text": value[0] if kind == "choice" else value.removeprefix('root ::= "').removesuffix('"')}
+    return {}
 
 
 WITH_IDS: dict[str, Any] = {
@@ -122,7 +176,7 @@ async def test_start_finds_out_what_the_server_can_do(tokenizer_folder: Path) ->
 
         assert engine.capabilities == {Capability.TOKEN_IDS, Capability.LOGPROBS, Capability.READ}
         assert engine.max_model_len == 512
-        assert [call.path for call in server.calls] == ["/v1/models", "/v1/completions"]
+        assert [call.path for call in server.calls[:2]] == ["/v1/models", "/v1/completions"]
         assert all("Bearer secret" in call.headers for call in server.calls)
 
 
@@ -140,6 +194,11 @@ async def test_ids_and_usage_of_a_generation(tokenizer_folder: Path) -> None:
     assert sent["stop_token_ids"] == [END, 5]
     assert (sent["max_tokens"], sent["temperature"], sent["top_p"], sent["seed"]) == (9, 0.5, 1.0, 3)
     assert "logprobs" not in sent
+
+
+def streams(server: FakeServer) -> list[dict[str, Any]]:
+    """What was asked of it, its start left out."""
+    return [call.body for call in server.calls if call.body.get("stream") and call.body["max_tokens"] > 1]
 
 
 def chosen(index: int, token_ids: list[int], finish: str | None = None) -> dict[str, Any]:
@@ -164,9 +223,33 @@ async def test_samples_of_one_prompt_are_one_call_and_come_as_they_end(tokenizer
         (2, (END,), FinishReason.STOP),
     ]
     assert (stream.generated_tokens, stream.passes, stream.cached_tokens) == (6, 6, 2)
-    (sent,) = [call.body for call in server.calls if call.body.get("stream")]
+    (sent,) = streams(server)
     assert (sent["n"], sent["prompt"]) == (3, PROMPT)
     assert sent["stream_interval"] > 1
+
+
+async def test_events_hold_more_tokens_where_more_is_streamed_by_steps(tokenizer_folder: Path) -> None:
+    asked, all_are_there = list[int](), asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        asked.append(call.body.get("stream_interval", 1))
+        if len(asked) == 80:
+            all_are_there.set()
+        await asyncio.sleep(10)
+
+    server = FakeServer(wait)
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        samplings = [Sampling(9, by_step=index != 20) for index in range(80)]
+        streams = [engine.generate(PROMPT, sampling) for sampling in samplings]
+        reading = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        await asyncio.wait_for(all_are_there.wait(), 20)
+        await cancel(*reading)
+        for stream in streams:
+            await stream.aclose()
+
+        assert engine.num_open == 0
+    assert sorted(asked) == sorted(min(8, max(1, num // 8)) if num != 21 else 1 for num in range(1, 81))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +266,7 @@ async def test_what_a_server_would_draw_otherwise_is_asked_one_by_one(
             ended = [item async for item in stream]
 
     assert sorted(ended) == [(index, TokenDelta((7, 8), (), FinishReason.LENGTH)) for index in range(2)]
-    sent = [call.body for call in server.calls if call.body.get("stream")]
+    sent = streams(server)
     assert sorted(body["max_tokens"] for body in sent) == sorted(sampling.max_tokens for sampling in samplings)
     assert not any("n" in body for body in sent)
 
@@ -308,7 +391,7 @@ async def test_a_refused_start_says_why(
         (replies({"choices": [3]}), "no completion"),
         (replies({"choices": [{"text": "x", "finish_reason": None}]}), "no completion"),
         (replies(chunk([1, "2"])), "no completion"),
-        (replies(chunk([1] * 9)), "no completion"),
+        (replies(chunk([1, None])), "no completion"),
         (replies(chunk([1], "abort")), "ended a generation by 'abort'"),
         (replies(chunk([1]), "[DONE]"), "without a reason"),
         (replies(chunk([1]), {"error": {"message": "out of memory"}}), "gave up a generation: out of memory"),
@@ -392,11 +475,37 @@ async def test_nothing_at_the_address_is_said(tokenizer_folder: Path) -> None:
         await engine.start()
 
 
+async def test_failure_of_tls_is_told_of_as_one(tokenizer_folder: Path) -> None:
+    """Something answers there: a server that knows no TLS."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        await reader.read(1)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+        engine = RemoteEngine("far", url, "m", tokenizer=tokenizer_folder)
+        with pytest.raises(EngineError, match=rf"no TLS with {url} \(.*SSL.*\); correct base_url"):
+            await engine.start()
+
+
+async def test_why_a_chat_refuses_is_told_where_there_are_no_completions(tokenizer_folder: Path) -> None:
+    async def reply(call: Call) -> None:
+        is_chat = call.path == "/v1/chat/completions"
+        await call.answer(403 if is_chat else 404, {"error": {"message": "no quota" if is_chat else "Not Found"}})
+
+    async with engine_on(FakeServer(reply, probe={}), tokenizer_folder) as engine:
+        with pytest.raises(EngineError, match="answered 403: no quota; give the server's key as api_key"):
+            await engine.start()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"base_url": "localhost:8000/v1"}, "base_url must be like"),
         ({"base_url": "http://"}, "base_url must be like"),
+        ({"base_url": "http://ada:word@host/v1", "api_key": "key"}, "base_url holds a login, and there is an api_key"),
         ({"max_model_len": 1}, "max_model_len must be"),
         ({"timeout_s": 0}, "timeout_s positive"),
         ({"tokenizer": None}, "give its tokenizer's"),
@@ -543,9 +652,238 @@ def test_login_of_an_address_that_is_none_is_not_shown(tokenizer_folder: Path, u
     assert "cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("end", ["?api-key=sekret", "?code=sekret#x", "#sekret", "?"])
+def test_address_with_a_query_is_refused_unseen(tokenizer_folder: Path, end: str) -> None:
+    with pytest.raises(ConfigError, match="takes no query and no fragment; give the server's key as api_key") as caught:
+        RemoteEngine("far", f"https://host/v1{end}", "m", tokenizer=tokenizer_folder)
+
+    assert "sekret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["schlüssel", " mine", "mine\nX-Other: 1"])
 def test_key_that_no_header_can_hold_is_refused_unseen(tokenizer_folder: Path, key: str) -> None:
     with pytest.raises(ConfigError, match="a header cannot hold the api_key") as caught:
         RemoteEngine("far", "http://host/v1", "m", tokenizer=tokenizer_folder, api_key=key)
 
     assert key.strip() not in str(caught.value)
+
+
+ASKED: dict[str, Any] = {
+    "json": {"type": "array"},
+    "json_object": True,
+    "regex": "a+",
+    "choice": ["a", "b"],
+    "grammar": 'root ::= "a"',
+    "structural_tag": "{}",
+}
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+@pytest.mark.parametrize(
+    ("holds", "sent"),
+    [
+        (frozenset(), {}),
+        (
+            frozenset({"structured_outputs"}),
+            {kind: {"structured_outputs": bounded({kind: value})} for kind, value in ASKED.items()},
+        ),
+        (
+            GUIDED,
+            {kind: {f"guided_{kind}": ASKED[kind]} for kind in ("json", "regex", "choice", "grammar")},
+        ),
+        (
+            SGLANG,
+            {
+                "json": {
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {"name": "answer", "schema": ASKED["json"]},
+                    }
+                },
+                "json_object": {"response_format": {"type": "json_object"}},
+                "regex": {"regex": "a+"},
+                "grammar": {"ebnf": ASKED["grammar"]},
+            },
+        ),
+    ],
+)
+async def test_structure_is_asked_for_by_the_field_that_the_server_takes(
+    tokenizer_folder: Path, holds: frozenset[str], sent: dict[str, Any], is_strict: bool
+) -> None:
+    server = FakeServer(replies(chunk([7, END], "stop"), "[DONE]"), None, holds, is_strict=is_strict)
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        assert (Capability.STRUCTURE in engine.capabilities) is bool(sent)
+        for kind, value in ASKED.items():
+            if kind in sent:
+                await collect(engine, Sampling(4, structure={kind: value}))
+                asked = server.calls[-1].body
+                assert {field: asked[field] for field in STRUCTURES & asked.keys()} == sent[kind]
+                continue
+            before = len(server.calls)
+            with pytest.raises(RequestError, match=f"cannot hold a text to {kind}, only to "):
+                await collect(engine, Sampling(4, structure={kind: value}))
+            assert len(server.calls) == before
+        await collect(engine, Sampling(4))
+        assert not STRUCTURES & server.calls[-1].body.keys()
+        lacking = [kind for kind in ASKED if kind not in sent]
+        assert any(f"holds no text to {', '.join(lacking)}" in lack for lack in engine.lacks) is bool(lacking)
+
+
+async def test_event_loop_goes_on_while_a_schema_is_compiled(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one imports vLLM, too."""
+    longest_s = 0.0
+
+    async def tick() -> None:
+        nonlocal longest_s
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.monotonic() - before)
+
+    monkeypatch.setattr("reasonrt.engines.vllm_calls._tag_of_json", lambda schema: time.sleep(1))
+    server = FakeServer(replies(chunk([7, END], "stop"), "[DONE]"), None, frozenset({"structured_outputs"}))
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        ticking = asyncio.create_task(tick())
+        await collect(engine, Sampling(4, structure={"json": ASKED["json"]}))
+        await cancel(ticking)
+
+    assert longest_s < 0.8
+
+
+async def test_text_that_only_looks_held_is_not(tokenizer_folder: Path) -> None:
+    """A field that a server takes in silence changes nothing: what the model writes by itself does not count."""
+    async with engine_on(FakeServer(probe=WITH_IDS | {"text": " \n"}), tokenizer_folder) as engine:
+        await engine.start()
+
+        assert Capability.STRUCTURE not in engine.capabilities
+
+
+async def test_request_is_refused_before_it_begins_where_the_server_cannot_hold_it(tokenizer_folder: Path) -> None:
+    server = FakeServer(replies(chunk([66, END], "stop"), "[DONE]"), None, SGLANG)
+    async with engine_on(server, tokenizer_folder) as engine:
+        await engine.start()
+        runtime = Runtime({"target": engine})
+        with pytest.raises(RequestError, match="the server of engine 'far' cannot hold a text to choice"):
+            runtime.prepare(Request.ask("?", structure={"choice": ["a"]}))
+        completion = await runtime.complete(Request.ask("?", structure={"regex": "a+"}, limits=Limits(max_tokens=50)))
+
+    assert completion.finish_reason is FinishReason.STOP
+    assert server.calls[-1].body["regex"] == "a+"
+
+
+async def test_server_without_any_structure_refuses_it_by_name(tokenizer_folder: Path) -> None:
+    async with engine_on(FakeServer(), tokenizer_folder) as engine:
+        request = Request.ask("?", structure={"regex": "a+"})
+        Runtime({"target": engine}).prepare(request)  # what it can do is not known yet
+        await engine.start()
+        with pytest.raises(RequestError, match="policy target cannot hold its answer to a structure here"):
+            Runtime({"target": engine}).prepare(request)
+
+
+TOOL_TEMPLATE = '{% if tools %}{{ tools | tojson }} <tool_call>{"name": , "arguments": }</tool_call>{% endif %}'
+
+
+@pytest.fixture(scope="module")
+def tools_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same tokenizer, with a template that shows tools as Qwen's does."""
+    made = shutil.copytree(tokenizer_folder, tmp_path_factory.mktemp("tools") / "model")
+    template = made / "chat_template.jinja"
+    template.write_text(TOOL_TEMPLATE + template.read_text())
+    return made
+
+
+@pytest.mark.parametrize(("parser", "calls"), [("auto", True), (None, False)])
+async def test_tools_need_a_parser(tools_folder: Path, parser: str | None, calls: bool) -> None:
+    async with engine_on(FakeServer(), tools_folder, tool_parser=parser) as engine:
+        await engine.start()
+
+        assert (Capability.TOOLS in engine.capabilities) is calls
+        assert any("no tools: no parser is named" in lack for lack in engine.lacks) is not calls
+        assert engine.call_marks == (("<tool_call>",) if calls else ())
+
+
+async def test_parser_that_does_not_load_is_an_error_of_the_start_where_it_was_named(
+    tools_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was found is loaded when an answer is there, which it does not take away."""
+
+    def refuse(name: str, folder: Path) -> None:
+        raise ConfigError(f"vLLM has no tool parser {name}; it has others")
+
+    monkeypatch.setattr("reasonrt.engines.vllm_calls.VllmToolParser", refuse)
+    async with engine_on(FakeServer(), tools_folder, tool_parser="hermess") as engine:
+        with pytest.raises(ConfigError, match="engine 'far': vLLM has no tool parser hermess"):
+            await engine.start()
+    async with engine_on(FakeServer(replies(chunk([66, END], "stop"), "[DONE]")), tools_folder) as engine:
+        await engine.start()
+        request = Request.ask("?", tools=WEATHER, limits=Limits(max_tokens=50))
+        completion = await Runtime({"target": engine}).complete(request)
+
+    assert completion.content == engine.tokenizer.decode([66])
+    assert "vLLM has no tool parser" in completion.warnings["tools"]
+
+
+async def test_text_that_lacks_what_frames_calls_has_none(tools_folder: Path, tmp_path: Path) -> None:
+    """Servers leave special tokens out of texts: a call would stand in the answer as words."""
+    folder = shutil.copytree(tools_folder, tmp_path / "special")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<tool_call>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for probe, calls in ((WITH_IDS, True), (WITH_TEXT, False)):
+        async with engine_on(FakeServer(probe=probe), folder) as engine:
+            await engine.start()
+            assert (Capability.TOOLS in engine.capabilities) is calls
+            assert any("lacks the special tokens" in lack for lack in engine.lacks) is not calls
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = (FunctionTool("weather", parameters=CITY),)
+CALLED = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+@pytest.mark.vllm  # its parsers take long to import
+@pytest.mark.parametrize("probe", [WITH_IDS, WITH_TEXT])
+async def test_calls_are_read_from_what_a_server_writes(tools_folder: Path, probe: dict[str, Any]) -> None:
+    server = FakeServer(probe=probe)
+    async with engine_on(server, tools_folder) as engine:
+        await engine.start()
+        ids = engine.tokenizer.encode(CALLED)
+        server.reply = replies(
+            *((chunk([*ids, END], "stop"),) if probe is WITH_IDS else (text_chunk(CALLED, len(ids), "stop"),)), "[DONE]"
+        )
+        runtime = Runtime({"target": engine})
+        request = Request.ask("?", tools=WEATHER, limits=Limits(max_tokens=200))
+        completion = await runtime.complete(request)
+
+        (call,) = completion.tool_calls
+        assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Oslo"})
+        assert completion.content == ""
+        assert "weather" in engine.tokenizer.decode(server.calls[-1].body["prompt"])
+        with pytest.raises(RequestError, match="cannot hold its answer to tool_choice required here"):
+            runtime.prepare(replace(request, tool_choice="required"))
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("holds", "is_held"), [(frozenset({"structured_outputs"}), True), (GUIDED, False)])
+async def test_calls_that_must_come_are_held_where_the_server_has_grammars_for_them(
+    tools_folder: Path, holds: frozenset[str], is_held: bool
+) -> None:
+    server = FakeServer(None, None, holds)
+    async with engine_on(server, tools_folder) as engine:
+        await engine.start()
+        server.reply = replies(chunk([*engine.tokenizer.encode(CALLED), END], "stop"), "[DONE]")
+        request = Request.ask("?", tools=WEATHER, tool_choice="required", limits=Limits(max_tokens=200))
+        runtime = Runtime({"target": engine})
+        if not is_held:
+            with pytest.raises(RequestError, match="cannot hold a text to structural_tag"):
+                await runtime.complete(request)
+            one = await runtime.complete(replace(request, tool_choice="auto", parallel_tool_calls=False))
+            assert len(one.tool_calls) == 1
+            return
+        completion = await runtime.complete(request)
+        assert len(completion.tool_calls) == 1
+        assert "weather" in server.calls[-1].body["structured_outputs"]["structural_tag"]

@@ -1,6 +1,8 @@
 """`RemoteEngine` before a real vLLM server: what only that can show. The contract runs on it too."""
 
 import asyncio
+import re
+from typing import Any
 
 import httpx
 import pytest
@@ -12,14 +14,36 @@ from reasonrt.types import Message, Sampling
 pytestmark = pytest.mark.vllm
 
 
-async def test_vllm_gives_all_but_scores_verifications_and_its_length(remote_engine: RemoteEngine) -> None:
+async def test_vllm_gives_what_its_server_tells_of(
+    remote_engine: RemoteEngine,
+) -> None:
     assert remote_engine.capabilities == set(Capability) - {
         Capability.SCORE,
-        Capability.STRUCTURE,
+        Capability.TOOLS,
         Capability.VERIFY,
         Capability.VERIFY_SAMPLED,
     }
     assert remote_engine.max_model_len == 1024
+    assert not [lack for lack in remote_engine.lacks if "structural_tag" in lack or "json" in lack]
+
+
+@pytest.mark.parametrize(
+    ("structure", "pattern"),
+    [
+        ({"json": {"type": "array", "items": {"enum": [7, 8]}, "minItems": 1, "maxItems": 2}}, r"\[\s*[78][\s,78]*\]"),
+        ({"regex": "qz{2,4}x"}, "qz{2,4}x"),
+        ({"choice": ["qzx", "xzq"]}, "qzx|xzq"),
+        ({"grammar": 'root ::= "qzx" | "xzq"'}, "qzx|xzq"),
+    ],
+)
+async def test_vllm_holds_a_text_to_what_was_asked_for(
+    remote_engine: RemoteEngine, structure: dict[str, Any], pattern: str
+) -> None:
+    prompt = remote_engine.tokenizer.chat((Message("user", "1 + 1"),))
+    deltas = [delta async for delta in remote_engine.generate(prompt, Sampling(200, structure=structure))]
+    text = remote_engine.tokenizer.decode([token_id for delta in deltas for token_id in delta.token_ids])
+
+    assert re.fullmatch(pattern, text.strip())
 
 
 async def test_vllm_reports_cached_tokens(remote_engine: RemoteEngine) -> None:

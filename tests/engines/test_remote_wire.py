@@ -1,10 +1,11 @@
 """Log-probabilities as servers send them."""
 
+from copy import copy
 from typing import Any
 
 import pytest
 
-from reasonrt.engines.remote_wire import completion_body, logprobs_of
+from reasonrt.engines.remote_wire import BusyError, completion_body, logprobs_of
 from reasonrt.errors import EngineError
 from reasonrt.types import Sampling
 
@@ -21,26 +22,30 @@ DRAWN_FAR_BELOW = {"token_id:4": -9.0, "token_id:8": -0.5, "token_id:9": -1.0, "
 
 
 @pytest.mark.parametrize(
-    ("sampling", "drawn", "top"),
+    ("sampling", "drawn", "top", "ids"),
     [
-        (Sampling(9), (), ()),
-        (Sampling(9, logprobs=True), (-2.0, -9.0), ()),
-        (Sampling(9, top_logprobs=3), (), ((-0.5, -1.0, -2.0),) * 2),
-        (Sampling(9, logprobs=True, top_logprobs=1), (-2.0, -9.0), ((-0.5,),) * 2),
+        (Sampling(9), (), (), ()),
+        (Sampling(9, logprobs=True), (-2.0, -9.0), (), ()),
+        (Sampling(9, top_logprobs=3), (), ((-0.5, -1.0, -2.0),) * 2, ((8, 9, 4), (8, 9, 1))),
+        (Sampling(9, logprobs=True, top_logprobs=1), (-2.0, -9.0), ((-0.5,),) * 2, ((8,), (8,))),
     ],
 )
-def test_only_what_was_asked_for_and_the_highest_first(
-    sampling: Sampling, drawn: tuple[float, ...], top: tuple[tuple[float, ...], ...]
-) -> None:
-    assert logprobs_of(choice(DRAWN_FIRST, DRAWN_FAR_BELOW), sampling, 2) == (drawn, top)
+def test_only_what_was_asked_for_and_the_highest_first(sampling: Sampling, drawn: Any, top: Any, ids: Any) -> None:
+    assert logprobs_of(choice(DRAWN_FIRST, DRAWN_FAR_BELOW), sampling, 2) == (drawn, top, ids)
+
+
+def test_tokens_that_are_named_by_their_texts_have_no_ids() -> None:
+    answer = choice({"x": -0.5, "token_id:3": -1.5})
+
+    assert logprobs_of(answer, Sampling(9, top_logprobs=2), 1) == ((), ((-0.5, -1.5),), ())
 
 
 def test_an_event_without_tokens_needs_none() -> None:
-    assert logprobs_of({"logprobs": None}, Sampling(9, logprobs=True, top_logprobs=3), 0) == ((), ())
+    assert logprobs_of({"logprobs": None}, Sampling(9, logprobs=True, top_logprobs=3), 0) == ((), (), ())
 
 
 def test_rounding_above_certainty_is_cut_off() -> None:
-    assert logprobs_of(choice({"token_id:4": 1e-7}), Sampling(9, top_logprobs=1), 1) == ((), ((0.0,),))
+    assert logprobs_of(choice({"token_id:4": 1e-7}), Sampling(9, top_logprobs=1), 1) == ((), ((0.0,),), ((4,),))
 
 
 @pytest.mark.parametrize(
@@ -78,3 +83,9 @@ def test_body_says_what_is_drawn_from(sampling: Sampling, top_k: int, min_p: flo
     body = completion_body("model", [1], sampling, [2], "")
 
     assert (body["top_k"], body["min_p"]) == (top_k, min_p)
+
+
+def test_busy_server_is_told_of_by_a_replica_too() -> None:
+    error = copy(BusyError("busy; try again later", 2.0))  # as it is unpickled
+
+    assert (str(error), error.after_s) == ("busy; try again later", 2.0)

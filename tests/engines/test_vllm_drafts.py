@@ -54,6 +54,7 @@ class Runner:
             if table is None:
                 table = request.in_progress_prompt_logprobs_cpu = SimpleNamespace(
                     logprob_token_ids=torch.zeros(length - 1, 2, dtype=torch.int32),
+                    logprobs=torch.zeros(length - 1, 2),
                     selected_token_ranks=torch.zeros(length - 1, dtype=torch.int32),
                 )
             for place in range(begin, min(begin + num, length - 1)):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from reasonrt.engines.vllm import VllmEngine, _deaf_to_the_terminal
 from reasonrt.errors import EngineError
+from reasonrt.ports import Capability
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(99)"]
 
@@ -100,6 +102,88 @@ async def test_core_that_hangs_is_killed(nano_draft: Path, answers: bool) -> Non
     process.join(5)
     assert process.exitcode == -signal.SIGKILL
     await engine.check_health(0.1)  # it is dead, which its next call finds out
+
+
+class Starting:
+    """A core, without vLLM, that answers its first calls when it may, or fails in one of them."""
+
+    errored = is_ended = False
+    output_handler = None
+
+    def __init__(self, draws: bool, failing: str = "") -> None:
+        self.draws, self.failing = draws, failing
+        self.may_answer, self.is_asked = asyncio.Event(), asyncio.Event()
+        self.called: list[str] = []
+
+    async def collective_rpc(self, method: str, args: tuple[object, ...] = ()) -> list[bool]:
+        self.is_asked.set()
+        await self.may_answer.wait()
+        if method == self.failing:
+            raise ProcessLookupError(method)
+        self.called.append(method)
+        return [self.draws]
+
+    def shutdown(self) -> None:
+        self.is_ended = True
+
+
+class Silent(VllmEngine):
+    """Its warm-up gets no tokens."""
+
+    cores: list[Starting]
+
+    def _build(self) -> Starting:
+        return self.cores.pop(0)
+
+    async def generate(self, *args: Any) -> Any:
+        if await self._alive() is None:
+            yield
+
+    async def read(self, *args: Any) -> Any:
+        await self._alive()
+
+
+@pytest.fixture
+def silent(nano_draft: Path, monkeypatch: pytest.MonkeyPatch) -> Silent:
+    monkeypatch.setattr("reasonrt.engines.vllm._translated", lambda engine: nullcontext())
+    return Silent("target", nano_draft)
+
+
+async def test_nobody_gets_an_engine_before_its_workers_are_prepared(silent: Silent) -> None:
+    core, without_draws = Starting(draws=True), Starting(draws=False)
+    silent.cores = [core, without_draws]
+    starting = asyncio.ensure_future(silent.start())
+    await core.is_asked.wait()
+
+    asking = asyncio.ensure_future(silent._alive())
+    await asyncio.sleep(0.05)
+    assert not asking.done()
+    core.may_answer.set()
+
+    assert await asking is core
+    assert core.called == ["give_way", "keep_reads_apart", "draw_in_place_of_drafts"]
+    assert Capability.VERIFY_SAMPLED in silent.capabilities
+    await starting
+    core.errored = True
+    without_draws.may_answer.set()
+    assert await silent._alive() is without_draws
+    assert Capability.VERIFY_SAMPLED not in silent.capabilities
+    await silent.aclose()
+
+
+@pytest.mark.parametrize("failing", ["give_way", "keep_reads_apart", "draw_in_place_of_drafts"])
+async def test_an_engine_whose_workers_cannot_be_prepared_has_not_started(silent: Silent, failing: str) -> None:
+    unprepared, core = Starting(draws=True, failing=failing), Starting(draws=True)
+    silent.cores = [unprepared, core]
+    for each in (unprepared, core):
+        each.may_answer.set()
+
+    with pytest.raises(EngineError, match=f"engine 'target' did not start from .*: {failing}"):
+        await silent.start()
+
+    assert unprepared.is_ended
+    assert await silent._alive() is core
+    await silent.aclose()
 
 
 def test_what_a_terminal_sends_reaches_no_process_of_an_engine() -> None:

@@ -58,7 +58,7 @@ def test_what_is_there_is_not_asked_again_and_more_may_be_added(tmp_path: Path) 
     again = _batch(["b", "c", "a", "a", "a"], tmp_path, engine)
 
     assert {first[1].key, first[0].key, first[2].key} == {result.key for result in again[:1] + again[2:4]}
-    assert [result.id for result in again] == ["1", "1", "0", "2", "4"]
+    assert [result.id for result in again] == ["0", "1", "2", "3", "4"]  # of this call
     assert engine.generated_tokens == 2 * (len("\\boxed{00}") + 1)  # c, and the third a
 
 

@@ -66,10 +66,12 @@ def test_a_vote_takes_longer_by_intention() -> None:
 def test_what_did_not_take_place_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     lost = {"speculation": "there is no [such] router"}
     records = [_record("arbitrage", number, 1.0, warnings=lost if number else {}) for number in range(3)]
+    records.append(_record("arbitrage", 3, 1.0, error="the engine said [/x]"))
 
     report = Report("sums", ["arbitrage"], records)
 
     assert _row(report, "arbitrage")["warnings"] == {"speculation": {"n": 2, "reason": lost["speculation"]}}
     with console.capture() as printed:
         print_report(report)
-    assert "arbitrage: no speculation in 2 of 3 problems: there is no [such] router" in printed.get()
+    assert "arbitrage: no speculation in 2 of 4 problems: there is no [such] router" in printed.get()
+    assert "1 failed and count as wrong; the first: the engine said [/x]" in printed.get()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reasonrt.evals.statistics import mcnemar_p_value, paired_difference_interval, wilson_interval
+from reasonrt.evals.statistics import mcnemar_p_value, mean_interval, paired_difference_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,14 @@ def test_paired_interval_covers_the_true_difference(shares: tuple[float, ...]) -
     ]
 
     assert np.mean(hits) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(hits))
+
+
+def test_interval_of_a_mean_covers_it() -> None:
+    """Of differences as three seeds have them, whose mean is 0.1."""
+    rng = np.random.default_rng(0)
+    draws = rng.choice([-1 / 3, 0.0, 1 / 3, 2 / 3], p=[0.2, 0.4, 0.3, 0.1], size=(1000, 100))
+
+    covered = sum(low <= 0.1 <= high for low, high in (mean_interval(values.tolist()) for values in draws))
+
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((-0.4841, 4.4841), abs=1e-4)
+    assert covered >= 930  # of 1,000; 95 % less three standard errors

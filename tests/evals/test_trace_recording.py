@@ -1,6 +1,8 @@
 """Recorded traces: what a full run says on its way, resumable, and the same as what is served."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,12 @@ def make_runtime(**settings: Any) -> Runtime:
     return Runtime({"target": ScriptedEngine("target", script, **settings)})
 
 
-async def record(out: Path, runtime: Runtime | None = None, **changes: Any) -> TraceSet:
+async def record(
+    out: Path, runtime: Runtime | None = None, problems: Sequence[TaskProblem] = PROBLEMS, **changes: Any
+) -> TraceSet:
     schedule = Schedule(first_tokens=16, block_tokens=16, growth=1.0, answer_tokens=16)
     settings: dict[str, Any] = {"schedule": schedule, "limits": Limits(400)}
-    return await record_traces(runtime or make_runtime(), PROBLEMS, TraceSettings(**settings | changes), out)
+    return await record_traces(runtime or make_runtime(), problems, TraceSettings(**settings | changes), out)
 
 
 async def test_trace_holds_the_checkpoints_and_the_full_answer(tmp_path: Path) -> None:
@@ -90,6 +94,30 @@ async def test_recording_goes_on_where_it_was(tmp_path: Path) -> None:
     assert again == whole
     assert engine.generated_tokens > 0
     assert len(file.read_text().splitlines()) == 1 + len(PROBLEMS)
+
+
+async def test_recording_grows_in_its_folder(tmp_path: Path) -> None:
+    """Also one of before, whose head names the hash of all of its problems; and fewer are what was recorded of them."""
+    few, engine = PROBLEMS[:3], ScriptedEngine("target", script)
+    first = await record(tmp_path, problems=few)
+    file = tmp_path / "journal.jsonl"
+    head, *lines = file.read_text().splitlines()
+    value = json.loads(head)
+    value["settings"]["problems"] = "5d41402abc4b2a76"
+    file.write_text("\n".join([json.dumps(value), *lines, ""]))
+
+    assert await record(tmp_path, Runtime({"target": engine}), problems=few) == first
+    assert engine.generated_tokens == 0
+    whole = await record(tmp_path, Runtime({"target": engine}))
+
+    assert whole.traces[:3] == first.traces
+    assert len(whole) == len(file.read_text().splitlines()) - 1 == 6
+    spent = engine.generated_tokens
+    assert await record(tmp_path, Runtime({"target": engine}), problems=few) == first
+    assert engine.generated_tokens == spent
+    for another in (replace(PROBLEMS[0], question="question x"), replace(PROBLEMS[0], answer="9")):
+        with pytest.raises(EvalError, match="holds another problem of the name 'p0'"):
+            await record(tmp_path, problems=[another])
 
 
 async def test_recording_of_other_settings_is_refused(tmp_path: Path) -> None:

@@ -134,6 +134,39 @@ def test_rows_may_lie_apart(computing: str) -> None:
     assert all(getattr(found, field.name).equal(getattr(alone, field.name)) for field in fields(found))
 
 
+def test_targets_may_lie_apart(computing: str) -> None:
+    logits, targets = draw(5, 300)
+    apart = torch.stack([targets, targets.flip(0) + 1], 1)[:, 0]
+
+    found = row_stats(logits, apart).logprob
+
+    assert found is not None
+    assert found.equal(row_stats(logits, targets).logprob)
+
+
+def test_a_kernel_is_launched_with_its_tensors_device_as_the_current_one(
+    interpreting: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[Tensor] = []
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    def launch(logits: Tensor, wanted: Any) -> Any:
+        return list(current)
+
+    logits, _ = draw(2, 9)
+    with interpreting():
+        monkeypatch.setattr(torch.cuda, "device_of", device_of)
+        monkeypatch.setattr("reasonrt.kernels.triton.row_stats.launch_row_stats", launch)
+        found: Any = row_stats(logits)
+
+    assert [each is logits for each in found] == [True]
+
+
 def test_a_target_that_is_no_id_has_no_log_probability(computing: str) -> None:
     logits, _ = draw(3, 100)
 

@@ -36,6 +36,16 @@ def assert_highest(found: RowStats, hidden: Tensor, weight: Tensor, tolerance: f
     assert all(len(set(row)) == len(row) for row in found.top_ids.tolist())
 
 
+def test_targets_may_lie_apart(computing: str) -> None:
+    hidden, weight, targets = draw(5, 300, 32)
+    apart = torch.stack([targets, targets.flip(0) + 1], 1)[:, 0]
+
+    found = vocab_stats(hidden, weight, apart).logprob
+
+    assert found is not None
+    assert found.equal(vocab_stats(hidden, weight, targets).logprob)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(
     ("num_rows", "vocab_size", "hidden_size"), [(1, 1, 1), (2, 63, 64), (65, 1000, 63), (17, 4097, 96)]

@@ -77,8 +77,28 @@ async def test_text_that_ends_inside_its_thinking_is_closed_and_the_answer_asked
     assert (completion.reasoning, completion.content) == (THOUGHT, ANSWER)
     assert completion.finish_reason is FinishReason.STOP
     assert completion.details["closed"] == "end"
+    assert completion.details.get("votes", 3) == 3  # of the run that has answered
     assert [step.text for step in completion.steps if step.author == CLOSING] == [CLOSED]
     assert all(usage.discarded >= 0 for usage in completion.usage.values())
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "rsd", "oracle"])
+async def test_no_random_numbers_are_used_twice(policy: str) -> None:
+    """Neither for what continues after the thinking was closed, nor by draft and target."""
+    seeds: list[int | None] = []
+    writes = writing(f"{THINK}\n{THOUGHT}", f"It is:\n\n{ANSWER}")
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        seeds.append(sampling.seed)
+        return str(writes(prompt, sampling))
+
+    runtime = runtime_of(script)
+    runtime.engines["reward"] = ScriptedEngine("reward", "", scores=lambda text: len(text) % 2)
+
+    completion = await solve(Runtime(runtime.engines), policy=policy, temperature=0.7, seed=1)
+
+    assert completion.details["closed"] == "end"
+    assert len(seeds) == len(set(seeds)) > 1
 
 
 async def test_answer_of_a_model_that_skips_the_thinking_that_its_template_opened() -> None:

@@ -67,5 +67,5 @@ async def test_policy_that_cannot_be_imported_is_named_with_the_reason(runtime: 
 
 
 async def test_policy_that_is_not_installed_is_unknown(runtime: Runtime) -> None:
-    with pytest.raises(RequestError, match="unknown policy 'whisper'; there are arbitrage, block_diffusion, draft"):
+    with pytest.raises(RequestError, match="unknown policy 'whisper'; there are arbitrage, auto, "):
         await runtime.complete(Request.ask("?", "whisper"))

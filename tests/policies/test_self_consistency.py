@@ -104,6 +104,53 @@ async def test_sample_that_was_cut_off_has_no_vote() -> None:
     assert completion.finish_reason is FinishReason.STOP
 
 
+async def test_limit_of_the_thinking_is_that_of_each_sample() -> None:
+    """Those that think for longer are closed, and answer: they are not cut off, and out of the vote."""
+
+    def script(prompt: str, sampling: Sampling) -> str:
+        if prompt.endswith("\n</think>\n\n"):
+            return r"\boxed{1}"
+        thought = "x" * (2 if sampling.seed == seed_of(SEED, "sample", 2) else 500)
+        return f"<think>\n{thought}\n</think>\n\n" + r"\boxed{2}"
+
+    engine = ScriptedEngine("target", script, chunk_tokens=1)
+    request = Request.ask("?", "self_consistency", options={"k": 5}, seed=SEED, thinking_tokens=60)
+
+    completion = await Runtime({"target": engine}).complete(request)
+
+    assert completion.content == r"\boxed{1}"
+    assert completion.details == {"closed": "limit", "votes": 3, "samples": 4, "k": 5}
+    assert engine.running == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "is_apart", "votes", "reason"),
+    [
+        (350, False, 3, FinishReason.STOP),
+        (350, True, 3, FinishReason.STOP),
+        (250, False, 2, FinishReason.STOP),  # the third is cut
+        (250, True, 2, FinishReason.STOP),
+        (60, False, 0, FinishReason.BUDGET),
+        (60, True, 0, FinishReason.BUDGET),
+        (10_000, False, 3, FinishReason.STOP),
+    ],
+)
+async def test_budget_draws_what_it_can_hold_whole(
+    budget: int, is_apart: bool, votes: int, reason: FinishReason
+) -> None:
+    """Shared by all samples from the beginning, it would cut each of them, and nobody would vote."""
+    text = "x" * 91 + r"\boxed{1}"
+    engine = ScriptedEngine("target", text)
+    limits, thinking = Limits(max_generated_tokens=budget), 500 if is_apart else None
+    request = Request.ask("?", "self_consistency", options={"k": 5}, limits=limits, thinking_tokens=thinking)
+
+    completion = await Runtime({"target": engine}).complete(request)
+
+    assert (completion.details.get("votes", 0), completion.finish_reason) == (votes, reason)
+    assert completion.content == (text if votes else "" if is_apart else "x" * 60)
+    assert engine.running == 0
+
+
 async def test_without_any_answer_the_first_sample_is_the_text() -> None:
     completion, _ = await vote(["no idea", "none at all"])
 

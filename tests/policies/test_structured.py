@@ -91,3 +91,69 @@ def test_policy_that_cannot_hold_its_answer_to_a_structure_refuses_it(
 
     with pytest.raises(RequestError, match=f"policy {policy} cannot hold its answer to a structure here"):
         runtime.prepare(Request.ask("?", policy, structure=CHOICE))
+
+
+def answering(answers: list[str], thought: str = "") -> Any:
+    """Sample number i answers `answers[i]` under a structure, and otherwise what counts for nothing."""
+
+    def write(prompt: str, sampling: Sampling) -> str:
+        text = prompt.rpartition("[assistant] ")[2]
+        if sampling.structure:
+            return answers.pop(0)
+        return f"{thought}free {len(answers)}"[len(text) :]
+
+    return write
+
+
+@pytest.mark.parametrize("thought", ["", THOUGHT, THOUGHT + "\n\n"])
+@pytest.mark.parametrize(
+    ("structure", "answers", "winner"),
+    [
+        ({"json_object": True}, ['{"a": 2}', '{"b": [], "a": 1}', '{"a":1.0,"b":[ ]}'], '{"b": [], "a": 1}'),
+        ({"json": {}}, ["[0]", "[1]", "[ 1.0 ]"], "[1]"),
+        ({"json": {}}, ["[0]", "[1", "[1"], "[0]"),
+        ({"choice": ["no", "yes"]}, ["no", "yes", "yes"], "yes"),
+        ({"regex": "[0-9.]+"}, ["1", "2", "2.0"], "1"),
+    ],
+)
+async def test_samples_vote_for_the_values_that_they_give(
+    thought: str, structure: dict[str, Any], answers: list[str], winner: str
+) -> None:
+    runtime = Runtime({"target": ScriptedEngine("target", answering(list(answers), thought))})
+    completion = await runtime.complete(
+        Request.ask("?", "self_consistency", options={"k": 3}, structure=structure, seed=1)
+    )
+
+    assert completion.content == winner
+    assert completion.details["votes"] == (1 if winner in ("[0]", "1") else 2)
+    assert completion.reasoning == ("One.\n\nTwo." if thought else "")
+    assert runtime.engines["target"].running == 0  # type: ignore[attr-defined]
+
+
+async def test_vote_that_is_decided_ends_what_still_runs() -> None:
+    def write(prompt: str, sampling: Sampling) -> str:
+        if not sampling.structure:
+            return "free"
+        seeds.append(sampling.seed)
+        return '"a"' if len(seeds) <= 3 else '"' + "b" * 500 + '"'
+
+    seeds: list[int | None] = []
+    engine = ScriptedEngine("target", write, chunk_tokens=1)
+    request = Request.ask("?", "self_consistency", options={"k": 5}, structure={"json": {}}, seed=1)
+    completion = await Runtime({"target": engine}).complete(request)
+
+    assert (completion.content, completion.details["votes"]) == ('"a"', 3)
+    assert engine.running == 0
+    assert engine.generated_tokens < 500
+    assert len(set(seeds)) == len(seeds)
+
+
+async def test_samples_that_are_cut_off_leave_a_text_that_says_so() -> None:
+    runtime = Runtime({"target": ScriptedEngine("target", answering(['"' + "a" * 90] * 3))})
+    request = Request.ask(
+        "?", "self_consistency", options={"k": 3}, structure={"json": {}}, seed=1, limits=Limits(max_tokens=20)
+    )
+    completion = await runtime.complete(request)
+
+    assert (completion.finish_reason, completion.details["votes"]) == (FinishReason.LENGTH, 0)
+    assert len(completion.text) == 20

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonrt.programs.context import SIZES, Context, Coverage, SearchError, Span
+from reasonrt.programs.context import MOST_HITS, SIZES, Context, Coverage, SearchError, Span
 from reasonrt.types import Document
 
 TEXTS = st.lists(st.text(alphabet="ab \nä", max_size=3000), max_size=3)
@@ -104,7 +104,78 @@ async def test_a_pattern_that_never_ends_is_ended() -> None:
         await context.grep(r"(a|aa)+$")
 
 
-@pytest.mark.parametrize("pattern", ["(", "a{99999999999}", "(?P<n>a)(?P<n>"])
+async def test_a_search_ends_by_the_clock_also_where_each_match_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reasonrt.programs.context._SEARCH_S", -1.0)
+
+    with pytest.raises(SearchError, match="takes too long"):
+        await context_of("text").grep("t")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "|".join(f"word{number}" for number in range(100_000)),
+        "a{99999999999}",
+        "(?:(?:(?:a){1000}){1000}){1000}",
+        "(?:" * 25 + "a" + ")+" * 25,
+        "(?:" * 25 + "a" + "){2,3}?" * 25,
+        "(" * 9 + "[)]" + "){1}{0010}" * 9,
+        "(" * 9 + "a" + "){1}?{10}" * 9,
+        "(?ix: " + "(" * 9 + "a" + ") {1 0}" * 9 + ")",
+    ],
+    ids=range(8),
+)
+async def test_a_pattern_that_would_take_all_memory_is_never_compiled(pattern: str) -> None:
+    """In C, where no clock ends it."""
+    began = time.perf_counter()
+
+    with pytest.raises(SearchError, match="too large a pattern; use a simpler one"):
+        await context_of("text").grep(pattern)
+
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "123e4567-e89b-12d3-a456-426614174000"),
+        (r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", "00:1b:44:11:3a:b7"),
+        (r"(?:\d{1,3}\.){3}\d{1,3}(?::\d{2,5})?", "127.0.0.1:8080"),
+        (r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?", "2026-12-01 00:00:00.5"),
+        (r"((\w+)\s+)+(is|was)\s+(\w+\s+)*(blue|red)(.{0,2000})", "the old needle was once blue"),
+        (r"[A-Za-z0-9+/]{1000}", "x" * 1000),
+        ("|".join(f"word{number}!" for number in range(1000)), "word999!"),
+    ],
+    ids=range(7),
+)
+async def test_patterns_that_models_write_are_searched(pattern: str, text: str) -> None:
+    (hit,) = await context_of(f"--\n{text}\n").grep(pattern)
+
+    assert hit.match == text[:400]
+
+
+async def test_hits_in_a_line_as_long_as_a_document_are_found_at_once() -> None:
+    context = context_of("ab " * 17_000_000)
+    began = time.perf_counter()
+
+    hits = await context.grep("ab", max_hits=MOST_HITS)
+
+    assert len(hits) == MOST_HITS
+    assert time.perf_counter() - began < 3
+
+
+@pytest.mark.parametrize("before", [0, 1, 194, 200, 393, 394, 395, 400, 401, 402, 900])
+@pytest.mark.parametrize("after", [0, 1, 194, 200, 393, 394, 395, 400, 401, 402, 900])
+async def test_a_line_is_shown_whole_where_it_is_short(before: int, after: int) -> None:
+    line = "x" * before + "needle" + "y" * after
+
+    (hit,) = await context_of(f"first\n{line}\nlast").grep("needle")
+
+    shown = line if len(line) <= 400 else line[max(0, before - 200) :][:400]
+    assert hit.text == shown
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{2}{3}", "(?P<n>a)(?P<n>", "(?a)(?u)x"])
 async def test_what_is_no_pattern_is_named(pattern: str) -> None:
     with pytest.raises(SearchError, match="no regular expression"):
         await context_of("text").grep(pattern)
@@ -144,3 +215,31 @@ def test_a_piece_that_a_program_cut_out_is_found_again() -> None:
 
     coverage.add_text("Read this:\n" + "".join(lines[500:600]) + "\nWhat is it about?")
     assert coverage.share == pytest.approx(0.3, abs=0.01)
+
+
+def test_of_a_long_text_that_a_program_made_both_ends_are_read() -> None:
+    lines = [f"line number {number} of this text\n" for number in range(100_000)]
+    coverage = Coverage(context_of("".join(lines)))
+    made = Prompt("Read this:\n" + "".join(lines[1000:90_000]) + "\nWhat is it about?")
+
+    coverage.add_text(made)
+
+    assert coverage.share == pytest.approx(0.89, abs=0.01)
+
+
+def test_once_enough_was_searched_no_text_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reasonrt.programs.context._SEARCHED_CHARACTERS", 100)
+    coverage = Coverage(context_of("the needle is blue in this text\n" * 4))
+    coverage.add_text("the needle is blue in this text\n" * 3)
+    monkeypatch.setattr("reasonrt.programs.context._pieces", lambda text: pytest.fail(text))
+
+    coverage.add_text("another text, which stands nowhere in it")
+
+    assert coverage.share == 0
+
+
+class Prompt(str):
+    """A text that is never split whole."""
+
+    def splitlines(self, keepends: bool = False) -> list[str]:
+        raise AssertionError("all of it was split")

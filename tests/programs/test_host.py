@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.ports import Allowance
 from reasonrt.programs.budget import Budget
-from reasonrt.programs.context import Context
+from reasonrt.programs.context import Context, Coverage
 from reasonrt.programs.host import Final, Host
 from reasonrt.programs.model import EngineModel
 from reasonrt.programs.sandbox.base import CellStopped, HostCall, ProgramError
@@ -234,6 +234,39 @@ def test_without_a_claim_the_answer_itself_is_looked_for() -> None:
     assert evidence([], "red") == ([(0, 49, 52, "red")], 0)
     assert evidence(None, "green") == ([], 0)
     assert evidence(None, "is") == ([], 0)  # so short a word stands everywhere
+
+
+@pytest.fixture
+def looked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that are looked for in the context."""
+    texts: list[str] = []
+    monkeypatch.setattr(Coverage, "add_text", lambda coverage, text: texts.append(text))
+    return texts
+
+
+@pytest.mark.parametrize("name", ["llm_query_batched", "_llm_query_each", "map_llm", "filter_llm"])
+async def test_nothing_is_made_of_more_questions_than_are_left(
+    name: str, looked_for: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Context, "text", lambda context, span: looked_for.append("a span"))
+    host = make_host(max_sub_calls=10)
+    items: list[Any] = ["a prompt"] * 11 if "query" in name else [SPAN] * 11
+
+    with pytest.raises(ProgramError, match="11 sub-questions are asked for and 10 are left"):
+        await call(host, name, *([items] if "query" in name else ["Is it?", items]))
+
+    assert looked_for == []
+    assert host.num_sub_calls == 0
+
+
+async def test_only_the_first_prompts_are_looked_for_also_in_one_batch(looked_for: list[str]) -> None:
+    host = make_host()
+
+    await call(host, "llm_query", "one")
+    await call(host, "llm_query_batched", ["more"] * 300)
+    await call(host, "llm_query", "last")
+
+    assert len(looked_for) == 256
 
 
 def test_more_claims_than_anybody_reads_are_not_looked_for() -> None:

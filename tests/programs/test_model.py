@@ -172,12 +172,18 @@ async def test_beginning_is_part_of_the_text_and_not_written_again(opening_token
     assert "abc" not in (await model_of(engine).write(ASKED, max_tokens=50, beginning="abc")).text
 
 
-async def test_a_generation_is_stopped_where_it_is_told_to() -> None:
-    engine = Spelling("one two three", chunk_tokens=1)
+async def test_a_generation_is_stopped_at_the_end_of_the_line_where_it_is_told_to() -> None:
+    engine = Spelling("one\ntwo\nthree", chunk_tokens=1)
+    asked = []
 
-    written = await model_of(engine).write(ASKED, max_tokens=50, until=lambda text: text.endswith("two"))
+    def is_enough(text: str) -> bool:
+        asked.append(text)
+        return "tw" in text
 
-    assert (written.text, written.is_whole, written.num_tokens) == ("one two", True, 7)
+    written = await model_of(engine).write(ASKED, max_tokens=50, until=is_enough)
+
+    assert (written.text, written.is_whole, written.num_tokens) == ("one\ntwo\n", True, 8)
+    assert asked == ["one\n", "one\ntwo\n"]  # not at each token
     assert engine.running == 0
 
 

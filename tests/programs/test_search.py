@@ -7,20 +7,23 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from reasonrt import Completion, FinishReason, Limits, Request, Runtime
-from reasonrt.engines.scripted import ScriptedEngine
+from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
 from reasonrt.errors import EngineError, RequestError
 from reasonrt.policies.program_search import replay
+from reasonrt.ports import Reading
 from reasonrt.programs.journal import Journal
 from reasonrt.programs.sandbox.base import Cell, CellLimits, Host, HostCall, Session
 from reasonrt.programs.sandbox.build import SandboxTool
 from reasonrt.programs.weights import ProgramCertificate, Weights
 from reasonrt.types import Document, Sampling
 
+CLOSED = "\n</think>\n\n"
 Ask = Callable[..., Awaitable[Completion]]
 Say = Callable[[str, int, Sampling], str]
 
@@ -51,6 +54,45 @@ async def test_answer_comes_with_evidence_that_says_where_it_stands(ask: Ask) ->
     (evidence,) = completion.details["evidence"]
     assert (evidence["name"], evidence["line"], evidence["text"]) == ("document 1", 2, "the needle is blue")
     assert (evidence["before"], evidence["after"]) == ("first\n", "\nlast\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "turns", "limits", "content", "reason"),
+    [
+        ("final('blue')", 1, Limits(), "blue", FinishReason.STOP),
+        ("final('blue')", 1, Limits(max_tokens=len("\n</think>.bl")), "bl", FinishReason.LENGTH),
+        ("final('<think>blue')", 1, Limits(), "", FinishReason.STOP),  # the text reads so, and is not asked for again
+        ("print('?')", 50, Limits(max_generated_tokens=400), "No program gave an answer.", FinishReason.BUDGET),
+    ],
+)
+async def test_template_that_opens_the_thinking_opens_none_of_the_answer(
+    ask: Ask,
+    opening_tokenizer: CharacterTokenizer,
+    said: str,
+    turns: int,
+    limits: Limits,
+    content: str,
+    reason: FinishReason,
+) -> None:
+    """A program has computed it: it is the content, however the search ended, and is not searched for again."""
+    num_turns = 0
+
+    class Opening(ScriptedEngine):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            self.tokenizer = opening_tokenizer
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        nonlocal num_turns
+        num_turns += 1
+        return f"</think>\n{block(said)}"
+
+    completion = await ask(say, k=1, make=Opening, confidence=False, max_turns=turns, limits=limits)
+
+    assert [(step.author, step.text) for step in completion.steps[:1]] == [("closing", CLOSED)]
+    assert [step.author for step in completion.steps[1:]] == ["program_search"]
+    assert (completion.content, completion.finish_reason) == (content, reason)
+    assert num_turns <= turns
 
 
 async def test_candidates_share_the_first_look_and_its_variables(ask: Ask) -> None:
@@ -584,6 +626,12 @@ async def test_question_that_does_not_fit_the_model_is_told(ask: Ask) -> None:
         await ask(looks_then_answers, question="why? " * 30_000, k=3)
 
 
+async def test_question_that_does_not_fit_the_model_starts_no_sandbox(ask: Ask) -> None:
+    """It is one that has no sessions."""
+    with pytest.raises(RequestError, match="the question does not fit the model"):
+        await ask(looks_then_answers, question="why? " * 30_000, k=3, tool=SimpleNamespace(backend="monty"))
+
+
 @pytest.mark.parametrize("value", ["'x' * 100_000", "[i for i in range(10_000)]", "'é' * 999"])
 async def test_answer_that_is_too_long_is_cut_and_what_it_rests_on_is_not_lost(ask: Ask, value: str) -> None:
     completion = await ask(lambda *_: block(f"final({value})"), k=1, limits=Limits(max_tokens=50))
@@ -628,6 +676,86 @@ async def test_candidate_whose_session_was_lost_in_a_crowd_gets_another_later(as
 
     assert completion.content == "blue"
     assert crowded.num_refused == 1
+
+
+class Unreadable(ScriptedEngine):
+    """Its reads fail as a real engine's may."""
+
+    async def read(
+        self, prompt_token_ids: Sequence[int], candidate_ids: Sequence[int], cache_salt: str = ""
+    ) -> Reading:
+        raise EngineError("the engine died while it read")
+
+
+NARROW = {"engine": {"max_model_len": 4000}, "turn_tokens": 100}  # no place for what a program of 5,000 prints
+
+
+@pytest.mark.parametrize("failing", [NARROW, {"make": Unreadable}, {"limits": Limits(max_engine_calls=1)}])
+async def test_answer_stands_where_the_confidence_in_it_cannot_be_read(ask: Ask, failing: dict[str, Any]) -> None:
+    completion = await ask(lambda *_: block("print('x' * 5000)\nfinal('blue')"), k=1, **failing)
+
+    assert completion.content == "blue"
+    (trial,) = trials(completion)
+    assert (trial["status"], [turn["confidence"] for turn in trial["turns"]]) == ("final", [None])
+
+
+@pytest.mark.parametrize("failing", [NARROW, {"make": Unreadable}])
+async def test_first_look_whose_confidence_cannot_be_read_votes_once(ask: Ask, failing: dict[str, Any]) -> None:
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        return block(f"print('x' * 5000)\nfinal('{'blue' if sampling.temperature else 'red'}')")
+
+    completion = await ask(say, k=3, **failing)
+
+    assert [trial["answer"] for trial in trials(completion)] == ["red", "blue", "blue"]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+async def test_program_that_ran_is_shown_though_the_confidence_cannot_be_read(ask: Ask, k: int) -> None:
+    prompts: list[str] = []
+
+    def say(prompt: str, turn: int, sampling: Sampling) -> str:
+        prompts.append(prompt)
+        return block("print('seen')" if turn == 0 else "final('blue')")
+
+    completion = await ask(say, k=k, make=Unreadable)
+
+    assert completion.content == "blue"
+    assert all("seen" in prompt.rpartition("\n[user] ")[2] for prompt in prompts[1:])
+
+
+async def test_a_question_that_fits_is_not_refused_for_what_a_program_prints(ask: Ask) -> None:
+    completion = await ask(lambda *_: block("print('x' * 5000)"), k=1, **NARROW)
+
+    assert completion.details["status"] == "budget"
+    assert len(trials(completion)[0]["turns"]) == 1
+
+
+class LosingSandbox(KillingSandbox):
+    """The sandbox, but the first session is lost as a variable is read from it."""
+
+    async def open(self, values: Mapping[str, Any], functions: Sequence[str] = (), limits: Any = None) -> Session:
+        session = await super().open(values, functions, limits)
+        self.num_loaded += 1
+        return _LostWhenRead(session, self) if self.num_loaded == 1 else session
+
+
+class _LostWhenRead(_Dying):
+    async def run(self, code: str, host: Host) -> Cell:
+        return await self._session.run(code, host)  # type: ignore[no-any-return]
+
+    async def value(self, name: str) -> Any:
+        await self._session.aclose()
+
+
+async def test_session_that_is_lost_after_the_first_look_costs_a_program_and_not_the_run(
+    ask: Ask, sandbox: SandboxTool
+) -> None:
+    completion = await ask(looks_then_answers, k=2, tool=LosingSandbox(sandbox, victim=0))
+
+    assert completion.content == "blue"
+    endings = [[turn["ending"] for turn in trial["turns"]] for trial in trials(completion)]
+    assert endings[0][:2] == ["done", "lost"]
+    assert endings[1] == ["done", "done"]
 
 
 def always_prints(prompt: str, turn: int, sampling: Sampling) -> str:

@@ -69,12 +69,13 @@ async def test_who_waits_is_served_in_order_of_arrival() -> None:
     assert order == list(range(20))
 
 
-async def test_long_wait_ends_with_503() -> None:
-    admission = Admission(BoundsConfig(running=1, queued=1, queue_s=0.05))
+@pytest.mark.parametrize(("queue_s", "most_s"), [(0.05, None), (30, 0.05)], ids=["of any", "with a deadline"])
+async def test_long_wait_ends_with_503(queue_s: float, most_s: float | None) -> None:
+    admission = Admission(BoundsConfig(running=1, queued=1, queue_s=queue_s))
 
     async with admission.places("key", 1):
         with pytest.raises(ApiError, match=r"no place became free within 0\.05 s") as raised:
-            async with admission.places("key", 1):
+            async with admission.places("key", 1, most_s=most_s):
                 pass
 
     assert raised.value.status == 503

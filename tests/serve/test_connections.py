@@ -235,6 +235,16 @@ def test_body_that_nobody_asked_for_is_not_kept(narrow: Any, is_chunked: bool) -
         assert send_until_refused(connection, iter([piece] * 4000)) < 16 << 20
 
 
+def test_a_body_of_two_lengths_is_refused_before_room_is_taken_for_it(narrow: Any) -> None:
+    head = narrow.raw(BODY).partition(b"\r\n\r\n")[0] + b"\r\ntransfer-encoding: chunked\r\n\r\n"
+    with narrow.connect() as connection:
+        connection.sendall(head + b"ffff\r\n{")
+
+        assert status_of(connection) == 400
+        assert is_closed(connection)
+    assert narrow.admission.body_bytes == 0
+
+
 def test_body_in_crumbs_is_refused(narrow: Any) -> None:
     head = narrow.raw(BODY).partition(b"\r\n\r\n")[0]
     head = head[: head.index(b"content-length")] + b"transfer-encoding: chunked\r\nauthorization: Bearer " + b"a" * 16

@@ -1,4 +1,7 @@
-"""Requests that nobody would think of: made up from `/openapi.json` (two minutes), and every option of every policy."""
+"""Requests that nobody would think of: made up from `/openapi.json`, and every option of every policy.
+
+`benchmarks/hostile.py --parts openapi` makes up more of the former.
+"""
 
 import asyncio
 import dataclasses
@@ -45,7 +48,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 def test_made_up_requests_meet_no_server_error_and_no_hang(start: Any, tmp_path: Path) -> None:
     server = start(bounds={"running": 8, "deadline_s": 5})
     command = [sys.executable, "-m", "schemathesis.cli", "run", server.url + "/openapi.json", "--checks", CHECKS]
-    command += ["--max-examples", "500", "--request-timeout", "10", "--seed", "1", "--continue-on-failure"]
+    command += ["--max-examples", "120", "--request-timeout", "10", "--seed", "1", "--continue-on-failure"]
     command += ["--workers", "1", "--suppress-health-check", "all", "--phases", "examples,coverage,fuzzing"]
 
     path = os.pathsep.join(filter(None, [str(BENCHMARKS), os.environ.get("PYTHONPATH")]))
@@ -56,7 +59,7 @@ def test_made_up_requests_meet_no_server_error_and_no_hang(start: Any, tmp_path:
     answers = re.findall(
         r'reasonrt_http_responses_total{status="(\w+)"} (\d+)', httpx.get(server.url + "/metrics").text
     )
-    assert sum(int(count) for _, count in answers) >= 2000
+    assert sum(int(count) for _, count in answers) >= 600
     assert not [status for status, _ in answers if status.startswith("5")]
     assert server.working == 0
 
@@ -223,7 +226,7 @@ async def test_what_no_option_is_is_refused(catalog: Catalog, model: str) -> Non
 def test_openapi_shows_the_options_of_every_policy(running: Any) -> None:
     shown = running.http().get("/openapi.json").json()["components"]["schemas"]
 
-    policies = {model["id"] for model in running.http().get("/v1/models").json()["data"]} - {"auto"}
+    policies = {model["id"] for model in running.http().get("/v1/models").json()["data"]}
     options = {name.removeprefix("Options-"): schema for name, schema in shown.items() if name.startswith("Options-")}
     assert options.keys() == policies
     for policy, schema in options.items():

@@ -49,6 +49,16 @@ def test_engines_are_free_within_a_step(slow: Any, policy: str, is_stream: bool)
     wait_until(lambda: slow.server.gateway.admission.is_idle)
 
 
+def test_who_has_begun_another_request_and_leaves_is_noticed(slow: Any) -> None:
+    with slow.connect() as caller:
+        caller.sendall(slow.raw(BODY))
+        wait_until(lambda: slow.working >= 1)
+        caller.sendall(b"GET /h")
+        time.sleep(0.1)
+
+    assert wait_until(lambda: slow.working == 0) < 2 * STEP_S
+
+
 def test_client_that_closes_its_stream_frees_the_engines(slow: Any) -> None:
     stream = slow.openai().chat.completions.create(**BODY, stream=True)
     wait_until(lambda: slow.working == 1)

@@ -188,6 +188,21 @@ def test_text_that_ends_inside_the_thinking_is_asked_for_its_answer(
     assert last.reasonrt["details"]["closed"] == "end"
 
 
+def test_auto_chooses_and_says_why(running: Any) -> None:
+    create = running.openai().chat.completions.create
+
+    usual = create(model="auto", messages=ASK)
+    bounded = create(model="auto@max_loss=0.0", messages=ASK, reasoning_effort="medium")
+
+    assert usual.reasonrt["policy"] == bounded.reasonrt["policy"] == "auto"
+    told = usual.choices[0].reasonrt["details"]["auto"]
+    assert told["way"] == "target"
+    assert "learned for another draft" in told["unavailable"]["hand_over"]
+    assert bounded.choices[0].reasonrt["details"]["auto"]["unavailable"]["arbitrage"] == "max_loss is 0"
+    with pytest.raises(openai.BadRequestError, match="router_file"):
+        create(model="auto@router_file=x.json", messages=ASK)
+
+
 def test_models_are_the_policies(running: Any) -> None:
     client = running.openai()
 
@@ -197,7 +212,7 @@ def test_models_are_the_policies(running: Any) -> None:
     target, arbitrage, auto = (client.models.retrieve(name) for name in ("target", "arbitrage@verify=no", "auto"))
     assert target.context_length == 100_000
     assert {"reasoning", "temperature", "top_k"} <= set(target.supported_parameters)
-    assert set(target.supported_parameters) - set(arbitrage.supported_parameters) == {"top_k", "min_p"}
+    assert set(target.supported_parameters) - set(arbitrage.supported_parameters) == {"top_k", "min_p", "echo"}
     assert set(auto.supported_parameters) - set(arbitrage.supported_parameters) == {"reasoning_effort"}
     assert client.models.retrieve("target@k=3").id == "target@k=3"
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'; there are auto, "):
@@ -213,7 +228,7 @@ def test_models_are_the_policies(running: Any) -> None:
         ({"model": "self_consistency@k=99"}, openai.BadRequestError, r"k must be a whole number in \[1, 64\], got 99"),
         ({"messages": []}, openai.BadRequestError, "messages: List should have at least 1 item"),
         ({"messages": [{"role": "user", "content": " "}]}, openai.BadRequestError, "the prompt is empty"),
-        ({"messages": [{"role": "tool", "content": "4"}]}, openai.BadRequestError, r"messages\.0\.role"),
+        ({"messages": [{"role": "function", "content": "4"}]}, openai.BadRequestError, r"messages\.0\.role"),
         ({"n": 9}, openai.BadRequestError, "n must be at most 8 on this server, got 9"),
         ({"n": 0}, openai.BadRequestError, "n: Input should be greater than or equal to 1"),
         ({"temperature": 2.1}, openai.BadRequestError, "temperature: Input should be less than or equal to 2"),
@@ -223,8 +238,8 @@ def test_models_are_the_policies(running: Any) -> None:
         ({"stop": ""}, openai.BadRequestError, "stop"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, openai.BadRequestError, "differ; give one"),
         ({"max_tokens": 10**6}, openai.BadRequestError, "max_tokens must be at most 32768"),
-        ({"logprobs": True}, openai.BadRequestError, "logprobs: not served: several models may write"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools: not served"),
+        ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, r"tools\.0\.type: tools of type 'web_search'"),
+        ({"top_logprobs": 2}, openai.BadRequestError, "set logprobs to true with it"),
         ({"response_format": {"type": "xml"}}, openai.BadRequestError, r"response_format\.type: Input should be"),
         ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty: not served"),
         ({"reasoning_effort": "low"}, openai.BadRequestError, "reasoning_effort|chooses the policy of model 'auto'"),

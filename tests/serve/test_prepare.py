@@ -63,6 +63,7 @@ class WatchedTokenizer(CharacterTokenizer):
     """A vocabulary of its own, which notes the threads that it encodes long texts in."""
 
     threads: ClassVar = list[str]()
+    decoding: ClassVar = list[str]()
 
     def __init__(self, name: str) -> None:
         self.fingerprint = name
@@ -71,6 +72,11 @@ class WatchedTokenizer(CharacterTokenizer):
         if len(text) > 32 << 10:
             self.threads.append(threading.current_thread().name)
         return super().encode(text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        if len(token_ids) > 32 << 10:
+            self.decoding.append(threading.current_thread().name)
+        return super().decode(token_ids)
 
 
 class WatchedEngine(ScriptedEngine):
@@ -91,6 +97,7 @@ def watched(start: Any) -> Any:
     [
         "target",
         "draft",
+        "auto",
         "arbitrage",
         "specreason",
         "entropy",
@@ -111,3 +118,20 @@ def test_no_long_text_is_tokenized_in_the_event_loop(watched: Any, model: str) -
     assert answer.status_code == 200, answer.text
     assert WatchedTokenizer.threads
     assert {name.partition("_")[0] for name in WatchedTokenizer.threads} == {"reading"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "echo"),
+    [("so long " * 5000, True), ([115] * 40_000, False), ([[115] * 40_000] * 2, False)],
+    ids=["echo", "ids", "many"],
+)
+def test_no_long_prompt_is_read_in_the_event_loop(watched: Any, prompt: Any, echo: bool) -> None:
+    WatchedTokenizer.threads.clear()
+    WatchedTokenizer.decoding.clear()
+    body = {"model": "target", "prompt": prompt, "echo": echo, "max_tokens": 1}
+
+    watched.http().post("/v1/completions", json=body)
+
+    names = WatchedTokenizer.threads + ([] if echo else WatchedTokenizer.decoding)
+    assert len(names) >= 1 + (not echo)
+    assert {name.partition("_")[0] for name in names} == {"reading"}

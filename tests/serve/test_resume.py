@@ -20,7 +20,7 @@ from reasonrt.serve.backends.base import Accepted
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.resume import outlive
 from reasonrt.serve.wire.errors import ApiError
-from reasonrt.types import EngineUsage, Event, Sampling, total_usage
+from reasonrt.types import EngineUsage, Event, Report, Sampling, total_usage
 
 
 class Scenario:
@@ -63,7 +63,7 @@ class Scenario:
         yield Completion((), FinishReason.STOP, usage, 0.0, {"own": 1})
 
 
-async def play(backend: Scenario, max_resumes: int = 5, **limits: Any) -> list[Accepted | Event]:
+async def play(backend: Scenario, max_resumes: int = 5, **limits: Any) -> list[Accepted | Report | Event]:
     prepared = backend.runtime.prepare(Request.ask("?", limits=Limits(**limits)))
     async with aclosing(outlive(backend, prepared, "s", max_resumes, lambda: None)) as events:
         return [event async for event in events]
@@ -167,7 +167,7 @@ class Mortal(Worker):
 
     async def solve(
         self, prepared: Prepared, session: str = "", is_patient: bool = True
-    ) -> AsyncGenerator[Accepted | Event, None]:
+    ) -> AsyncGenerator[Accepted | Report | Event, None]:
         self.attempts += 1
         async with aclosing(super().solve(prepared, session, is_patient)) as events:
             async for event in events:

@@ -12,7 +12,7 @@ from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified
 from reasonrt.testing import ContractError, check_engine
-from reasonrt.types import GREEDY, FinishReason, Sampling, TokenDelta
+from reasonrt.types import GREEDY, FinishReason, FunctionTool, ParsedAnswer, Sampling, TokenDelta
 
 
 def answer(prompt: str, sampling: Sampling) -> str:
@@ -124,6 +124,11 @@ class LosesWhatComesLate(Changed):
                 delta = await super().__anext__()
             self.at = loop.time()
             return delta
+
+
+class LosesWhatIsHeld(Good):
+    def reply(self, prompt: Sequence[int], sampling: Sampling) -> str:
+        return super().reply(prompt, sampling)[sampling.by_step :]
 
 
 class Moody(Good):
@@ -332,6 +337,11 @@ class FallsOnClosing(Good):
             raise RuntimeError("closed already")
 
 
+class SwallowsText(Good):
+    async def parse_calls(self, answer: str, tools: Sequence[FunctionTool], choice: str) -> ParsedAnswer:
+        return ParsedAnswer("")
+
+
 FAULTS: list[tuple[Any, str, str]] = [
     (NoEngine, "An engine has every property and method", "has no fingerprint"),
     (AnotherStart, "`start` loads the model", "another engine"),
@@ -367,10 +377,12 @@ FAULTS: list[tuple[Any, str, str]] = [
     (OneTooFew, "and may have as many", "RequestError"),
     (Miscounts, "yields deltas whose ids are the generation", "generated_tokens is"),
     (OnePass, "yields deltas whose ids are the generation", "passes is 1"),
+    (LosesWhatIsHeld, "`Sampling.by_step`", "one by one"),
     (WholeInAnotherWay, "yields each of several generations once", "whole it writes"),
     (WholeByIndex, "in the order in which they end", "in the order .2, 1, 0."),
     (WholeWorksOn, "`WholeStream.aclose` aborts", "tokens|another one|still works"),
     (OneReadingCache, "`Reading.cached_tokens`", "the first reads with a salt"),
+    (SwallowsText, "`parse_calls`", "of 'It is 7.' it makes"),
     (FallsOnClosing, "`aclose` frees everything", "closed already"),
 ]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from reasonrt.programs.sandbox.plain import NotPlain, OtherType, check_plain
+
 
 @dataclass(frozen=True, slots=True)
 class CellLimits:
@@ -134,3 +136,18 @@ class Sandbox(Protocol):
         self, state: bytes, reply: Any, host: Host, functions: Sequence[str] = (), limits: CellLimits | None = None
     ) -> tuple[Session, Cell]:
         """Continue from `HostCall.fork`: that call gets `reply`, and the cell runs to its end."""
+
+
+def check_reply(name: str, reply: object) -> None:
+    """Refuse what a host function may not answer.
+
+    Raises:
+        ProgramError: it is too much, or holds text that is none; for the program, which may ask for less.
+        TypeError: it is no plain data, which is a bug of the host.
+    """
+    try:
+        check_plain(reply)
+    except OtherType as error:
+        raise TypeError(f"the host function {name} answered what no program can have: {error}") from None
+    except NotPlain as error:
+        raise ProgramError(f"{name}: {error}; ask for less at a time") from None

@@ -66,18 +66,19 @@ class Checker:
     async def _read(self, text: str) -> list[dict[str, Any]]:
         from pydantic_monty import MontyError, MontyTypingError
 
-        try:
-            async with asyncio.timeout(CHECK_S), self._turn:
+        async with self._turn:  # who waits for it, closes nothing that another one uses
+            try:
                 if self._session is None:
                     self._session = await self._check_out(STUBS).__aenter__()
-                await self._session.feed_start(text)
-        except MontyTypingError as error:
-            return _diagnostics(error.display())
-        except (MontyError, RuntimeError, TimeoutError):
-            await self.aclose()
-        except BaseException:
-            await self.aclose()
-            raise
+                async with asyncio.timeout(CHECK_S):
+                    await self._session.feed_start(text)
+            except MontyTypingError as error:
+                return _diagnostics(error.display())
+            except (MontyError, RuntimeError, TimeoutError):
+                await self.aclose()
+            except BaseException:
+                await self.aclose()
+                raise
         return []
 
 

@@ -319,8 +319,11 @@ def _trace(folder: str) -> str:
 
 
 def _memory(folder: str) -> str:
-    mmap.mmap(-1, 1 << 30)
-    return "got 1 GB"
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return "has no limit"
+    mmap.mmap(-1, limit)  # with what it has already it is more
+    return f"got {limit} bytes"
 
 
 def _raise_limits(folder: str) -> str:
@@ -344,7 +347,7 @@ ATTEMPTS = {
     "running a program": _execute,
     "signalling the parent": _kill_parent,
     "tracing": _trace,
-    "taking 1 GB": _memory,
+    "taking memory": _memory,
     "raising limits": _raise_limits,
     "taking descriptors": _many_descriptors,  # last: none is left after it
 }

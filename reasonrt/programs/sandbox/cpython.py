@@ -17,10 +17,19 @@ from typing import Any, NamedTuple, Self
 
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.programs.sandbox import plain, wire, worker
-from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
+from reasonrt.programs.sandbox.base import (
+    Cell,
+    CellLimits,
+    CellStopped,
+    Ending,
+    Host,
+    HostCall,
+    ProgramError,
+    check_reply,
+)
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, what_is_missing
 from reasonrt.programs.sandbox.places import Places
-from reasonrt.programs.sandbox.plain import MAX_DEPTH, NotPlain, check_plain, check_reply
+from reasonrt.programs.sandbox.plain import MAX_DEPTH, NotPlain, check_plain
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
 from reasonrt.programs.sandbox.state import pack, unpack
@@ -40,6 +49,7 @@ START_S = 30.0
 INTERPRETER_BYTES = 64 << 20  # address space of Python itself, beside a session's memory
 PIPE_BYTES = 1 << 20
 MAX_ERROR_CHARACTERS = 8000
+MOST_CUT = 1 << 62  # characters that a cell has printed; a number of thousands of digits cannot even be shown
 NOT_READ = frozenset({"site-packages", "dist-packages", "test", "idlelib", "ensurepip", "turtledemo"})
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}  # a fork repeats the order of sets
 
@@ -366,10 +376,12 @@ def _widen(process: Process) -> None:
 def _end(turn: Turn, answer: Mapping[str, Any]) -> _Settled:
     """What a worker says of the end of a cell, as far as it can be read."""
     output, error, ending, num_cut = (answer.get(key) for key in ("output", "error", "ending", "num_cut"))
-    if not isinstance(output, str) or not isinstance(error, str) or not isinstance(num_cut, int):
+    if not isinstance(output, str) or not isinstance(error, str):
+        raise Garbled("an end that cannot be read")
+    if not isinstance(num_cut, int) or not 0 <= num_cut <= MOST_CUT:
         raise Garbled("an end that cannot be read")
     turn.output.write("stdout", _encodable(output))
-    turn.output.num_cut += max(num_cut, 0)
+    turn.output.num_cut += num_cut
     if ending == "memory":
         return _Settled(Ending.LOST, turn.out_of_memory)
     if ending not in ("done", "raised", "refused"):

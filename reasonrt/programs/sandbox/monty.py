@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast, get_args
 
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.programs.language import names_bound
-from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
+from reasonrt.programs.sandbox.base import (
+    Cell,
+    CellLimits,
+    CellStopped,
+    Ending,
+    Host,
+    HostCall,
+    ProgramError,
+    check_reply,
+)
 from reasonrt.programs.sandbox.check import Checker, CheckOut
 from reasonrt.programs.sandbox.launch import Confinement, Launcher, libraries, refuse_unconfined, what_is_missing
 from reasonrt.programs.sandbox.output import Output
 from reasonrt.programs.sandbox.places import Places
-from reasonrt.programs.sandbox.plain import NotPlain, check_plain, check_reply
+from reasonrt.programs.sandbox.plain import NotPlain, check_plain
 from reasonrt.programs.sandbox.selftest import self_test
 from reasonrt.programs.sandbox.settings import SandboxSettings
 from reasonrt.programs.sandbox.state import pack, unpack

@@ -13,6 +13,10 @@ class NotPlain(ValueError):  # noqa: N818 (the message is for the program that m
     """The value is no plain data, or too much of it."""
 
 
+class OtherType(NotPlain):
+    """Some part of the value is of a type that is no plain data."""
+
+
 def check_plain(value: object, max_depth: int = MAX_DEPTH) -> None:
     """Refuse what a host should not be handed by a program.
 
@@ -28,7 +32,7 @@ def check_plain(value: object, max_depth: int = MAX_DEPTH) -> None:
         kinds = set(map(type, level))
         for kind in kinds - _KINDS:
             name = kind.__name__.removeprefix("Monty").removesuffix("Proxy")
-            raise NotPlain(f"{name} is no plain data: None, bool, int, float, str, list, tuple or dict")
+            raise OtherType(f"{name} is no plain data: None, bool, int, float, str, list, tuple or dict")
         if int in kinds and any(item.bit_length() > MAX_INT_BITS for item in level if type(item) is int):
             raise NotPlain(f"an int of more than {MAX_INT_BITS} bits cannot be handed over")
         if str in kinds:
@@ -49,14 +53,6 @@ def check_plain(value: object, max_depth: int = MAX_DEPTH) -> None:
             raise NotPlain(f"data nested deeper than {max_depth} cannot be handed over")
         level = [part for holder in holders for part in holder]
         level += [part for holder in holders if type(holder) is dict for part in holder.values()]
-
-
-def check_reply(name: str, reply: object) -> None:
-    """Raises: TypeError: a host function answered with what is no plain data, which is a bug of the host."""
-    try:
-        check_plain(reply)
-    except NotPlain as error:
-        raise TypeError(f"the host function {name} answered what no program can have: {error}") from None
 
 
 def _check_encodable(text: str) -> None:

@@ -62,11 +62,11 @@ def decode(value: object) -> object:
     Raises:
         Garbled: it did not make this.
     """
-    if isinstance(value, list):
-        return [decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
     try:
+        if isinstance(value, list):
+            return [decode(item) for item in value]
+        if not isinstance(value, dict):
+            return value
         ((kind, items),) = value.items()
         if kind == "tuple":
             return tuple(decode(item) for item in items)

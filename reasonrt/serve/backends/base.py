@@ -7,7 +7,7 @@ from typing import Protocol, Self
 from reasonrt.policies.stopping.evidence import KeptEvidence
 from reasonrt.policies.stopping.service import ServedCertificate, ServedCertificates
 from reasonrt.runtime import Prepared, Runtime
-from reasonrt.types import Event
+from reasonrt.types import Event, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,13 @@ class Accepted:
         prompt_opens_thinking: as in `Completion`.
         engines: the names of all engines there; an author that is none of them, such as the suffix of a probe,
             counts for no engine.
+        call_marks: as in `Prepared`.
     """
 
     prompt_tokens: int
     prompt_opens_thinking: bool
     engines: frozenset[str]
+    call_marks: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,11 @@ class Backend(Protocol):
     def runtime(self) -> Runtime:
         """Prepares requests; where replicas solve them, its own engines are never started."""
 
-    def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Event, None]:
-        """First `Accepted`, then as `Runtime.solve`; the same errors, and `ApiError` for what it has no room for."""
+    def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Report | Event, None]:
+        """First `Accepted`, then as `Runtime.solve`; the same errors, and `ApiError` for what it has no room for.
+
+        Of a traced request also what it reports, as it comes.
+        """
 
 
 def _state_of(served: ServedCertificate) -> CertificateState:

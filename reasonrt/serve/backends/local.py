@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Self
 
 from reasonrt.errors import EngineError, RequestError
@@ -13,7 +14,7 @@ from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.backends.base import Accepted, CertificateState, states_of
 from reasonrt.serve.wire.errors import ABSENT, ApiError
 from reasonrt.tasks import LONG_CHARACTERS, cancel, read_text
-from reasonrt.types import Event
+from reasonrt.types import Event, Report
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
@@ -68,7 +69,7 @@ class Worker:
 
     async def solve(
         self, prepared: Prepared, session: str = "", is_patient: bool = True
-    ) -> AsyncGenerator[Accepted | Event, None]:
+    ) -> AsyncGenerator[Accepted | Report | Event, None]:
         """See the protocol; `session` means nothing to a single worker.
 
         Args:
@@ -81,7 +82,8 @@ class Worker:
         self.running += 1
         try:
             yield accepted
-            async with aclosing(self.runtime.solve(prepared)) as events:
+            solve = _with_reports if prepared.request.trace else Runtime.solve
+            async with aclosing(solve(self.runtime, prepared)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -100,16 +102,16 @@ class Worker:
         replaceable = getattr(prepared.policy, "replaceable_engines", ())
         needed = [prepared.engines[role] for role in prepared.policy.engines if role not in replaceable] or engines
         room = min(engine.max_model_len for engine in needed)
-        num_characters = sum(len(message.content) for message in request.messages)
+        num_characters = request.num_characters
         if num_characters > _MOST_CHARACTERS_PER_TOKEN * room:  # no need to find out exactly, which takes long
             raise _too_long(f"{num_characters} characters", room)
-        prompt = await read_text(num_characters, request.prompts.token_ids, engines[0].tokenizer, request.messages)
+        prompt = await read_text(num_characters, request.prompt, engines[0].tokenizer)
         for engine in engines[1:] if num_characters > LONG_CHARACTERS else ():  # policies find it then
             with suppress(RequestError):  # of a template that whoever asks for it will be told of
-                await read_text(num_characters, request.prompts.token_ids, engine.tokenizer, request.messages)
+                await read_text(num_characters, request.prompt, engine.tokenizer)
         if len(prompt) >= room:
             raise _too_long(f"{len(prompt)} tokens", room)
-        return Accepted(len(prompt), prepared.prompt_opens_thinking, names)
+        return Accepted(len(prompt), prepared.prompt_opens_thinking, names, prepared.call_marks)
 
     async def _watch(self, engine: Engine) -> None:
         """Starting a live engine does nothing, starting a dead one brings it back: no request need find it dead."""
@@ -140,6 +142,30 @@ class Worker:
             except Exception as error:  # noqa: BLE001 (whatever it is, it is asked again)
                 self._absent.setdefault(name, time.monotonic())
                 _log.error("%s", error)
+
+
+async def _with_reports(runtime: Runtime, prepared: Prepared) -> AsyncGenerator[Report | Event, None]:
+    """As `Runtime.solve`, with what the request reports between its events."""
+    come: asyncio.Queue[Report | Event | Exception | None] = asyncio.Queue()
+    request = replace(prepared.request, report=lambda known: come.put_nowait(Report(known)))
+
+    async def work() -> None:
+        try:
+            async with aclosing(runtime.solve(replace(prepared, request=request))) as events:
+                async for event in events:
+                    come.put_nowait(event)
+            come.put_nowait(None)
+        except Exception as error:  # noqa: BLE001 (it is the reader's)
+            come.put_nowait(error)
+
+    working = asyncio.create_task(work())
+    try:
+        while (item := await come.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        await cancel(working)
 
 
 def _too_long(size: str, room: int) -> ApiError:

@@ -1,4 +1,4 @@
-"""The engines in replicas on Ray Serve; the only file that imports ray.
+"""The engines in replicas on Ray Serve; of what serves, the only file that imports ray.
 
 Callers never reach Ray: the gateway in this process listens, and forwards to replicas over handles. There is no Ray
 proxy, so none of its headers, and one process less whose death would cut a stream.
@@ -29,6 +29,7 @@ os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # a turn take
 import grpc  # type: ignore[import-untyped]
 import ray
 from ray import serve as ray_serve
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants, services
 from ray._private.state import state as ray_state
 from ray._private.worker import global_worker
@@ -51,7 +52,7 @@ from reasonrt.serve.config import ReplicaConfig, ServeConfig, is_loopback
 from reasonrt.serve.server import serve
 from reasonrt.serve.wire.errors import ABSENT, OVERLOADED, ApiError
 from reasonrt.tools import build_tools
-from reasonrt.types import Event, Limits, Request
+from reasonrt.types import Event, Limits, Report, Request
 
 MakeRuntime = Callable[[Mapping[str, Engine]], Runtime]
 
@@ -139,6 +140,15 @@ class ReplicaState:
     certificates: tuple[CertificateState, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class NumberedVote:
+    """A vote of a replica's; the numbers of each begin at 1, and none is left out."""
+
+    replica_id: str
+    number: int
+    vote: Vote
+
+
 class Replica:
     """All engines and the loop that drives them, in one process: a step costs no hop.
 
@@ -160,6 +170,7 @@ class Replica:
         engine_silence_s: float,
         gateway_job: str,
     ) -> None:
+        self._replica_id = ray_serve.get_replica_context().replica_id.unique_id
         self._ending = asyncio.create_task(_end_after(gateway_job))
         with suppress(OSError):  # on another machine it may be missing, and absolute paths all that there are
             os.chdir(folder)
@@ -170,26 +181,31 @@ class Replica:
         self._worker = await Worker(runtime, engine_silence_s).__aenter__()
 
     async def solve(
-        self, request: Request, is_patient: bool, verdicts: Mapping[str, Verdict]
-    ) -> AsyncGenerator[Accepted | Event | Vote, None]:
+        self, request: Request, is_patient: bool, verdicts: Mapping[str, Verdict], counted: Mapping[str, int]
+    ) -> AsyncGenerator[Accepted | Report | Event | NumberedVote, None]:
         """As `Worker.solve`, and the votes that have come up, of whatever request.
+
+        Each is told with every request until one says that it is counted: a stream may be left before it arrives.
 
         Args:
             verdicts: on certificates, by their SHA-256, as the gateway has them now for this caller.
+            counted: the last number of each replica's votes that the gateway has counted.
         """
         self._gateway.verdicts[request.cache_salt] = verdicts
+        told = counted.get(self._replica_id, 0)
+        self._gateway.forget(told)
         prepared = self._worker.runtime.prepare(request)
         async with aclosing(self._worker.solve(prepared, is_patient=is_patient)) as events:
             async for event in events:
-                for vote in self._gateway.take():
-                    yield vote
+                for number, vote in self._gateway.after(told):
+                    yield NumberedVote(self._replica_id, number, vote)
+                    told = number
                 yield event
 
     async def state(self) -> ReplicaState:
-        replica_id = ray_serve.get_replica_context().replica_id.unique_id
         worker = self._worker
         is_ready, certificates = worker.ready > 0, tuple(worker.certificates)
-        return ReplicaState(replica_id, is_ready, worker.restarts, worker.running, worker.served, certificates)
+        return ReplicaState(self._replica_id, is_ready, worker.restarts, worker.running, worker.served, certificates)
 
     async def check_health(self) -> None:
         """Asked by Ray, which replaces a replica that raises again and again."""
@@ -229,14 +245,15 @@ class RayBackend:
         self.ready, self._is_own, self._is_deployed = 0, False, False
         self._states: dict[str, ReplicaState] = {}  # the last of each replica, those that have ended too
         self._most_at_once = 0
+        self._counted: dict[str, int] = {}  # the last number of each replica's votes
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.runtime.check_defaults)  # a replica's own error would be one of many tries
         deploying = asyncio.ensure_future(asyncio.to_thread(self._deploy))
         try:
             self.replicas = replicas = await asyncio.shield(deploying)
-        except asyncio.CancelledError:
-            if self._is_deployed and not self._is_own:  # a cluster of our own ends with us
+        except BaseException:
+            if self._is_deployed and not self._is_own:  # a cluster of our own ends with us; in others it would stay
                 await asyncio.to_thread(ray_serve.delete, self._name, _blocking=False)
             await asyncio.wait({deploying})  # which nobody can end
             raise
@@ -261,7 +278,7 @@ class RayBackend:
         own = states_of(self.runtime.certificates)
         return own + [certificate for state in self._states.values() for certificate in state.certificates]
 
-    async def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Event, None]:
+    async def solve(self, prepared: Prepared, session: str) -> AsyncGenerator[Accepted | Report | Event, None]:
         if self.replicas is None:
             raise ApiError(503, "the engines are starting", code="starting", retry_after_s=5.0)
         request = replace(prepared.request, report=None)  # which belongs to this process
@@ -270,11 +287,13 @@ class RayBackend:
             name, is_last = f"{session}@{place}" if place else session, place == _PLACES - 1
             try:
                 verdicts = certificates.verdicts(request.cache_salt)
-                answer = self.replicas.stream("solve", request, is_last, verdicts, session=name)
+                answer = self.replicas.stream("solve", request, is_last, verdicts, self._counted, session=name)
                 async with aclosing(answer) as events:
                     async for event in events:
-                        if isinstance(event, Vote):
-                            certificates.count(event)
+                        if isinstance(event, NumberedVote):
+                            if event.number > self._counted.get(event.replica_id, 0):
+                                self._counted[event.replica_id] = event.number
+                                certificates.count(event.vote)
                         else:
                             yield event
                 return
@@ -413,6 +432,9 @@ def _join(cluster: str, timeout_s: float) -> bool:
         return True
     _stay_on_loopback()
     os.environ.update(owned_environment())  # and for those, that they end with us
+    session = Path(get_default_ray_temp_dir(), f"session_*_{os.getpid()}")  # its name has the time, too
+    if not any(session.parent.glob(session.name)):  # else one is of an earlier process with our number
+        remove_at_end(session)  # before it is there: we may be ended as it starts
     ray.init("local", include_dashboard=False, **quiet)
     remove_at_end(Path(global_worker.node.get_session_dir_path()))
     return False

@@ -6,6 +6,7 @@ import math
 from starlette.responses import Response
 
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError, in_one_line
+from reasonrt.masking import without_folders
 from reasonrt.serve.wire.responses import Error, ErrorBody
 
 OVERLOADED = "overloaded"
@@ -58,19 +59,24 @@ class ApiError(ReasonRTError):
         return Response(self.body().to_json(), self.status, headers, "application/json")
 
 
+def draining() -> ApiError:
+    """What is told while the server ends."""
+    return ApiError(503, "the server is shutting down", code="draining", retry_after_s=5.0)
+
+
 def to_api_error(error: BaseException, request_id: str) -> ApiError:
     """What the caller is told of `error`.
 
     Of what failed here, no more than that it did: the log has the cause, which may name what is the operator's, such as
-    the address of another server and what that one has said.
+    the address of another server and what that one has said. Of the operator's files, their names.
     """
     match error:
         case ApiError():
             return error
         case RequestError() | CapabilityError():
-            return ApiError(400, str(error))
+            return ApiError(400, _told_of(error, request_id))
         case ConfigError():  # of the policy that was asked for; the others are served
-            return ApiError(400, str(error), code="not_configured")
+            return ApiError(400, _told_of(error, request_id), code="not_configured")
         case EngineError():
             _log.error("request %s: an engine failed", request_id, exc_info=error)
             message = f"an engine failed; the server's log has the cause under this request's id, {request_id}"
@@ -79,3 +85,12 @@ def to_api_error(error: BaseException, request_id: str) -> ApiError:
             _log.error("request %s failed", request_id, exc_info=error)
             message = f"the server failed; its log has the cause under this request's id, {request_id}"
             return ApiError(500, message, code="internal")
+
+
+def _told_of(error: BaseException, request_id: str) -> str:
+    """Its message; where paths stand in it, the log has them whole."""
+    message = str(error)
+    shown = without_folders(message)
+    if shown != message:
+        _log.info("request %s was told the names of these files alone: %s", request_id, message)
+    return shown

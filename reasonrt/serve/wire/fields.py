@@ -10,9 +10,8 @@ from typing import Any
 
 _CALIBRATED = "it would change what routers and certificates were calibrated on"
 _ONLY_TEXT = "only text is served"
-_NO_LOGPROBS = "several models may write; reasonrt.trace returns each step's mean log-probability"
 _NO_STRUCTURE = "use response_format or structured_outputs"
-_NO_TOOLS = "tools are not served"
+_OLD_TOOLS = "use tools, tool_choice and tool_calls"
 _OWN_TEMPLATE = "the model's own template is used as it stands"
 _NO_REASONING = "earlier reasoning is left out of the prompt, as chat templates expect"
 
@@ -34,9 +33,8 @@ class Known:
         return self.neutral is None or any(_is_same(value, neutral) for neutral in self.neutral)
 
 
-REQUEST_FIELDS: Mapping[str, Known] = {
+REQUEST_FIELDS: dict[str, Known] = {
     "metadata": Known("nothing is stored that it could be attached to"),
-    "parallel_tool_calls": Known("there are no tool calls"),
     "priority": Known("requests are served in the order in which they come"),
     "prompt_cache_options": Known("the prefix cache is always on"),
     "prompt_cache_retention": Known("the prefix cache evicts what was used longest ago"),
@@ -51,11 +49,10 @@ REQUEST_FIELDS: Mapping[str, Known] = {
     "chat_template": Known("the model's own template is used; one of the caller's would run code here", ()),
     "continue_final_message": Known("the answer is a message of its own", (False,)),
     "documents": Known("put them into reasonrt.context, for a policy that reads context", ([],)),
-    "echo": Known("only what is written is returned", (False,)),
     "extra_body": Known("put its fields beside the others, as the client library does", ({},)),
     "frequency_penalty": Known(_CALIBRATED, (0,)),
-    "function_call": Known(_NO_TOOLS, ("none", "auto")),
-    "functions": Known(_NO_TOOLS, ([],)),
+    "function_call": Known(_OLD_TOOLS, ("none", "auto")),
+    "functions": Known(_OLD_TOOLS, ([],)),
     "grammar": Known(_NO_STRUCTURE, ("",)),
     "guided_choice": Known(_NO_STRUCTURE, ([],)),
     "guided_grammar": Known(_NO_STRUCTURE, ("",)),
@@ -65,23 +62,18 @@ REQUEST_FIELDS: Mapping[str, Known] = {
     "include_stop_str_in_output": Known("the answer ends before a stop text", (False,)),
     "length_penalty": Known("there is no beam search", (1,)),
     "logit_bias": Known("token ids mean different things to the models of a policy", ({},)),
-    "logprobs": Known(_NO_LOGPROBS, (False,)),
     "min_tokens": Known("an answer ends where its model ends it", (0,)),
     "modalities": Known(_ONLY_TEXT, (["text"],)),
     "moderation": Known("nothing is moderated here", ()),
     "prediction": Known("the draft model predicts: use a policy that speculates", ()),
     "presence_penalty": Known(_CALIBRATED, (0,)),
-    "prompt_logprobs": Known(_NO_LOGPROBS, (False,)),
+    "prompt_logprobs": Known("use echo and logprobs of /v1/completions", (False,)),
     "repetition_penalty": Known(_CALIBRATED, (1,)),
-    "separate_reasoning": Known("the reasoning is always told apart from the answer", (True,)),
     "service_tier": Known("there is one tier", ("auto", "default")),
     "skip_special_tokens": Known("control tokens are never text here", (True,)),
     "stop_token_ids": Known("token ids mean different things to the models of a policy", ([],)),
     "store": Known("nothing is stored", (False,)),
     "suffix": Known("text is only written at the end", ("",)),
-    "tool_choice": Known(_NO_TOOLS, ("none", "auto")),
-    "tools": Known(_NO_TOOLS, ([],)),
-    "top_logprobs": Known(_NO_LOGPROBS, (0,)),
     "truncate_prompt_tokens": Known("a prompt that is too long is refused, and never cut", ()),
     "typical_p": Known(_CALIBRATED, (1,)),
     "use_beam_search": Known("there is no beam search", (False,)),
@@ -89,6 +81,38 @@ REQUEST_FIELDS: Mapping[str, Known] = {
     "web_search_options": Known("there is no web search", ()),
 }
 """Beside the messages or the prompt."""
+
+CHAT_FIELDS: dict[str, Known] = REQUEST_FIELDS | {
+    "echo": Known("the conversation is not returned; /v1/completions returns a prompt", (False,)),
+}
+"""Beside the messages."""
+
+TEXT_FIELDS: dict[str, Known] = REQUEST_FIELDS | {
+    "separate_reasoning": Known("the reasoning is always told apart from the answer", (True,)),
+    "top_logprobs": Known("logprobs says how many", (0,)),
+}
+"""Beside the prompt."""
+
+_STATELESS = "nothing is stored: send the whole conversation as input"
+
+RESPONSE_FIELDS: dict[str, Known] = CHAT_FIELDS | {
+    "access_programs": Known("there are none"),
+    "background": Known("the answer comes with the request; stream it where it takes long", (False,)),
+    "context_management": Known("nothing is left out of a conversation", ([],)),
+    "conversation": Known(_STATELESS, ()),
+    "image": Known(_ONLY_TEXT),
+    "max_tool_calls": Known("the caller runs its tools"),
+    "previous_response_id": Known(_STATELESS, ()),
+    "prompt": Known("no templates are stored: send input", ()),
+    "separate_reasoning": TEXT_FIELDS["separate_reasoning"],
+    "truncation": Known("a prompt that is too long is refused, and never cut", ("disabled",)),
+}
+"""Beside the input of `/v1/responses`."""
+
+REASONING_FIELDS: Mapping[str, Known] = {
+    name: Known(_NO_REASONING) for name in ("content", "encrypted_content", "id", "status", "summary")
+}
+"""In an item of the type `reasoning`."""
 
 MESSAGE_FIELDS: Mapping[str, Known] = {
     "annotations": Known("they are notes of a client or a server on the text"),
@@ -98,15 +122,16 @@ MESSAGE_FIELDS: Mapping[str, Known] = {
     "thinking": Known(_NO_REASONING),
     "thinking_blocks": Known(_NO_REASONING),
     "audio": Known(_ONLY_TEXT, ()),
-    "function_call": Known(_NO_TOOLS, ()),
+    "function_call": Known(_OLD_TOOLS, ()),
     "images": Known(_ONLY_TEXT, ([],)),
     "partial": Known("the answer is a message of its own", (False,)),
     "prefix": Known("the answer is a message of its own", (False,)),
-    "tool_call_id": Known(_NO_TOOLS, ()),
-    "tool_calls": Known(_NO_TOOLS, ([],)),
     "type": Known("a message is a text by a role", ("message", "text")),
 }
 """In a message."""
+
+CALL_FIELDS: Mapping[str, Known] = {"index": Known("calls are in their order")}
+"""In a call of a tool."""
 
 PART_FIELDS: Mapping[str, Known] = {
     "annotations": MESSAGE_FIELDS["annotations"],
@@ -118,8 +143,21 @@ PART_FIELDS: Mapping[str, Known] = {
 
 def as_markdown() -> str:
     """The tables, for the documentation."""
-    tables = {"field": REQUEST_FIELDS, "field of a message": MESSAGE_FIELDS, "field of a part": PART_FIELDS}
+    tables = {
+        "field": REQUEST_FIELDS,
+        "field of a chat alone": _without_common(CHAT_FIELDS),
+        "field of a plain completion alone": _without_common(TEXT_FIELDS),
+        "field of a response alone": {
+            name: known for name, known in RESPONSE_FIELDS.items() if name not in CHAT_FIELDS
+        },
+        "field of a message": MESSAGE_FIELDS,
+        "field of a part": PART_FIELDS,
+    }
     return "\n\n".join(_table(title, fields) for title, fields in tables.items())
+
+
+def _without_common(fields: Mapping[str, Known]) -> dict[str, Known]:
+    return {name: known for name, known in fields.items() if name not in REQUEST_FIELDS}
 
 
 def _table(title: str, fields: Mapping[str, Known]) -> str:

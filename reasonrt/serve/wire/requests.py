@@ -1,37 +1,48 @@
 """Requests on the wire, and what they ask for in our words. HTTP's words end here."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     JsonValue,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError, to_json
 
-from reasonrt.errors import in_one_line
+from reasonrt.errors import RequestError, in_one_line
 from reasonrt.serve.config import Effort
 from reasonrt.serve.wire.errors import ApiError
-from reasonrt.serve.wire.fields import MESSAGE_FIELDS, PART_FIELDS, REQUEST_FIELDS, Known
-from reasonrt.types import Document, Message
+from reasonrt.serve.wire.fields import CALL_FIELDS, CHAT_FIELDS, MESSAGE_FIELDS, PART_FIELDS, TEXT_FIELDS, Known
+from reasonrt.types import Document, FunctionTool, Message, ToolCall
 
 SEEDS = 2**63
 
+Request = TypeVar("Request", bound="Generation")
+Item = TypeVar("Item")
+
+Many = Annotated[list[Item], Field(fail_fast=True)]
+"""Any list of a request: one that is wrong throughout has one error, and not one for each item."""
 
 Text = Annotated[str, Field(max_length=1 << 26)]
 Level = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
+NumLogprobs = Annotated[int, Field(ge=0, le=20)]
 ThinkingTokens = Annotated[int, Field(ge=0, le=10**9)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1 << 22)]
+TokenIds = Annotated[Many[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1 << 22)]
 
 
+MOST_TOOLS = 128
+_MOST_RISKS = 16
+_TOOLS_BYTES = 1 << 18
 _STRUCTURE_BYTES = 1 << 16
 _STRUCTURES: Mapping[str, Callable[[Any], bool]] = {
     "json": lambda value: isinstance(value, dict),
@@ -42,7 +53,7 @@ _STRUCTURES: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
     """Takes what it knows, refuses what it cannot honour, and leaves the rest aside; null is absent.
 
     What is left aside is in `model_extra`; an object that only we read leaves nothing aside, as a misspelt field would
@@ -75,9 +86,9 @@ class _Wire(BaseModel):
         yield from self.model_extra or ()
         for name in type(self).model_fields:
             value = getattr(self, name)
-            parts = [(name, value)] if isinstance(value, _Wire) else []
+            parts = [(name, value)] if isinstance(value, Wire) else []
             if isinstance(value, list):
-                parts = [(f"{name}.{index}", part) for index, part in enumerate(value) if isinstance(part, _Wire)]
+                parts = [(f"{name}.{index}", part) for index, part in enumerate(value) if isinstance(part, Wire)]
             for path, part in parts:
                 yield from (f"{path}.{inner}" for inner in part.unknown_fields())
 
@@ -90,7 +101,7 @@ def _is_list(value: Any) -> str:
     return "#many" if isinstance(value, list) else "#one"
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """`continuous_usage_stats` is vLLM's: each chunk says what has been used so far."""
 
     include_usage: bool = False
@@ -98,7 +109,7 @@ class StreamOptions(_Wire):
     include_obfuscation: Literal[False] = False
 
 
-class TextPart(_Wire):
+class TextPart(Wire):
     """A part of a message; the two longer types are those of OpenAI's other interface."""
 
     _known = PART_FIELDS
@@ -114,22 +125,93 @@ class TextPart(_Wire):
         return values
 
 
-class ChatMessage(_Wire):
+def _of_function(values: Any, what: str) -> Any:
+    kind = values.get("type") if isinstance(values, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        raise refusal("type", f"{what} of type {kind[:64]!r} are not served: only functions are")
+    return values
+
+
+class FunctionCall(Wire):
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: Text = ""
+
+
+class CallInHistory(Wire):
+    """A call of a tool in an earlier answer."""
+
+    _known = CALL_FIELDS
+    id: Annotated[str, Field(max_length=256)] = ""
+    type: Annotated[str, Field(max_length=256)] = "function"
+    function: FunctionCall
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_function(cls, values: Any) -> Any:
+        return _of_function(values, "calls")
+
+
+class Function(Wire):
+    name: Annotated[str, Field(max_length=256)]
+    description: Text = ""
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    strict: bool = False
+
+
+class OfferedTool(Wire):
+    """A tool that the caller runs."""
+
+    type: str
+    function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_function(cls, values: Any) -> Any:
+        return _of_function(values, "tools")
+
+    def to_tool(self) -> FunctionTool:
+        """Raises: RequestError: a name or a schema that cannot be."""
+        function = self.function
+        return FunctionTool(function.name, function.description, function.parameters, function.strict)
+
+
+class _Named(Wire):
+    name: Annotated[str, Field(max_length=256)]
+
+
+class NamedTool(Wire):
+    """A tool that must be asked for."""
+
+    type: str
+    function: _Named
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_function(cls, values: Any) -> Any:
+        return _of_function(values, "choices")
+
+
+class ChatMessage(Wire):
     """One message; the reasoning of earlier answers is taken and left out, as chat templates expect it."""
 
     _known = MESSAGE_FIELDS
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        Annotated[Text, Tag("#one")] | Annotated[list[TextPart], Field(max_length=1024), Tag("#many")],
+        Annotated[Text, Tag("#one")] | Annotated[Many[TextPart], Field(max_length=1024), Tag("#many")],
         Discriminator(_is_list),  # or an error would name both
     ] = ""
     name: Annotated[str, Field(max_length=256)] = ""
     reasoning: Text = ""
     reasoning_content: Text = ""
+    tool_calls: Annotated[Many[CallInHistory], Field(max_length=1024)] = Field(default_factory=list)
+    tool_call_id: Annotated[str, Field(max_length=256)] = ""
 
     def to_message(self) -> Message:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message("system" if self.role == "developer" else self.role, text)
+        if self.role == "tool":
+            return Message(self.role, text, tool_call_id=self.tool_call_id, name=self.name)
+        calls = [ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls]
+        return Message("system" if self.role == "developer" else self.role, text, tuple(calls))
 
     def without_long_parts(self, most_characters: int) -> tuple[Self, list[str]]:
         """What is left of a user's message, and its parts of more than `most_characters`."""
@@ -140,7 +222,7 @@ class ChatMessage(_Wire):
         return self.model_copy(update={"content": short}), long_texts
 
 
-class ContextDocument(_Wire):
+class ContextDocument(Wire):
     """A text that the request is about, of any length."""
 
     _refuses_others = "unknown field"
@@ -149,12 +231,18 @@ class ContextDocument(_Wire):
 
 
 Context = Annotated[
-    Annotated[Text, Tag("#one")] | Annotated[list[ContextDocument], Field(max_length=1 << 16), Tag("#many")],
+    Annotated[Text, Tag("#one")] | Annotated[Many[ContextDocument], Field(max_length=1 << 16), Tag("#many")],
     Discriminator(_is_list),
 ]
 
 
-class OwnFields(_Wire):
+def _has_few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > _MOST_RISKS:
+        raise PydanticCustomError("too_long", f"at most {_MOST_RISKS} risks are named")
+    return value
+
+
+class OwnFields(Wire):
     """The object `reasonrt` of a request: what OpenAI has no words for.
 
     `risk` picks among our certificates: levels by the names of risks, or a number, which is that of `lost_correct`.
@@ -167,28 +255,33 @@ class OwnFields(_Wire):
     context: Context = Field(default_factory=list)
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_engine_calls: Count | None = None
-    risk: Level | dict[str, Level] | None = None
+    risk: Annotated[Level | dict[str, Level], BeforeValidator(_has_few)] | None = None
     trace: bool = False
 
 
-class Reasoning(_Wire):
+class Reasoning(Wire):
     """As OpenRouter and OpenAI's other interface have it."""
 
-    _known: ClassVar[Mapping[str, Known]] = {"summary": Known("the reasoning itself is sent")}
+    _known: ClassVar[Mapping[str, Known]] = {
+        "context": Known("earlier reasoning is left out of the prompt", ("auto", "current_turn")),
+        "generate_summary": Known("the reasoning itself is sent"),
+        "mode": Known("there is one mode", ("standard",)),
+        "summary": Known("the reasoning itself is sent"),
+    }
     effort: Effort | None = None
     enabled: bool | None = None
     exclude: bool = False
     max_tokens: ThinkingTokens | None = None
 
 
-class Thinking(_Wire):
+class Thinking(Wire):
     """As Anthropic has it."""
 
     type: Literal["enabled", "disabled", "adaptive"] = "enabled"
     budget_tokens: ThinkingTokens | None = None
 
 
-class TemplateSettings(_Wire):
+class TemplateSettings(Wire):
     """`chat_template_kwargs` of vLLM: the names under which templates switch the thinking off."""
 
     _refuses_others = "not served: the model's own template is used as it stands"
@@ -200,17 +293,16 @@ class TemplateSettings(_Wire):
         return self.enable_thinking, self.thinking
 
 
-class ResponseFormat(_Wire):
+class ResponseFormat(Wire):
     """As OpenAI has it; `json_schema` holds the schema under `schema`, beside its name."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class _Generation(_Wire):
+class Generation(Wire):
     """What chats and plain completions have in common."""
 
-    _known = REQUEST_FIELDS
     model: Annotated[str, Field(min_length=1, max_length=256)]
     max_tokens: Count | None = None
     n: Count = 1
@@ -220,7 +312,7 @@ class _Generation(_Wire):
     min_p: Level = 0.0
     seed: Annotated[int, Field(gt=-SEEDS, lt=SEEDS)] | None = None
     stop: Annotated[
-        Annotated[StopText, Tag("#one")] | Annotated[list[StopText], Field(max_length=4), Tag("#many")],
+        Annotated[StopText, Tag("#one")] | Annotated[Many[StopText], Field(max_length=4), Tag("#many")],
         Discriminator(_is_list),
     ] = Field(default_factory=list)
     stream: bool = False
@@ -246,6 +338,18 @@ class _Generation(_Wire):
 
         Raises:
             ApiError: token ids that are none of that model's.
+        """
+        raise NotImplementedError
+
+    @property
+    def needs_vocabulary(self) -> bool:
+        """Whether its prompts are encoded or decoded to know what is asked for."""
+        return False
+
+    def num_logprobs(self) -> int | None:
+        """How many of the highest log-probabilities come with each token's own; None is without both.
+
+        Raises: ApiError: fields contradict each other.
         """
         raise NotImplementedError
 
@@ -275,13 +379,10 @@ class _Generation(_Wire):
             ApiError: two structures, one that is none, or a large one.
         """
         given: dict[str, Any] = {name: value for name, value in self.structured_outputs.items() if value is not None}
-        where = "structured_outputs"
-        if self.response_format.type != "text":
-            if given:
-                raise ApiError(400, "structured_outputs and response_format differ; give one", where)
-            where = "response_format"
-            is_object = self.response_format.type == "json_object"
-            given = {"json_object": True} if is_object else {"json": self.response_format.json_schema.get("schema")}
+        where, formatted = self.answer_format()
+        if given and formatted:
+            raise ApiError(400, f"structured_outputs and {where} differ; give one", "structured_outputs")
+        given, where = (formatted, where) if formatted else (given, "structured_outputs")
         for name, value in given.items():
             if len(given) > 1 or name not in _STRUCTURES or not _STRUCTURES[name](value):
                 one_of = "one of json (a schema), json_object (true), regex, choice (texts) and grammar"
@@ -290,9 +391,22 @@ class _Generation(_Wire):
                 raise ApiError(400, f"{where}: a structure has at most {_STRUCTURE_BYTES} bytes here", where)
         return given
 
+    def answer_format(self) -> tuple[str, dict[str, Any]]:
+        """The field in which OpenAI says what the answer must be, and that in vLLM's words; empty for any text."""
+        kind = self.response_format.type
+        if kind == "text":
+            return "response_format", {}
+        schema = self.response_format.json_schema.get("schema")
+        return "response_format", {"json_object": True} if kind == "json_object" else {"json": schema}
+
     @property
     def shows_reasoning(self) -> bool:
         return self.include_reasoning and not self.reasoning.exclude
+
+    @property
+    def is_reasoning_apart(self) -> bool:
+        """Whether the reasoning has fields of its own; else it stands before the answer, in its tags."""
+        return True
 
     def without_context(self, part_characters: int | None) -> tuple[Self, tuple[Document, ...]]:
         """What remains of the request, and the documents that it brings.
@@ -308,15 +422,65 @@ class _Generation(_Wire):
     def token_limit(self) -> int | None:
         return self.max_tokens
 
+    @property
+    def limit_field(self) -> str:
+        """The name under which the caller has given the token limit."""
+        return "max_tokens"
 
-class ChatRequest(_Generation):
+    def tool_fields(self) -> dict[str, Any]:
+        """What `Request` takes of tools.
+
+        Raises:
+            ApiError: a tool that cannot be, or too much of them.
+        """
+        return {}
+
+
+class ChatRequest(Generation):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    _known = CHAT_FIELDS
+    messages: Annotated[Many[ChatMessage], Field(min_length=1, max_length=4096)]
     max_completion_tokens: Count | None = None
+    logprobs: bool = False
+    top_logprobs: NumLogprobs | None = None
+    tools: Annotated[Many[OfferedTool], Field(max_length=MOST_TOOLS)] = Field(default_factory=list)
+    tool_choice: Annotated[
+        Annotated[Literal["none", "auto", "required"], Tag("#one")] | Annotated[NamedTool, Tag("#named")],
+        Discriminator(lambda value: "#named" if isinstance(value, dict) else "#one"),
+    ] = "auto"
+    parallel_tool_calls: bool = True
+    separate_reasoning: bool = True
+
+    @property
+    def is_reasoning_apart(self) -> bool:
+        return self.separate_reasoning
 
     def conversations(self, decode: Callable[[Sequence[int]], str]) -> list[tuple[Message, ...]]:
         return [tuple(message.to_message() for message in self.messages)]
+
+    def num_logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "set logprobs to true with it", "top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def tool_fields(self) -> dict[str, Any]:
+        if not self.tools:
+            if self.tool_choice not in ("none", "auto"):
+                raise ApiError(400, "tool_choice: there are no tools to choose from; send tools", "tool_choice")
+            return {}
+        try:
+            tools = tuple(offered.to_tool() for offered in self.tools)
+        except RequestError as error:
+            raise ApiError(400, f"tools: {error}", "tools") from None
+        num_bytes = len(to_json([tool.to_json() for tool in tools]))
+        choice = self.tool_choice if isinstance(self.tool_choice, str) else self.tool_choice.function.name
+        if not isinstance(self.tool_choice, str) and choice not in (tool.name for tool in tools):
+            raise ApiError(400, f"tool_choice: no tool is named {in_one_line(choice)}", "tool_choice")
+        most = _TOOLS_BYTES if choice in ("none", "auto") else _STRUCTURE_BYTES  # which a grammar is made of
+        if num_bytes > most:
+            raise ApiError(400, f"tools: they have at most {most} bytes here, got {num_bytes}", "tools")
+        return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": self.parallel_tool_calls}
 
     def without_context(self, part_characters: int | None) -> tuple[Self, tuple[Document, ...]]:
         rest, documents = super().without_context(part_characters)
@@ -332,6 +496,10 @@ class ChatRequest(_Generation):
             raise ApiError(400, "max_tokens and max_completion_tokens differ; give one", "max_tokens")
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def limit_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
 
 def _kind_of_prompt(value: Any) -> str:
     if not isinstance(value, list) or not value:
@@ -339,25 +507,49 @@ def _kind_of_prompt(value: Any) -> str:
     return "#id_lists" if isinstance(value[0], list) else "#ids" if isinstance(value[0], int) else "#texts"
 
 
-class CompletionRequest(_Generation):
+class CompletionRequest(Generation):
     """`POST /v1/completions`: each prompt becomes the message of a chat, since the models are chat models."""
 
     prompt: Annotated[
         Annotated[Text, Tag("#text")]
-        | Annotated[list[Text], Field(min_length=1, max_length=1024), Tag("#texts")]
+        | Annotated[Many[Text], Field(min_length=1, max_length=1024), Tag("#texts")]
         | Annotated[TokenIds, Tag("#ids")]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=1024), Tag("#id_lists")],
+        | Annotated[Many[TokenIds], Field(min_length=1, max_length=1024), Tag("#id_lists")],
         Discriminator(_kind_of_prompt),
     ]
+    _known = TEXT_FIELDS
+    max_tokens: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    echo: bool = False
+    logprobs: NumLogprobs | None = None
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value is False else value
+
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def token_limit(self) -> int | None:
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError(400, "max_tokens must be at least 1, or echo be set", "max_tokens")
+        return self.max_tokens
+
+    @property
+    def needs_vocabulary(self) -> bool:
+        return self.echo or any(not isinstance(prompt, str) for prompt in self.prompts())
+
+    def prompts(self) -> Sequence[str | list[int]]:
+        """Each as it was sent."""
+        given: Any = self.prompt
+        return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
     def conversations(self, decode: Callable[[Sequence[int]], str]) -> list[tuple[Message, ...]]:
-        given = self.prompt
-        prompts: Sequence[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-        texts = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in prompts]
+        texts = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in self.prompts()]
         return [(Message("user", text),) for text in texts]
 
 
-def parse(kind: type[ChatRequest] | type[CompletionRequest], body: bytes) -> ChatRequest | CompletionRequest:
+def parse(kind: type[Request], body: bytes) -> Request:
     """The wire model that `body` holds.
 
     Raises:

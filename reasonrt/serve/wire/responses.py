@@ -1,10 +1,11 @@
 """Answers on the wire: what is sent is built from these models, and `/openapi.json` shows the same ones."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypedDict
 
-from reasonrt.types import EngineUsage
+from reasonrt.types import EngineUsage, Step
 
 
 class Answer(BaseModel):
@@ -87,16 +88,31 @@ class TracedStep(Answer):
     scores: dict[str, float | None]
     seconds: float
 
+    @classmethod
+    def of(cls, step: Step, seconds: float) -> Self:
+        return cls(
+            author=step.author,
+            text=step.text,
+            tokens=len(step.token_ids),
+            is_complete=step.is_complete,
+            mean_logprob=step.mean_logprob,
+            scores=dict(step.scores),
+            seconds=round(seconds, 6),
+        )
+
 
 class OwnOfChoice(Answer):
     """`finish_reason` is finer than OpenAI's; `details` is what the policy found out, and `warnings` what it could not
-    do of what was asked for, and why."""
+    do of what was asked for, and why. `trace` has the steps, and `events` what was paid for beside them. `authors`: of
+    each token of `logprobs`, who wrote it."""
 
     finish_reason: str
     seconds: float
     details: dict[str, Any]
     warnings: dict[str, str] | None = None
     trace: list[TracedStep] | None = None
+    events: list[dict[str, Any]] | None = None
+    authors: list[str] | None = None
 
 
 class OwnOfAnswer(Answer):
@@ -108,18 +124,73 @@ class OwnOfAnswer(Answer):
     ignored: list[str] | None = None
 
 
+class TopLogprob(TypedDict):
+    """A token and its natural log-probability, -9999 for one that cannot be; `bytes` are those of its text.
+
+    No model: an answer may hold hundreds of thousands.
+    """
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Answer):
+    """Of each token of reasoning and content; where the reasoning is not sent, of the content."""
+
+    content: list[TokenLogprob]
+
+
+class TextLogprobs(Answer):
+    """Of each token of the text, and of a prompt's first token none; `text_offset` is its place there."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CalledFunction(Answer):
+    """`arguments` is a JSON object, as text."""
+
+    name: str
+    arguments: str
+
+
+class CallOfTool(Answer):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class CallOfToolDelta(CallOfTool):
+    """A whole call: they are sent at the end."""
+
+    index: int
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
 class AssistantMessage(Answer):
+    """`content` is null where there are only calls of tools."""
+
     role: Literal["assistant"]
-    content: str
+    content: str | None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[CallOfTool] | None = None
 
 
 class ChatChoice(Answer):
     index: int
     message: AssistantMessage
-    finish_reason: Literal["stop", "length"]
-    logprobs: None
+    finish_reason: FinishReason
+    logprobs: ChatLogprobs | None
     reasonrt: OwnOfChoice
 
 
@@ -139,7 +210,7 @@ class TextChoice(Answer):
     reasoning: str | None = None
     reasoning_content: str | None = None
     finish_reason: Literal["stop", "length"]
-    logprobs: None
+    logprobs: TextLogprobs | None
     reasonrt: OwnOfChoice
 
 
@@ -158,18 +229,24 @@ class Delta(Answer):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[CallOfToolDelta] | None = None
 
 
-class StepOfChunk(Answer):
-    step: TracedStep
+class OwnOfChunk(Answer):
+    """`step` is what was asked for as a trace, and `event` one of its `events`, as it comes; `authors` as in the choice
+    of a whole answer."""
+
+    step: TracedStep | None = None
+    event: dict[str, Any] | None = None
+    authors: list[str] | None = None
 
 
 class ChunkChoice(Answer):
     index: int
     delta: Delta
-    finish_reason: Literal["stop", "length"] | None
-    logprobs: None
-    reasonrt: StepOfChunk | OwnOfChoice | None = None
+    finish_reason: FinishReason | None
+    logprobs: ChatLogprobs | None
+    reasonrt: OwnOfChunk | OwnOfChoice | None = None
 
 
 class ChatCompletionChunk(Answer):
@@ -190,8 +267,8 @@ class TextChunkChoice(Answer):
     reasoning: str | None = None
     reasoning_content: str | None = None
     finish_reason: Literal["stop", "length"] | None
-    logprobs: None
-    reasonrt: StepOfChunk | OwnOfChoice | None = None
+    logprobs: TextLogprobs | None
+    reasonrt: OwnOfChunk | OwnOfChoice | None = None
 
 
 class TextCompletionChunk(Answer):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from reasonrt.calibration.programs.questions import Question, believed, draw, is
 from reasonrt.calibration.programs.tables import replay, vote_tables
 from reasonrt.calibration.programs.votes import fit_weights
 from reasonrt.calibration.stopping.bounds import binomial_p_value
+from reasonrt.calibration.stopping.ledger import Ledger
 from reasonrt.calibration.stopping.sample_size import Infeasible
 from reasonrt.errors import CalibrationError
 from reasonrt.programs.weights import ProgramCertificate
@@ -70,6 +72,37 @@ def test_the_questions_to_certify_on_decide_no_order() -> None:
         certified(order_on=all_right)
 
 
+def test_tries_under_a_ledger_share_delta(tmp_path: Path) -> None:
+    """The same again is the same try; another one has half of what is left, and the order of the questions is none."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    shuffled = [CERTIFIED_ON[place] for place in np.random.default_rng(0).permutation(len(CERTIFIED_ON))]
+
+    first = certified(ledger=ledger)
+    assert first == replace(certified(delta=0.05), delta=0.1, number=1) == certified(ledger=ledger)
+    assert certified(ledger=ledger, alpha=0.15).number == 2
+    assert certified(ledger=ledger, questions=shuffled, alpha=0.2).number == 3
+    with pytest.raises(CalibrationError, match=r"share delta 0\.1, this one has 0\.2"):
+        certified(ledger=ledger, delta=0.2)
+    with pytest.raises(CalibrationError, match="100 of the 500 problems of earlier tries are left out"):
+        certified(ledger=ledger, questions=CERTIFIED_ON[:400])
+
+
+def test_questions_that_are_recorded_again_are_those_that_were_tried(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    drawn, again = ([q._replace(problem=f"{n}") for n, q in enumerate(simulated(500, seed))] for seed in (1, 2))
+
+    assert certified(ledger=ledger, questions=drawn).number == 1
+    assert certified(ledger=ledger, questions=again).number == 2
+
+
+def test_a_try_that_could_show_nothing_costs_none(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+
+    with pytest.raises(Infeasible, match="takes 59 answered questions"):  # at half of delta, and there are 50
+        certified(ledger=ledger, questions=CERTIFIED_ON[:50], alpha=0.05, delta=0.1)
+    assert certified(ledger=ledger, questions=CERTIFIED_ON[:50], alpha=0.3).number == 1
+
+
 def test_a_certificate_that_stood_before_changes_nothing() -> None:
     before = certify_abstention(WEIGHTS, CERTIFIED_ON, order_on=LEARNED_FROM, alpha=0.3, delta=0.1)
 
@@ -101,6 +134,17 @@ def test_infeasible_raises_and_is_no_edge_value(changes: dict[str, object], mess
         ({"alpha": 0.0}, r"alpha must be in \(0, 1\)"),
         ({"delta": 1.0}, r"delta must be in \(0, 1\)"),
         ({"order_on": [*LEARNED_FROM, CERTIFIED_ON[3]]}, "1 questions to certify on also decide the order"),
+        (
+            {  # recorded anew: other trials of the same question
+                "order_on": [*LEARNED_FROM[1:], LEARNED_FROM[0]._replace(problem="a")],
+                "questions": [*CERTIFIED_ON[1:], CERTIFIED_ON[0]._replace(problem="a")],
+            },
+            "1 questions to certify on also decide the order",
+        ),
+        (
+            {"questions": [CERTIFIED_ON[0]._replace(problem="a"), CERTIFIED_ON[1]._replace(problem="a")]},
+            "1 questions to certify on are there twice",
+        ),
         ({"questions": []}, "0 questions have no trials"),
         (
             {"questions": [question._replace(trials=question.trials[:5]) for question in CERTIFIED_ON]},

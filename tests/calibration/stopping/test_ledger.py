@@ -26,7 +26,7 @@ from reasonrt.calibration import (
     upper_threshold_rules,
     verify,
 )
-from reasonrt.calibration.stopping.ledger import Declaration
+from reasonrt.calibration.stopping.ledger import Declaration, ProblemSet
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.traces import problem_hash
@@ -47,7 +47,7 @@ def declared(*levels: str, delta: float = 0.1, growing: bool = False) -> Declara
 
 
 def number(file: Path, traces: TraceSet, *levels: str, growing: bool = False) -> int | None:
-    return Ledger(file).enter(traces, declared(*levels, growing=growing)).number
+    return Ledger(file).enter(ProblemSet.of_traces(traces), declared(*levels, growing=growing)).number
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_a_copy_is_the_same_set_however_it_is_made(
     copied = [replace(t, problem_id=f"{seed} {t.problem_id}" if renames else t.problem_id, gold=None) for t in copied]
     copy = TraceSet(tuple(copied), Fingerprints() if hides else original.fingerprints)
 
-    first = Ledger(file).enter(original, declared("a"))
-    second = Ledger(file).enter(copy, declared("b", growing=grows > 0))
+    first = Ledger(file).enter(ProblemSet.of_traces(original), declared("a"))
+    second = Ledger(file).enter(ProblemSet.of_traces(copy), declared("b", growing=grows > 0))
 
     assert (second.number, second.set_id) == (2, first.set_id)
 
@@ -102,10 +102,10 @@ def test_a_copy_in_another_folder_is_known_by_the_ledger_that_both_share(tmp_pat
     own = tmp_path / "own.jsonl"
     here, there = (Ledger(tmp_path / name / "ledger.jsonl", own) for name in ("here", "there"))
 
-    here.enter(problems(0, 20), declared("a"))
+    here.enter(ProblemSet.of_traces(problems(0, 20)), declared("a"))
 
-    assert there.enter(problems(0, 20), declared("b")).number == 2
-    assert here.enter(problems(0, 20), declared("c")).number == 3
+    assert there.enter(ProblemSet.of_traces(problems(0, 20)), declared("b")).number == 2
+    assert here.enter(ProblemSet.of_traces(problems(0, 20)), declared("c")).number == 3
     assert (tmp_path / "here/ledger.jsonl").read_text() == own.read_text()
     # and the folder by itself tells all tries on its set, wherever they were made
     assert number(tmp_path / "there/ledger.jsonl", problems(0, 20), "d") == 3
@@ -114,7 +114,7 @@ def test_a_copy_in_another_folder_is_known_by_the_ledger_that_both_share(tmp_pat
 def test_beside_the_traces_is_their_folder_and_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
-    Ledger.beside(tmp_path / "runs" / "traces.jsonl").enter(problems(0, 20), declared("a"))
+    Ledger.beside(tmp_path / "runs" / "traces.jsonl").enter(ProblemSet.of_traces(problems(0, 20)), declared("a"))
 
     assert (tmp_path / "runs/ledger.jsonl").read_text() == (tmp_path / "state/reasonrt/ledger.jsonl").read_text() != ""
 
@@ -137,7 +137,7 @@ def test_tries_that_would_break_the_promise_are_refused(
     before = file.read_text()
 
     with pytest.raises(CalibrationError, match=message) as refused:
-        Ledger(file).enter(*again)
+        Ledger(file).enter(ProblemSet.of_traces(again[0]), again[1])
 
     assert "\n" not in str(refused.value)
     assert file.read_text() == before
@@ -165,7 +165,7 @@ def test_concurrent_tries_get_numbers_of_their_own(tmp_path: Path) -> None:
 
     def enter(index: int) -> int | None:
         files = (one, other) if index % 2 else (other, one)
-        return Ledger(*files).enter(problems(0, 20), declared(str(index))).number
+        return Ledger(*files).enter(ProblemSet.of_traces(problems(0, 20)), declared(str(index))).number
 
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(enter, range(24)))
@@ -179,11 +179,11 @@ def test_concurrent_processes_get_numbers_of_their_own(file: Path) -> None:
 import sys
 from pathlib import Path
 from reasonrt.calibration import Ledger, Trace, TraceSet
-from reasonrt.calibration.stopping.ledger import Declaration
-traces = TraceSet((Trace("p", (), 10, "7", content_hash="q"),))
+from reasonrt.calibration.stopping.ledger import Declaration, ProblemSet
+problems = ProblemSet.of_traces(TraceSet((Trace("p", (), 10, "7", content_hash="q"),)))
 for index in range(20):
     level = f"{sys.argv[2]} {index}"
-    print(Ledger(Path(sys.argv[1])).enter(traces, Declaration((level,), (level,), 0.1, False)).number)
+    print(Ledger(Path(sys.argv[1])).enter(problems, Declaration((level,), (level,), 0.1, False)).number)
 """
     command = [sys.executable, "-c", code, str(file)]
     processes = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in ("a", "b")]
@@ -244,10 +244,10 @@ def test_a_line_that_was_taken_out_is_missed(file: Path) -> None:
 def test_the_last_line_taken_out_of_one_file_is_in_the_other(tmp_path: Path) -> None:
     files = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
     for level in "abc":
-        Ledger(*files).enter(problems(0, 20), declared(level))
+        Ledger(*files).enter(ProblemSet.of_traces(problems(0, 20)), declared(level))
     files[0].write_text(without(files[0].read_text().splitlines(), 2))
 
-    assert Ledger(*files).enter(problems(0, 20), declared("d")).number == 4
+    assert Ledger(*files).enter(ProblemSet.of_traces(problems(0, 20)), declared("d")).number == 4
     assert files[0].read_text() == files[1].read_text()
 
 

@@ -16,6 +16,7 @@ from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, EngineError
 from reasonrt.policies.speculation import loop
 from reasonrt.ports import Capability, Score
+from reasonrt.thinking import CLOSING
 from reasonrt.types import Sampling
 
 GOOD = ["<think>\none\n\n", "two\n\n", "three\n\n", "four\n\n", "</think>\n\n", r"\boxed{7}"]
@@ -131,6 +132,43 @@ async def test_router_whose_context_is_full_leaves_the_request_to_the_target() -
     assert completion.text == "".join(GOOD)
     assert "max_model_len 42" in completion.details["fallback"]
     assert authors(completion) == ["draft", *["target"] * 5]
+
+
+@pytest.mark.parametrize(("policy", "context"), [("rsd", 50), ("rsd", 500), ("oracle", 500)])
+@pytest.mark.parametrize("short_by", [0, 8])
+async def test_details_are_those_of_the_whole_text_where_it_is_written_in_several_runs(
+    policy: str, context: int, short_by: int
+) -> None:
+    """Both end inside the thinking; after it is closed, the draft's context may be full. A limit may then end it."""
+
+    def writing(thought: str) -> Callable[[str, Sampling], str]:
+        answers = continuing("It is:\n\n\\boxed{7}")
+
+        def script(prompt: str, sampling: Sampling) -> str:
+            before, closed, after = prompt.partition("\n</think>\n\n")
+            return answers(f"[assistant] {after}", sampling) if closed else continuing(thought)(before, sampling)
+
+        return script
+
+    async def run(limits: Limits) -> Completion:
+        runtime = make_runtime()
+        engine(runtime, "draft").script = writing("<think>\none\n\n2wo!\n\nthree")
+        engine(runtime, "target").script = writing("<think>\none\n\ntwo\n\nthree")
+        engine(runtime, "draft").max_model_len = context
+        return await runtime.complete(Request.ask("?", policy, limits=limits))
+
+    whole = await run(Limits())
+    completion = await run(Limits(max_generated_tokens=whole.generated_tokens - short_by)) if short_by else whole
+
+    steps, details = [step for step in completion.steps if step.author != CLOSING], completion.details
+    assert completion.content.startswith("It is:")
+    assert completion.finish_reason is (FinishReason.BUDGET if short_by else FinishReason.STOP)
+    by_draft = [step for step in steps if step.author == "draft"]
+    assert details["draft_steps"] == len(by_draft)
+    assert details["draft_tokens"] == sum(len(step.token_ids) for step in by_draft)
+    assert details["steps"] == len(steps)
+    assert details["escalations"] == 1
+    assert ("context is full" in details["fallback"]) == (context == 50)
 
 
 @pytest.mark.parametrize("look_ahead", [0, 4])

@@ -65,6 +65,7 @@ async def test_target_writes_the_steps_that_the_router_rejects(look_ahead: int, 
     assert dict(completion.details) | {"router_s": 0} == {
         "steps": 6, "draft_steps": 3, "draft_tokens": draft_tokens, "escalations": 3, "useless_escalations": 0,
         "verifications": 0, "agreed": 0, "not_verified": "", "router_s": 0, "verify_s": 0, "fallback": "",
+        "expected_loss": 0.0, "handed_over": False,
     }  # fmt: skip
     assert completion.usage["target"].generated == sum(len(s.token_ids) for s in completion.steps[1::2]) + (
         completion.usage["target"].probe
@@ -114,16 +115,60 @@ async def test_target_share_is_kept() -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
-async def test_verified_steps_are_charged_by_passes(share: float) -> None:
-    """A target that agrees writes no token; each step of nine tokens costs it a pass, and not nine tokens."""
+@pytest.mark.parametrize("policy", ["rsd", "specreason"])  # the target may be the router, too
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize("warm_target", [False, True])
+async def test_verified_steps_are_charged_by_passes(
+    share: float, policy: str, is_lost: bool, warm_target: bool
+) -> None:
+    """A target that agrees writes no token; each step of nine tokens costs it a pass, and not nine tokens.
+
+    A draft that has lost a step is corrected again and again, and each time that is a pass as well.
+    """
     steps = [f"step {index:03}\n\n" for index in range(40)]
+    drafted = ["zzzz zzz\n\n"] * 40 if is_lost else steps
+    options: dict[str, Any] = {"threshold": 10.0, "max_target_share": share, "warm_target": warm_target}
 
-    completion = await solve(make_runtime(steps, steps), threshold=1.1, verify=True, max_target_share=share)
+    completion = await solve(make_runtime(drafted, steps), policy, verify=True, **options)
 
-    assert completion.text == "".join(steps)
+    if not is_lost:
+        assert completion.text == "".join(steps)
     passes, tokens = completion.usage["target"].passes, sum(len(step.token_ids) for step in completion.steps)
     assert passes <= share * tokens
     assert passes >= min(share * tokens - 2, len(steps))
+
+
+@pytest.mark.parametrize("policy", ["rsd", "specreason"])
+async def test_probes_of_a_stopping_rule_take_nothing_of_the_targets_share(policy: str) -> None:
+    """The text that is recorded, with many probes, is the one that is written without them."""
+    steps = ["<think>\n\n", *[f"step {index:03}\n\n" for index in range(40)], "</think>\n\n", r"\boxed{7}"]
+    options: dict[str, Any] = {"threshold": 10.0, "verify": True, "max_target_share": 0.1}
+    schedule = {"first_tokens": 8, "block_tokens": 4, "growth": 1.1, "answer_tokens": 12}
+    drafted = [step.replace("step", "stop") for step in steps]
+
+    free = await solve(make_runtime(drafted, steps), policy, **options)
+    options["stopping"] = {"record": True, "schedule": schedule}
+    recorded = await solve(make_runtime(drafted, steps), policy, **options)
+
+    assert recorded.usage["target"].passes > free.usage["target"].passes
+    assert [(step.text, step.author) for step in recorded.steps] == [(step.text, step.author) for step in free.steps]
+    assert recorded.details["verifications"] == free.details["verifications"] > 1
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": True}, {"hand_over": True}, {"max_target_share": 0}])
+async def test_step_that_the_draft_keeps_is_its_own_after_a_limit_of_the_thinking_has_cut_it(
+    options: dict[str, Any],
+) -> None:
+    """The text holds no thinking, and so it goes on: nobody has doubted what was written up to the limit."""
+    steps = ["a step\n\n", "a second step\n\n", r"\boxed{7}"]
+    runtime = make_runtime(steps, scores=lambda text: 1.0)
+
+    completion = await runtime.complete(Request.ask("?", "rsd", options=options, thinking_tokens=12))
+
+    assert completion.text == "".join(steps)
+    assert [step.is_complete for step in completion.steps] == [True, False, True, True]
+    assert completion.usage["target"].calls == 0
+    assert not completion.details["handed_over"]
 
 
 async def test_useless_escalations_are_counted() -> None:

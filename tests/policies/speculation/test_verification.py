@@ -316,4 +316,6 @@ async def test_token_within_a_character_is_not_drawn_again(draft: str) -> None:
 
     assert counts.keys() == chances.keys()
     assert all((each.steps[0].text[0], each.steps[0].author) == ("x", "draft") for each in completions)
+    # what both have drawn of a character is the target's, which has generated one token for all of it
+    assert all(usage.discarded >= 0 for each in completions for usage in each.usage.values())
     assert chisquare([counts[letter] for letter in chances], [500 * p for p in chances.values()]).pvalue > 1e-3

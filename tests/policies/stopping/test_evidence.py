@@ -295,8 +295,9 @@ def test_replicas_share_what_their_gateway_keeps(certificate: Certificate, start
         vote = Vote(certificate.sha256, f"question {number}", number % 4 < 2)
         replicas[number % 2].add(vote)
         alone[number % 2].add(vote)
-        for taken in link.take():
+        for told, taken in link.after(0):
             gateway.add(taken)
+            link.forget(told)
 
     assert gateway.monitor.alarm
     assert gateway.monitor.n == number < 20

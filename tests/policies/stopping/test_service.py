@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonrt import Completion, Request, Runtime
+from reasonrt import Completion, Request, Runtime, Step
 from reasonrt.calibration import (
     Certificate,
     Ledger,
@@ -305,6 +306,34 @@ async def test_shadowed_request_returns_the_full_answer(file: str) -> None:
     assert evidence_of(guard).num_departed == 1
 
 
+@pytest.mark.parametrize(("reads_to", "num_votes"), [("boxed", 1), ("step 2", 0)])
+async def test_who_reads_no_further_than_the_answer_votes_all_the_same(
+    file: str, reads_to: str, num_votes: int
+) -> None:
+    """As a server that meets a stop text in it; who leaves before tells nothing."""
+    runtime = make_runtime({"certificate": file, "shadow": 1})
+
+    async with aclosing(runtime.solve(Request.ask("question 1"))) as events:
+        async for event in events:
+            if isinstance(event, Step) and reads_to in event.text:
+                break
+
+    (guard,) = runtime.certificates
+    assert (monitor_of(guard).n, guard.counts["go_on"]) == (num_votes, num_votes)
+
+
+async def test_a_stop_of_which_only_the_answer_is_read_is_counted(file: str) -> None:
+    runtime = make_runtime({"certificate": file, "shadow": 0})
+
+    async with aclosing(runtime.solve(Request.ask("question 1"))) as events:
+        async for event in events:
+            if isinstance(event, Step) and "7}" in event.text:
+                break
+
+    (guard,) = runtime.certificates
+    assert guard.counts["answer"] == 1
+
+
 async def test_drift_raises_an_alarm_and_returns_to_full_thinking(
     file: str, certificate: Certificate, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -578,8 +607,9 @@ async def test_replicas_follow_their_gateway(file: str, certificate: Certificate
         link = links[question % 2]
         link.verdicts[""] = gateway.certificates.verdicts()
         fallbacks.append(told(await ask(replicas[question % 2], question // 2)).get("fallback"))
-        for vote in link.take():
+        for number, vote in link.after(0):
             gateway.certificates.count(vote)
+            link.forget(number)
     (served,) = gateway.certificates
     gateway.certificates.close()
 

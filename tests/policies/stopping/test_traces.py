@@ -17,6 +17,7 @@ from reasonrt.errors import CalibrationError
 from reasonrt.policies.stopping.traces import (
     Checkpoint,
     Fingerprints,
+    Split,
     Trace,
     TraceSet,
     problem_hash,
@@ -62,6 +63,19 @@ def test_the_same_question_under_two_ids_is_found() -> None:
         TraceSet((first, second))
     with pytest.raises(CalibrationError, match="the splits to certify and to train share"):
         refuse_overlap({"certify": TraceSet((first,)).split, "train": TraceSet((second,)).split})
+
+
+def test_ids_of_two_files_may_be_alike() -> None:
+    """As `problems.jsonl/1` of two folders. Where one has no text at hand, the id is all that there is to go by."""
+
+    def split_of(name: str, question: str) -> Split:
+        return TraceSet((Trace(name, [], 10, "1", content_hash=problem_hash(question) if question else ""),)).split
+
+    refuse_overlap({"certify": split_of("problems.jsonl/1", "one?"), "train": split_of("problems.jsonl/1", "two?")})
+    for question, other in (("one?", ""), ("", "one?"), ("", "")):
+        parts = {"certify": split_of("problems.jsonl/1", question), "train": split_of("problems.jsonl/1", other)}
+        with pytest.raises(CalibrationError, match=r"share 'problems\.jsonl/1' and 0 more"):
+            refuse_overlap(parts)
 
 
 @given(st.sampled_from(["What is 3 + 4?", "Où est l'été", "How many, in all?"]), st.data())

@@ -1,13 +1,15 @@
 """The check before a cell runs: it finds what cannot work, and refuses nothing that would have run well."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from reasonrt.programs.language import SIGNATURES, prepare
 from reasonrt.programs.sandbox.base import Ending, HostCall
 from reasonrt.programs.sandbox.build import SandboxTool, build_sandbox
+from reasonrt.programs.sandbox.check import Checker
 
 DOCUMENTS = [f"Document {n}. User: {n % 3} wrote on {n + 1} May 2024: note {n}.\nScore: {n * 7}" for n in range(6)]
 
@@ -346,6 +348,46 @@ async def test_names_of_earlier_cells_are_known_in_copies_too(sandbox: SandboxTo
         assert (await each.run("print(re, first, second, context)", host)).ending is Ending.DONE
         assert (await each.run("print(third)", host)).ending is Ending.REFUSED
         await each.aclose()
+
+
+class Slow:
+    """A session that checks types: it starts slowly, and finds nothing."""
+
+    def __init__(self, started: list["Slow"]) -> None:
+        self._started = started
+        self.num_checked = 0
+        self.is_open = True
+
+    async def __aenter__(self) -> Self:
+        self._started.append(self)
+        await asyncio.sleep(0.5)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.is_open = False
+
+    async def feed_start(self, text: str) -> None:
+        await asyncio.sleep(0.1)
+        assert self.is_open
+        self.num_checked += 1
+
+
+async def test_who_waits_for_the_checker_closes_it_for_no_other() -> None:
+    started: list[Slow] = []
+
+    def check_out(stubs: str) -> Any:
+        return Slow(started)
+
+    checker = Checker(check_out)
+    checks = [asyncio.create_task(checker.check(f"x = {number}", (), ())) for number in range(9)]
+    await asyncio.sleep(0.7)
+
+    checks.pop().cancel()
+
+    assert await asyncio.gather(*checks) == [""] * 8
+    assert [session.num_checked for session in started] == [8]
+    await checker.aclose()
+    assert not started[0].is_open
 
 
 async def test_the_check_can_be_left_out() -> None:

@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from reasonrt.errors import ConfigError
 from reasonrt.programs.sandbox import confine, selftest
-from reasonrt.programs.sandbox.base import CellLimits, HostCall
+from reasonrt.programs.sandbox.base import Cell, CellLimits, Ending, HostCall
 from reasonrt.programs.sandbox.build import BACKENDS, build_sandbox
 from reasonrt.programs.sandbox.launch import Confinement, Kind, Launcher, libraries
+from reasonrt.programs.sandbox.turn import Turn
 
 PYTHON = os.path.realpath(sys.executable)
 
@@ -57,7 +61,7 @@ def test_without_a_wrapper_everything_is_open(tmp_path: Path) -> None:
 
     got_through = {name for name, outcome in lines.items() if outcome != "held"}
     assert {"reading a file", "listing a folder", "writing a file", "reading the environment"} <= got_through
-    assert {"opening a socket", "starting a process", "taking 1 GB"} <= got_through
+    assert {"opening a socket", "starting a process", "taking memory"} <= got_through
 
 
 def test_a_probe_that_ends_early_does_not_pass(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +120,58 @@ async def test_a_wrapper_that_does_not_hold_starts_nothing(backend: str, monkeyp
     assert "\n" not in str(raised.value)
     with pytest.raises(ConfigError):
         await sandbox.open({})
+    await sandbox.aclose()
+
+
+@dataclass
+class Ended:
+    """A session in which each cell comes to the same."""
+
+    cell: Cell
+
+    async def run(self, code: str, host: object) -> Cell:
+        return self.cell
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cell", "failed"),
+    [
+        (Cell(Ending.LOST, error=Turn(CellLimits()).time_up), "reading a file: lost, timed out"),
+        (
+            Cell(Ending.LOST, error="the worker died: it ended without a result"),
+            "reading a file: lost, the worker died",
+        ),
+        (Cell(Ending.DONE), "reading a file: done"),
+        (Cell(Ending.REFUSED, error="SyntaxError"), "reading a file: refused, SyntaxError"),
+        (Cell(Ending.RAISED, output=selftest.ESCAPED), f"reading a file: raised, {selftest.ESCAPED}"),
+        (Cell(Ending.RAISED, error="PermissionError"), "started: an endless loop: raised, PermissionError"),
+    ],
+)
+async def test_what_was_not_tried_has_not_held(cell: Cell, failed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "_passed", set())
+    launcher: Any = SimpleNamespace(is_confined=False, probe=lambda kind: [])
+
+    async def open_session(limits: CellLimits) -> Any:
+        return Ended(cell)
+
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"does not hold and was not .*{failed}"):
+            await selftest.self_test("monty", "exec", open_session, launcher)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("worker_bytes", [1 << 30, 3 << 30])
+async def test_workers_may_have_more_than_1_gb(
+    backend: str, worker_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selftest, "_passed", set())
+    sandbox = build_sandbox(backend, worker_bytes=worker_bytes, check=False)
+
+    await sandbox.start()
+
     await sandbox.aclose()
 
 

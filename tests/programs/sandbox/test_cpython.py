@@ -90,6 +90,7 @@ async def test_a_traceback_shows_the_program_and_nothing_below_it(sandbox: Sandb
     await session.aclose()
 
 
+END = {"kind": "end", "ending": "done", "error": "", "output": "", "num_cut": 0}
 FORGED = {
     "a name that was not handed in": {"kind": "call", "name": "secret", "args": [], "kwargs": {"dict": []}},
     "a name that is none": {"kind": "call", "name": 1, "args": [], "kwargs": {"dict": []}},
@@ -97,6 +98,8 @@ FORGED = {
     "a value that is none": {"kind": "call", "name": "ask", "args": [{"x": 1}], "kwargs": {"dict": []}},
     "an end of no kind": {"kind": "end", "ending": "lost", "error": "", "output": "", "num_cut": 0},
     "an end without output": {"kind": "end", "ending": "done"},
+    "an end that has cut too much": END | {"output": "x" * 70_000, "num_cut": 10**4300 - 1},
+    "an end that has cut too little": END | {"num_cut": -1},
     "no message": {"x": 1},
 }
 
@@ -113,10 +116,23 @@ async def test_a_forged_frame_reaches_no_function(sandbox: SandboxTool, message:
     await session.aclose()
 
 
+@pytest.mark.parametrize("depth", [70, 300, 600, 900])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"tuple": [', "]}"), ('{"dict": [[1, ', "]]}")])
+async def test_a_forged_value_is_none(sandbox: SandboxTool, depth: int, begin: str, end: str) -> None:
+    session = await sandbox.open({})
+    value = f'{{"kind": "value", "value": {begin * depth}1{end * depth}}}'
+    frames = [body.encode() for body in (json.dumps(END), value)]
+    code = f"import os\nfor body in {frames!r}:\n    os.write(1, len(body).to_bytes(4, 'big') + body)\nos.read(0, 1)"
+    assert (await session.run(code, nobody)).ending is Ending.DONE
+
+    assert await session.value("answer") is None
+    await session.aclose()
+
+
 async def test_a_worker_computes_nothing_while_the_host_does(sandbox: SandboxTool) -> None:
     """Whatever it pretends: this one says that it has ended, and goes on."""
     session = await sandbox.open({})
-    body = json.dumps({"kind": "end", "ending": "done", "error": "", "output": "", "num_cut": 0})
+    body = json.dumps(END)
     code = f"import os\nbody = {body!r}.encode()\nos.write(1, len(body).to_bytes(4, 'big') + body)\nwhile True: pass"
 
     assert (await session.run(code, nobody)).ending is Ending.DONE

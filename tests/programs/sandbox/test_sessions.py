@@ -157,6 +157,26 @@ async def test_an_exception_that_the_language_lacks_is_another_one(sandbox: Sand
     assert cell.output == "refused\n"
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [([0] * 2_000_000, "more than 1000000 items"), ("\ud800", "half of a surrogate pair")],
+    ids=range(2),
+)
+async def test_an_answer_that_cannot_be_handed_over_is_an_exception_of_the_program(
+    sandbox: SandboxTool, host_of: HostOf, answer: Any, reason: str
+) -> None:
+    session = await sandbox.open({}, ["ask"])
+    host = host_of(ask=lambda: answer)
+
+    caught = await session.run("try:\n    ask()\nexcept RuntimeError as error:\n    print(error)", host)
+    raised = await session.run("ask()", host)
+
+    assert reason in caught.output
+    assert raised.ending is Ending.RAISED
+    assert "ask for less at a time" in raised.error
+    await session.aclose()
+
+
 async def test_a_reply_that_is_no_plain_data_is_an_error_of_the_host(sandbox: SandboxTool, host_of: HostOf) -> None:
     session = await sandbox.open({}, ["ask"])
 

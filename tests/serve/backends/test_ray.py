@@ -6,25 +6,29 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import psutil
 import pytest
 
-from reasonrt import Completion, Request, Step
+from reasonrt import Completion, Request, Runtime, Step
 from reasonrt.calibration import TraceSet, certify, upper_threshold_rules
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.policies.single import Target
-from reasonrt.policies.stopping.evidence import Vote
+from reasonrt.policies.stopping.evidence import GatewayLink, Vote
 from reasonrt.runtime import Prepared
 from reasonrt.serve.backends.base import Accepted
+from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.resume import outlive
 from reasonrt.serve.wire.errors import ABSENT, ApiError
@@ -59,10 +63,26 @@ def test_replicas_have_room_for_what_the_gateway_lets_in(queued: int) -> None:
     assert app._bound_deployment.max_queued_requests == 7
 
 
+class Silent:
+    """In the place of the replicas: they say nothing."""
+
+    async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
+        return []
+
+    async def aclose(self) -> None:
+        pass
+
+
+def deployed(replicas: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every backend has these, and no Ray."""
+    monkeypatch.setattr(ray_app.RayBackend, "_deploy", lambda backend: replicas)
+    monkeypatch.setattr(ray_app.RayBackend, "_end", lambda backend: None)
+
+
 async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
     state = ray_app.ReplicaState("r", True, 0, 0, 0, ())
 
-    class Replicas:
+    class Replicas(Silent):
         answers: ClassVar[list[Any]] = [[state], ZeroDivisionError(), ApiError(503, "full"), [state]]
 
         async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
@@ -71,12 +91,8 @@ async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytes
                 raise answer
             return list(answer)
 
-        async def aclose(self) -> None:
-            pass
-
     monkeypatch.setattr(ray_app, "_LOOK_S", 0.05)
-    monkeypatch.setattr(ray_app.RayBackend, "_deploy", lambda backend: Replicas())
-    monkeypatch.setattr(ray_app.RayBackend, "_end", lambda backend: None)
+    deployed(Replicas(), monkeypatch)
     seen = []
     async with ray_app.RayBackend({}, {}, ServeConfig()) as backend:
         for _ in range(30):
@@ -86,28 +102,82 @@ async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytes
     assert [ready for ready, _ in groupby(seen)][-3:] == [1, 0, 1]
 
 
+async def test_a_vote_is_told_until_it_is_counted() -> None:
+    """A stream may be left before its vote arrives."""
+    link, votes = GatewayLink(), [Vote("c", str(number), False) for number in range(2)]
+    async with Worker(Runtime({"target": ScriptedEngine("target", TEXT)})) as worker:
+        replica = SimpleNamespace(_worker=worker, _gateway=link, _replica_id="r")
+
+        async def told(**counted: int) -> list[Any]:
+            events = ray_app.Replica.solve(replica, Request.ask("?"), True, {}, counted)
+            return [event async for event in events if isinstance(event, ray_app.NumberedVote)]
+
+        link.add(votes[0])
+        async with aclosing(ray_app.Replica.solve(replica, Request.ask("?"), True, {}, {})) as events:
+            lost = await anext(events)
+        link.add(votes[1])
+        again, rest, none = await told(), await told(r=1), await told(r=2)
+
+    assert lost == ray_app.NumberedVote("r", 1, votes[0])
+    assert [(event.number, event.vote) for event in again] == [(1, votes[0]), (2, votes[1])]
+    assert [event.number for event in rest] == [2]
+    assert (none, link.votes) == ([], {})
+
+
+async def test_a_vote_that_is_told_twice_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    votes = [Vote("c", str(number), False) for number in range(3)]
+
+    class Replicas(Silent):
+        async def stream(self, *arguments: Any, session: str) -> Any:
+            for replica_id, number in (("r", 1), ("r", 1), ("s", 1), ("r", 2), ("r", 1)):
+                yield ray_app.NumberedVote(replica_id, number, votes[number])
+
+    deployed(Replicas(), monkeypatch)
+    counted: list[Vote] = []
+    async with ray_app.RayBackend({}, {}, ServeConfig()) as entered:
+        monkeypatch.setattr(entered.runtime.certificates, "count", counted.append)
+        for _ in range(2):
+            assert [event async for event in entered.solve(Prepared(Request.ask("?"), Target(), {}), "s")] == []
+
+    assert counted == [votes[1], votes[1], votes[2]]
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+async def test_what_could_not_be_deployed_does_not_stay_in_a_cluster_of_others(
+    monkeypatch: pytest.MonkeyPatch, is_own: bool
+) -> None:
+    deleted: list[str] = []
+
+    def deploy(backend: Any) -> None:
+        backend._is_deployed, backend._is_own = True, is_own
+        raise RuntimeError("a constructor failed")
+
+    monkeypatch.setattr(ray_app.RayBackend, "_deploy", deploy)
+    monkeypatch.setattr(ray_app.ray_serve, "delete", lambda name, **options: deleted.append(name))
+    with pytest.raises(RuntimeError, match="a constructor failed"):
+        async with ray_app.RayBackend({}, {}, ServeConfig(), "broken"):
+            pass
+
+    assert deleted == ([] if is_own else ["broken"])
+
+
 @pytest.mark.parametrize(("num_cold", "is_patient"), [(0, False), (3, False), (7, True)])
 async def test_a_replica_that_lacks_an_engine_hands_on(
     monkeypatch: pytest.MonkeyPatch, num_cold: int, is_patient: bool
 ) -> None:
     asked: list[tuple[str, bool]] = []
 
-    class Replicas:
-        async def stream(self, method: str, request: Request, is_patient: bool, verdicts: Any, session: str) -> Any:
+    class Replicas(Silent):
+        async def stream(
+            self, method: str, request: Request, is_patient: bool, verdicts: Any, counted: Any, session: str
+        ) -> Any:
             assert request.report is None  # it cannot travel
             asked.append((session, is_patient))
             if len(asked) <= num_cold:
                 raise ApiError(503, "cold", code=ABSENT)
             yield Accepted(1, False, frozenset())
 
-        async def ask_all(self, method: str, timeout_s: float) -> list[Any]:
-            return []
-
-        async def aclose(self) -> None:
-            pass
-
-    monkeypatch.setattr(ray_app.RayBackend, "_deploy", lambda backend: Replicas())
-    monkeypatch.setattr(ray_app.RayBackend, "_end", lambda backend: None)
+    deployed(Replicas(), monkeypatch)
     async with ray_app.RayBackend({}, {}, ServeConfig()) as entered:
         prepared = Prepared(Request.ask("?", report=print), Target(), {})
         events = [event async for event in entered.solve(prepared, "s")]
@@ -145,6 +215,32 @@ def test_cluster_of_ours_is_found_where_it_listens(backend: Any) -> None:
 def test_cluster_whose_address_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"serve\.replicas\.cluster: .*; give HOST:PORT, auto or local"):
         ray_app._address("nonsense", 0.5)
+
+
+STARTS = """
+from reasonrt.serve.backends.ray import _join
+
+_join("local", 20)
+"""
+
+
+def test_a_cluster_of_ours_leaves_nothing_when_we_are_killed_as_it_starts() -> None:
+    with tempfile.TemporaryDirectory(prefix="r") as folder:  # not pytest's: names of sockets are short
+        places = {"TMPDIR": folder, "RAY_TMPDIR": folder}
+        with subprocess.Popen([sys.executable, "-c", STARTS], env=os.environ | places) as process:
+            give_up = time.monotonic() + 60
+            while not list(Path(folder).glob("ray/session_*/sockets/*")):
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+            process.kill()
+
+        give_up = time.monotonic() + 15
+        while [
+            *Path(folder).glob("reasonrt-*"),
+            *(path for path in Path(folder).glob("ray/session_*") if path.is_dir()),
+        ]:
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ one answer cannot give (`docs/serving.md` names each).
 """
 
 import json
+import math
 import time
 from typing import Any
 
@@ -20,7 +21,45 @@ from reasonrt.serve.wire.requests import ChatRequest, CompletionRequest, parse
 ASK: Any = [{"role": "user", "content": "3 + 4?"}]
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+OF_PYDANTIC: Any = {
+    "type": "function",
+    "function": {
+        "name": "Answer",
+        "description": "An answer.",
+        "parameters": {
+            "$defs": {"Unit": {"enum": ["C", "F"], "type": "string"}},
+            "additionalProperties": False,
+            "properties": {
+                "value": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+                "unit": {"$ref": "#/$defs/Unit"},
+            },
+            "required": ["value", "unit"],
+            "title": "Answer",
+            "type": "object",
+        },
+    },
+}
+SHELL: Any = {
+    "type": "function",
+    "function": {
+        "name": "shell",
+        "description": "Runs a shell command and returns its output.",
+        "strict": False,
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "command": {"type": "array", "items": {"type": "string"}, "description": "The command to execute"},
+                "workdir": {"type": "string"},
+                "timeout_ms": {"type": "number"},
+            },
+            "required": ["command"],
+            "additionalProperties": False,
+        },
+    },
+}
+RESULT = {"role": "tool", "tool_call_id": "c", "content": "7"}
+AFTER_SHELL: Any = {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [CALL]}
 
 
 def after(**assistant: Any) -> dict[str, Any]:
@@ -65,10 +104,12 @@ TAKEN: dict[str, dict[str, Any]] = {
     "qwen: template, thinking": {"chat_template_kwargs": {"enable_thinking": True}},
     "vllm: include_reasoning": {"include_reasoning": False},
     "sglang: separate_reasoning": {"separate_reasoning": True},
+    "sglang: reasoning in the answer": {"separate_reasoning": False},
     "sglang: stream_reasoning": {"stream_reasoning": True},
+    "sglang: stream_reasoning off": {"stream_reasoning": False},
     "responses: input_text": asking({"type": "input_text", "text": "3 + 4?"}),
     "vllm: cache_salt": {"cache_salt": "x"},
-    "vllm: return_token_ids": {"return_token_ids": False},
+    "vllm: return_token_ids": {"return_token_ids": True},
     "ollama: keep_alive": {"keep_alive": "5m"},
     "open webui: chat_id": {
         "chat_id": "x",
@@ -90,6 +131,45 @@ TAKEN: dict[str, dict[str, Any]] = {
     "vllm: choice": {"structured_outputs": {"choice": ["7", "8"], "regex": None}},
     "vllm: regex": {"structured_outputs": {"regex": r"\d"}},
     "openai: format of text": {"response_format": {"type": "text"}},
+    "openai: logprobs": {"logprobs": True, "top_logprobs": 5},
+    "openai: no logprobs": {"logprobs": False, "top_logprobs": 0},
+    "langchain: bind_tools": {"tools": [TOOL], "tool_choice": "auto"},
+    "langchain: with_structured_output by a call": {
+        "tools": [OF_PYDANTIC],
+        "tool_choice": {"type": "function", "function": {"name": "Answer"}},
+        "parallel_tool_calls": False,
+    },
+    "langchain: history": {
+        "tools": [TOOL],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            *ASK,
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c", "content": "7"},
+        ],
+    },
+    "openai-agents: strict tools": {
+        "tools": [{"type": "function", "function": OF_PYDANTIC["function"] | {"strict": True, "description": ""}}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    "openai-agents: an output type beside tools": {"tools": [TOOL], "response_format": SCHEMA},
+    "openai-agents: a call after text": {
+        "messages": [
+            *ASK,
+            {"role": "assistant", "content": [{"type": "text", "text": "I look."}], "tool_calls": [CALL, CALL]},
+            {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": ""}]},
+        ]
+    },
+    "inspect_ai: tools": {
+        "tools": [OF_PYDANTIC],
+        "tool_choice": "required",
+        "messages": [*ASK, {"role": "assistant", "content": "", "tool_calls": [CALL]}, RESULT],
+    },
+    "inspect_ai: no more calls": {"tools": [TOOL], "tool_choice": "none", "messages": [*ASK, RESULT]},
+    "codex: shell": {"tools": [SHELL], "tool_choice": "auto", "parallel_tool_calls": False, "stream": True},
+    "codex: what the shell has said": {"tools": [SHELL], "messages": [*ASK, AFTER_SHELL, RESULT]},
+    "litellm: index of a call": {"messages": [*ASK, AFTER_SHELL | {"tool_calls": [CALL | {"index": 0}]}, RESULT]},
 }
 EFFORTS = ["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -105,12 +185,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "store": ({"store": True}, "store: not served: "),
     "penalty": ({"presence_penalty": 0.5}, "presence_penalty: not served: "),
     "ignore_eos": ({"ignore_eos": True}, "ignore_eos: not served: "),
-    "logprobs": ({"logprobs": True, "top_logprobs": 5}, "logprobs: not served: "),
-    "tools": ({"tools": [TOOL]}, "tools: not served: "),
-    "tool calls": (after(content=None, tool_calls=[CALL]), "messages.1.tool_calls: not served: "),
+    "top_logprobs alone": ({"top_logprobs": 5}, "set logprobs to true"),
+    "too many top_logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: "),
+    "responses: flat tools": ({"tools": [{"type": "function", "name": "f"}]}, "tools.0.function: Field required"),
+    "codex: custom tools": ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type: tools of type"),
+    "custom calls": (after(tool_calls=[CALL | {"type": "custom"}]), "messages.1.tool_calls.0.type: calls of type"),
+    "functions": ({"functions": [{"name": "f"}]}, "functions: not served: use tools"),
+    "allowed_tools": ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type: choices of type"),
+    "no such choice": ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice: "),
     "json_object and no schema": ({"response_format": {"type": "json_schema"}}, "response_format: give one of json"),
     "two structures": ({"response_format": SCHEMA, "structured_outputs": {"choice": ["a"]}}, "structured_outputs and"),
     "guided_json": ({"guided_json": {}}, "guided_json: not served: "),
+    "a schema with a number that JSON does not know": (
+        {"structured_outputs": {"json": {"properties": {"a": {"minimum": -math.inf}}}}},
+        "numbers in a structure must be finite",
+    ),
+    "a tool with such a number": (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"anyOf": [{"maximum": math.inf}]}}}]},
+        "tools: numbers in the parameters of a tool must be finite",
+    ),
 }
 PROMPTS: dict[str, Any] = {
     "vllm bench": {"prompt": "3 + 4?", "repetition_penalty": 1.0, "ignore_eos": False},
@@ -118,6 +211,15 @@ PROMPTS: dict[str, Any] = {
     "lm-eval: batch": {"prompt": ["3 + 4?", "4 + 5?"]},
     "lm-eval: batch of token ids": {"prompt": [CharacterTokenizer().encode("3 + 4?")] * 2},
     "token ids": {"prompt": CharacterTokenizer().encode("3 + 4?")},
+    "lm-eval: log-likelihood": {
+        "prompt": [CharacterTokenizer().encode("3 + 4?")] * 2,
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    },
+    "openai: no logprobs": {"prompt": "3 + 4?", "logprobs": 0, "echo": False},
 }
 
 CATALOG = Catalog(
@@ -189,6 +291,31 @@ def test_reasoning_is_left_out_where_the_caller_wants_none(running: Any) -> None
     message = running.http().post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
 
     assert message == {"role": "assistant", "content": r"\boxed{7}"}
+
+
+def test_reasoning_stands_in_the_answer_where_the_caller_wants_it_there(running: Any) -> None:
+    body = {"model": "target", "messages": ASK, "separate_reasoning": False}
+    http = running.http()
+    whole = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+    lines = http.post("/v1/chat/completions", json=body | {"stream": True}).text.split("\n\n")
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines if "choices" in line]
+
+    assert whole == {"role": "assistant", "content": "<think>\nOne.\n\nTwo.\n\nThree.\n</think>\n\n\\boxed{7}"}
+    assert "".join(delta.get("content", "") for delta in deltas) == whole["content"]
+    assert not any("reasoning" in delta for delta in deltas)
+    hidden = http.post("/v1/chat/completions", json=body | {"include_reasoning": False}).json()["choices"][0]
+    assert hidden["message"]["content"] == r"\boxed{7}"
+
+
+@pytest.mark.parametrize("limit", range(1, 40, 3))
+def test_reasoning_in_an_answer_that_is_cut_off_is_the_same_in_a_stream(running: Any, limit: int) -> None:
+    body = {"model": "target", "messages": ASK, "separate_reasoning": False, "max_tokens": limit}
+    http = running.http()
+    whole = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    lines = http.post("/v1/chat/completions", json=body | {"stream": True}).text.split("\n\n")
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines if "choices" in line]
+
+    assert "".join(delta.get("content", "") for delta in deltas) == whole
 
 
 def test_limit_of_the_thinking_is_kept_at_its_token(running: Any) -> None:

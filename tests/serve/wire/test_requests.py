@@ -1,6 +1,7 @@
 """From the wire to our words: every field of OpenAI has its place, every number its bound."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.chat.chat_completion_message_param import ChatCompletionMessageParam
-from pydantic import TypeAdapter
+from openai.types.responses import response_create_params as response_params
+from pydantic import TypeAdapter, ValidationError
 
 from reasonrt import Limits, ReasonRTError, Runtime
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
@@ -18,8 +20,17 @@ from reasonrt.errors import ConfigError, RequestError
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig, load_serve_config
 from reasonrt.serve.wire.errors import ApiError, to_api_error
-from reasonrt.serve.wire.fields import MESSAGE_FIELDS, PART_FIELDS, REQUEST_FIELDS, as_markdown
+from reasonrt.serve.wire.fields import (
+    CHAT_FIELDS,
+    MESSAGE_FIELDS,
+    PART_FIELDS,
+    REQUEST_FIELDS,
+    RESPONSE_FIELDS,
+    TEXT_FIELDS,
+    as_markdown,
+)
 from reasonrt.serve.wire.requests import ChatMessage, ChatRequest, CompletionRequest, TextPart, parse
+from reasonrt.serve.wire.response_request import ResponseRequest
 from reasonrt.serve.wire.responses import ChatCompletion, ChatCompletionChunk, TextCompletion
 from reasonrt.writing import seed_of
 
@@ -40,20 +51,24 @@ def to_job(**fields: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("params", "model"), [(chat_params, ChatRequest), (text_params, CompletionRequest)], ids=["chat", "text"]
+    ("params", "model", "table"),
+    [
+        (chat_params.CompletionCreateParamsStreaming, ChatRequest, CHAT_FIELDS),
+        (text_params.CompletionCreateParamsStreaming, CompletionRequest, TEXT_FIELDS),
+        (response_params.ResponseCreateParamsStreaming, ResponseRequest, RESPONSE_FIELDS),
+    ],
+    ids=["chat", "text", "response"],
 )
-def test_each_field_of_openai_is_served_or_in_the_table(params: Any, model: Any) -> None:
-    known = set(params.CompletionCreateParamsStreaming.__annotations__)
-    known |= set(params.CompletionCreateParamsBase.__annotations__)
+def test_each_field_of_openai_is_served_or_in_the_table(params: Any, model: Any, table: Any) -> None:
+    known = {name for kind in (params, *params.__orig_bases__) for name in kind.__annotations__}
 
     assert len(known) > 15
-    assert known <= model.model_fields.keys() | REQUEST_FIELDS.keys()
+    assert known <= model.model_fields.keys() | table.keys()
 
 
 def test_no_field_has_two_places() -> None:
-    served = ChatRequest.model_fields.keys() | CompletionRequest.model_fields.keys()
-
-    assert not served & REQUEST_FIELDS.keys()
+    assert not ChatRequest.model_fields.keys() & CHAT_FIELDS.keys()
+    assert not CompletionRequest.model_fields.keys() & TEXT_FIELDS.keys()
     assert not ChatMessage.model_fields.keys() & MESSAGE_FIELDS.keys()
     assert not TextPart.model_fields.keys() & PART_FIELDS.keys()
 
@@ -109,6 +124,76 @@ def test_field_that_is_not_known_is_named_and_refused_only_by_a_strict_server(pl
     with pytest.raises(ApiError, match=f"{path}: unknown field") as raised:
         STRICT.to_job(parse(ChatRequest, json.dumps({"model": "target", "messages": ASK} | fields).encode()))
     assert raised.value.param == path
+
+
+OF_RESPONSES: dict[str, dict[str, Any]] = {
+    "message": {"role": "user", "content": "?"},
+    "function_call": {"call_id": "c", "name": "f", "arguments": "{}"},
+    "function_call_output": {"call_id": "c", "output": "7"},
+}
+
+
+def of_response(**fields: Any) -> ResponseRequest:
+    item = {"type": "message", "role": "user", "content": "?"}
+    return parse(ResponseRequest, json.dumps({"model": "target", "input": [item]} | fields).encode())
+
+
+@pytest.mark.parametrize("kind", OF_RESPONSES)
+def test_field_of_an_item_that_is_not_known_is_named_as_the_caller_wrote_it(kind: str) -> None:
+    item = {"type": kind, "id": "i", "status": "completed", "phase": None} | OF_RESPONSES[kind]
+
+    assert not list(of_response(input=[item]).unknown_fields())
+    assert list(of_response(input=[item | {"namespace": "x"}]).unknown_fields()) == ["input.0.namespace"]
+
+
+@pytest.mark.parametrize("name", ["content", "role", "reasoning", "tool_calls"])
+def test_field_of_another_kind_of_item_is_refused(name: str) -> None:
+    with pytest.raises(ApiError, match=rf"input\.0\.{name}: an item of this type has no such field"):
+        of_response(input=[{"type": "function_call", name: "x"} | OF_RESPONSES["function_call"]])
+
+
+def test_field_of_a_tool_that_is_not_known_is_named_as_the_caller_wrote_it() -> None:
+    tool = {"type": "function", "name": "f", "parameters": {}}
+    choice = {"type": "function", "name": "f"}
+
+    assert not list(of_response(tools=[tool], tool_choice=choice).unknown_fields())
+    found = of_response(tools=[tool | {"defer": 1}], tool_choice=choice | {"mode": 1}).unknown_fields()
+    assert sorted(found) == ["tool_choice.mode", "tools.0.defer"]
+
+
+def lists_in(schema: Any) -> Iterator[dict[str, Any]]:
+    """The lists of a schema of pydantic's core; those of free JSON take anything."""
+    parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list | tuple) else ()
+    is_list = isinstance(schema, dict) and schema.get("type") == "list" and "items_schema" in schema
+    if is_list and "Json" not in str(schema["items_schema"].get("schema_ref")):
+        yield schema
+    for part in parts:
+        yield from lists_in(part)
+
+
+@pytest.mark.parametrize("model", [ChatRequest, CompletionRequest, ResponseRequest])
+def test_a_list_that_is_wrong_throughout_costs_one_error(model: Any) -> None:
+    lists = list(lists_in(model.__pydantic_core_schema__))
+
+    assert len(lists) >= 4
+    assert [each for each in lists if not each.get("fail_fast")] == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": [{}] * 1000}] * 1000},
+        {"messages": [{}] * 4000},
+        {"messages": ASK, "reasonrt": {"risk": {str(number): 2 for number in range(100_000)}}},
+        {"messages": ASK, "reasonrt": {"context": [{}] * 50_000}},
+    ],
+    ids=["parts", "messages", "risks", "documents"],
+)
+def test_a_body_full_of_faults_has_few_errors(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as raised:
+        ChatRequest.model_validate_json(json.dumps({"model": "target"} | fields))
+
+    assert raised.value.error_count() <= 3
 
 
 def test_names_of_what_is_ignored_are_bounded() -> None:
@@ -368,7 +453,7 @@ def test_risk_arrives_as_the_option_that_picks_a_certificate() -> None:
             to_job(reasonrt={"risk": risk})
 
 
-@pytest.mark.parametrize(("name", "value"), [("logprobs", 0), ("top_logprobs", False), ("best_of", True)])
+@pytest.mark.parametrize(("name", "value"), [("min_tokens", False), ("best_of", True)])
 def test_false_is_not_zero(name: str, value: Any) -> None:
     with pytest.raises(ApiError, match=f"{name}: not served"):
         to_job(**{name: value})
@@ -412,16 +497,35 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-NAMES = st.sampled_from(sorted(ChatRequest.model_fields.keys() | REQUEST_FIELDS.keys() | {"nonsense"}))
+NAMES = {
+    kind: st.sampled_from(sorted(kind.model_fields.keys() | table.keys() | {"nonsense"}))
+    for kind, table in (
+        (ChatRequest, CHAT_FIELDS),
+        (CompletionRequest, TEXT_FIELDS),
+        (ResponseRequest, RESPONSE_FIELDS),
+    )
+}
+ITEM_TYPES = st.sampled_from(["message", "reasoning", "function_call", "function_call_output", "item_reference"])
+ITEMS = st.lists(
+    JSON
+    | st.dictionaries(st.sampled_from(["role", "content", "id", "output", "call_id", "name"]), JSON)
+    | st.fixed_dictionaries({"type": ITEM_TYPES | JSON}, optional={"role": st.just("user"), "content": JSON}),
+    max_size=3,
+)
 
 
-@settings(deadline=None, max_examples=300)
-@given(fields=st.dictionaries(NAMES, JSON, max_size=6))
-def test_any_json_is_a_job_or_one_clear_error(fields: dict[str, Any]) -> None:
-    body = json.dumps({"model": "target", "messages": ASK} | fields).encode()
+@pytest.mark.parametrize("kind", NAMES)
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_any_json_is_a_job_or_one_clear_error(kind: Any, data: st.DataObject) -> None:
+    fields = data.draw(st.dictionaries(NAMES[kind], JSON, max_size=6))
+    asked: dict[Any, Any] = {ChatRequest: {"messages": ASK}, CompletionRequest: {"prompt": "3 + 4?"}}
+    if kind is ResponseRequest:
+        asked[kind] = {"input": data.draw(st.just("3 + 4?") | ITEMS)}
+    body = json.dumps({"model": "target"} | asked[kind] | fields).encode()
     told = ""
     try:
-        job = CATALOG.to_job(parse(ChatRequest, body))
+        job = CATALOG.to_job(parse(kind, body))
     except ReasonRTError as error:
         told = to_api_error(error, "id").body().to_json().decode()
     if told:

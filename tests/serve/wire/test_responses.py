@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -12,11 +12,11 @@ from pydantic import BaseModel
 
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import EngineError, in_one_line
-from reasonrt.serve.wire import responses
+from reasonrt.serve.wire import response_answers, responses
 from reasonrt.serve.wire.errors import ApiError
 
 ASK = [{"role": "user", "content": "3 + 4?"}]
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 KINDS = {CHAT: (responses.ChatCompletion, responses.ChatCompletionChunk)}
 KINDS |= {TEXT: (responses.TextCompletion, responses.TextCompletionChunk)}  # type: ignore[dict-item]
 
@@ -36,10 +36,12 @@ def events_of(answer: httpx.Response) -> list[bytes]:
 
 @pytest.mark.parametrize("policy", ["target", "arbitrage", "self_consistency@k=2"])
 @pytest.mark.parametrize("own", [{}, {"trace": True}])
-@pytest.mark.parametrize("more", [{}, {"n": 2}, {"max_tokens": 20}, {"stop": "x"}])
+@pytest.mark.parametrize("more", [{}, {"n": 2}, {"max_tokens": 20}, {"stop": "x"}, {"logprobs": 1}])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_whole_answers_are_dumps_of_their_models(running: Any, path: str, policy: str, own: Any, more: Any) -> None:
     ask = {"messages": ASK} if path == CHAT else {"prompt": "3 + 4?"}
+    if "logprobs" in more and path == CHAT:
+        more = {"logprobs": True, "top_logprobs": 1}
 
     answer = running.http().post(path, json={"model": policy, "reasonrt": own} | ask | more)
 
@@ -70,7 +72,31 @@ def test_chunks_are_dumps_of_their_models(running: Any, path: str, own: Any, opt
         assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     else:
         assert all(chunk.usage for chunk in chunks)
-    assert any(isinstance(choice.reasonrt, responses.StepOfChunk) for choice in choices) is bool(own)
+    assert any(isinstance(choice.reasonrt, responses.OwnOfChunk) for choice in choices) is bool(own)
+
+
+@pytest.mark.parametrize("more", [{}, {"reasonrt": {"trace": True}}, {"max_output_tokens": 20}, {"top_logprobs": 2}])
+def test_responses_and_their_events_are_dumps_of_their_models(running: Any, more: Any) -> None:
+    body = {"model": "arbitrage", "input": "3 + 4?"} | more
+
+    whole = running.http().post(RESPONSES, json=body).content
+    *blocks, end = running.http().post(RESPONSES, json=body | {"stream": True}).content.split(b"\n\n")
+
+    told = assert_is_dump(whole, response_answers.ResponseResource)
+    assert end == b""
+    datas = [block.partition(b"\ndata: ")[2] for block in blocks]
+    kinds = {kind: _types(kind) for kind in response_answers.RESPONSE_EVENTS}
+    events = []
+    for data in datas:
+        (kind,) = [kind for kind, types in kinds.items() if json.loads(data)["type"] in types]
+        events.append(assert_is_dump(data, kind))
+    last = events[-1].response
+    assert [item.content for item in last.output] == [item.content for item in told.output]
+    assert (last.status, last.incomplete_details) == (told.status, told.incomplete_details)
+
+
+def _types(kind: type[BaseModel]) -> set[str]:
+    return set(get_args(kind.model_fields["type"].annotation))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +177,9 @@ def test_any_message_of_an_error_can_be_sent(message: str) -> None:
 def test_openapi_shows_every_model_that_is_sent(running: Any) -> None:
     shown = running.http().get("/openapi.json").json()
 
-    kinds = {name for name, kind in vars(responses).items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
-    assert kinds - {"BaseModel", "Answer"} <= set(shown["components"]["schemas"])
+    models = vars(responses) | vars(response_answers)
+    kinds = {name for name, kind in models.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+    assert kinds - {"BaseModel", "Answer", "Event"} <= set(shown["components"]["schemas"])
     for path, (whole, chunk) in KINDS.items():
         content = shown["paths"][path]["post"]["responses"]["200"]["content"]
         assert list(_references(content["application/json"])) == [whole.__name__]
