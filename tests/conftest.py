@@ -33,7 +33,8 @@ from reasonrt.thinking import THINK
 from reasonrt.types import Message
 
 MODELS = Path(reasonrt.zoo.__file__).parent / "models"
-SERVER_START_S = 120.0
+SERVER_START_S = 240.0
+SERVER_STARTS = 3
 TINY_DIFFUSION: dict[str, Any] = {
     "hidden": 32,
     "layers": 2,
@@ -157,37 +158,49 @@ def counted_by_vllm() -> Callable[[VllmEngine], AbstractContextManager[list[int]
 @pytest.fixture(scope="session")
 def vllm_server(nano_target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a vLLM server of nano-target, started here."""
+    log = tmp_path_factory.mktemp("vllm") / "server.log"
+    for _ in range(SERVER_STARTS):
+        server, url = start_vllm_server(nano_target, log)
+        try:
+            if becomes_healthy(server, f"{url}/health"):
+                yield f"{url}/v1"
+                return
+            has_ended = server.poll() is not None
+        finally:
+            stop(server)
+        if not has_ended:  # else its port may have been taken before it listened there
+            break
+    pytest.fail(f"the vLLM server did not start; the end of its log:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def start_vllm_server(model: Path, log: Path) -> "tuple[subprocess.Popen[bytes], str]":
+    """A server of `model`, and its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # the command `vllm serve` looks for a package called vllm, which the CPU build is not
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(nano_target)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", "nano-target", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "1024", "--block-size", "32", "--max-num-seqs", "32", "--enforce-eager"]
     command += ["--worker-extension-cls", "reasonrt.engines.vllm_worker.WorkerExtension"]
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--enable-prompt-tokens-details", "--dtype", cpu_dtype()]
     environment = ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": core(0), "VLLM_NO_USAGE_STATS": "1"}
-    log = tmp_path_factory.mktemp("vllm") / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
-    try:
-        wait_until_healthy(server, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        stop(server)
+    return server, f"http://127.0.0.1:{port}"
 
 
-def wait_until_healthy(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+def becomes_healthy(server: "subprocess.Popen[bytes]", url: str) -> bool:
+    """False where it ends, or takes too long."""
     give_up = time.monotonic() + SERVER_START_S
     while time.monotonic() < give_up and server.poll() is None:
-        try:
-            if httpx.get(url, timeout=2.0).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    pytest.fail(f"the vLLM server did not start; the end of its log:\n{log.read_text(errors='replace')[-2000:]}")
+        with suppress(httpx.TransportError):
+            if httpx.get(url, timeout=10.0).is_success:
+                return True
+        time.sleep(0.2)
+    return False
 
 
 def stop(server: "subprocess.Popen[bytes]") -> None:

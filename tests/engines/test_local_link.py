@@ -27,6 +27,7 @@ from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, EngineError, ReasonRTError, RequestError
 from reasonrt.ports import ChecksHealth, Engine
 from reasonrt.types import Sampling
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("hosted_package")
 WORDS = "word " * 200
@@ -53,15 +54,17 @@ async def tell(engine: Engine, words: str) -> float:
     return (await engine.score(engine.tokenizer.encode(words))).value
 
 
-async def until(condition: Callable[[], bool], seconds: float) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, f"not within {seconds} s"
-        await asyncio.sleep(0.02)
-
-
 def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def kill(engine: Any) -> None:
+    """Kill its process, and wait until the link has heard of it."""
+    os.kill(int(await tell(engine, "pid")), signal.SIGKILL)
+    await asyncio.to_thread(wait_until, lambda: not engine._link.is_running)
 
 
 async def collect(engine: Engine, prompt: str, max_tokens: int = 2000) -> str:
@@ -139,7 +142,7 @@ async def test_engine_that_cannot_be_built_says_why() -> None:
 async def test_death_in_mid_stream_fails_what_runs_and_the_next_call_finds_it_back(
     make: Make, sign: signal.Signals
 ) -> None:
-    engine = await make(seconds_per_token=0.002).start()
+    engine = await make(seconds_per_token=0.005).start()
     pid = int(await tell(engine, "pid"))
     streams = [engine.generate([2], Sampling(1000)) for _ in range(3)]
     for stream in streams:
@@ -169,7 +172,7 @@ async def test_process_that_hangs_is_killed_and_the_next_call_finds_it_back(make
     pid = int(await tell(engine, "pid"))
     stream = engine.generate([2], Sampling(1000))
     await anext(stream)
-    await engine.check_health(5)
+    await engine.check_health(60)
 
     os.kill(pid, signal.SIGSTOP)
 
@@ -179,7 +182,7 @@ async def test_process_that_hangs_is_killed_and_the_next_call_finds_it_back(make
         async for _ in stream:
             pass
     await engine.check_health(0.2)  # nothing is there that could hang
-    await until(lambda: is_gone(pid), 5)
+    await asyncio.to_thread(wait_until, lambda: is_gone(pid))
     assert await tell(engine, "pid") != pid
 
 
@@ -189,18 +192,15 @@ async def test_closing_a_stream_of_a_dead_process_starts_no_new_one(make: Make) 
     await anext(stream)
     os.kill(int(await tell(engine, "pid")), signal.SIGKILL)
 
-    before = time.monotonic()
     await stream.aclose()
 
-    assert time.monotonic() - before < 0.2  # an interpreter takes longer to start
     assert not engine._link.is_running  # type: ignore[attr-defined]
     assert stream.generated_tokens >= 4
 
 
 async def test_callers_during_a_restart_share_one(make: Make) -> None:
     engine = await make(start="wait 0.2").start()
-    os.kill(int(await tell(engine, "pid")), signal.SIGKILL)
-    await asyncio.sleep(0.05)
+    await kill(engine)
 
     impatient = asyncio.ensure_future(tell(engine, "pid"))
     others = [asyncio.ensure_future(tell(engine, "pid")) for _ in range(5)]
@@ -223,23 +223,21 @@ async def test_loop_stays_responsive_while_the_engine_blocks_its_own(make: Make)
 
     ticking = asyncio.create_task(tick())
     before = time.perf_counter()
-    blocking = asyncio.ensure_future(tell(engine, "block 1"))
+    blocking = asyncio.ensure_future(tell(engine, "block 5"))
     await asyncio.sleep(0.1)
-    assert await asyncio.wait_for(engine.start(), 0.5) is engine  # busy is not dead
+    assert await asyncio.wait_for(engine.start(), 4) is engine  # busy is not dead
     assert not blocking.done()
     await blocking
     ticking.cancel()
 
-    assert time.perf_counter() - before > 1
+    assert time.perf_counter() - before > 5
     assert len(late) > 50
-    assert sorted(late)[-3] < 0.05  # the machine may be busy, once or twice
-    assert max(late) < 0.5
+    assert max(late) < 4  # less than the engine has blocked its own, however busy the machine is
 
 
 async def test_start_waits_for_an_engine_that_comes_back_from_a_death_of_its_own(make: Make) -> None:
     engine = await make().start()
-    os.kill(int(await tell(engine, "pid")), signal.SIGKILL)
-    await asyncio.sleep(0.05)
+    await kill(engine)
 
     await engine.start()
 
@@ -277,20 +275,19 @@ async def test_stream_left_before_the_far_end_has_heard_of_it_is_left(make: Make
         await asyncio.sleep(0)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        await asyncio.wait_for(stream.aclose(), 1.0)
+        await asyncio.wait_for(stream.aclose(), 10)
 
     assert await tell(engine, "running") == 0
 
 
 async def test_cancelled_call_is_cancelled_at_the_far_end(make: Make) -> None:
-    engine = await make().start()
+    engine: Any = await make().start()
 
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(tell(engine, "wait 60"), 0.05)
+        await asyncio.wait_for(tell(engine, "wait 1000"), 0.05)
 
-    before = time.monotonic()
-    await engine.aclose()
-    assert time.monotonic() - before < 2
+    # the far end answers what was cancelled once it has stopped
+    await asyncio.to_thread(wait_until, lambda: not engine._link._child._answers)
 
 
 async def test_two_hundred_streams_at_a_time_do_not_mix(make: Make) -> None:
@@ -328,7 +325,8 @@ def test_messages_come_whole_however_the_bytes_are_cut(messages: list[bytes], da
     assert received == messages
 
 
-async def test_closing_ends_the_process_and_all_that_it_started(make: Make) -> None:
+async def test_closing_ends_the_process_and_all_that_it_started(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reasonrt.engines.local_link._GRACE_S", 60.0)
     engine = await make().start()
     pid, grandchild = int(await tell(engine, "pid")), int(await tell(engine, "child"))
 
@@ -336,9 +334,9 @@ async def test_closing_ends_the_process_and_all_that_it_started(make: Make) -> N
     await engine.aclose()
     await engine.aclose()
 
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 30  # it has ended by itself
     assert is_gone(pid)
-    await until(lambda: is_gone(grandchild), 2)
+    await asyncio.to_thread(wait_until, lambda: is_gone(grandchild))
     await engine.start()  # and it can be started again
     assert await tell(engine, "pid") != pid
 
@@ -358,9 +356,9 @@ async def test_closing_fails_what_runs_and_does_not_wait_for_an_engine_that_is_d
             pass
     with pytest.raises(EngineError, match="was closed"):
         await blocking
-    assert time.monotonic() - before < 1
+    assert not closing.done()  # those who ask are told at once
     await closing
-    assert time.monotonic() - before < 8
+    assert time.monotonic() - before < 30
 
 
 @pytest.mark.parametrize("start", ["hang", "wait 60"])
@@ -372,7 +370,7 @@ async def test_closing_does_not_wait_for_an_engine_that_does_not_end(make: Make,
     before = time.monotonic()
     await engine.aclose()
 
-    assert time.monotonic() - before < 8
+    assert time.monotonic() - before < 30
     await asyncio.gather(starting, return_exceptions=True)
 
 
@@ -382,7 +380,7 @@ async def test_a_death_takes_along_what_the_engine_started(make: Make) -> None:
 
     os.kill(int(await tell(engine, "pid")), signal.SIGKILL)
 
-    await until(lambda: is_gone(grandchild), 5)
+    await asyncio.to_thread(wait_until, lambda: is_gone(grandchild))
 
 
 PARENT = """
@@ -424,8 +422,8 @@ async def test_it_never_outlives_its_parent(end: str, tmp_path: Path) -> None:
             os.kill(child, signal.SIGSTOP)
         os.killpg(parent.pid, signal.SIGINT if end == "interrupt" else signal.SIGKILL)
 
-        await until(lambda: is_gone(child) and is_gone(grandchild), 5)
-        parent.wait(5)
+        await asyncio.to_thread(wait_until, lambda: is_gone(child) and is_gone(grandchild))
+        parent.wait(60)
         written = parent.stderr.read()
 
     assert written.startswith("of the engine\n")  # what an engine prints never gets into the parent's output

@@ -4,10 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +15,7 @@ import pytest
 
 from reasonrt.engines import orphans
 from reasonrt.programs.sandbox.launch import Launcher
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing is watched here")
 OWNER = f"""
@@ -60,11 +60,19 @@ class Owner:
         return not any(is_alive(worker) for worker in self.workers) and not any(file.exists() for file in self.left)
 
     def watcher(self) -> psutil.Process:
-        for process in psutil.process_iter():
-            with_owner = f".{self.process.pid}."
-            if is_alive(process) and any(with_owner in part for part in process.cmdline()):
-                return process
-        raise AssertionError("nobody watches it")
+        found: list[psutil.Process] = []
+
+        def is_found() -> bool:
+            found.extend(filter(self._is_watched_by, psutil.process_iter()))
+            return bool(found)
+
+        wait_until(is_found)
+        return found[0]
+
+    def _is_watched_by(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):  # it has ended meanwhile
+            return is_alive(process) and any(f".{self.process.pid}." in part for part in process.cmdline())
+        return False
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -72,13 +80,6 @@ def is_alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -108,13 +109,13 @@ def test_nothing_outlives_its_owner(end: str) -> None:
         else:
             (os.killpg if to_whom else os.kill)(owner.process.pid, signal.Signals[name])
 
-        until(lambda: owner.is_gone)
+        wait_until(lambda: owner.is_gone)
 
         assert all(map(is_alive, other.workers))
         assert all(file.exists() for file in other.left)
         watcher = other.watcher()
-    until(lambda: other.is_gone)
-    until(lambda: not is_alive(watcher), 15)
+    wait_until(lambda: other.is_gone)
+    wait_until(lambda: not is_alive(watcher))
 
 
 def test_the_server_of_a_bench_ends_with_it() -> None:
@@ -131,7 +132,7 @@ def test_the_server_of_a_bench_ends_with_it() -> None:
 
         process.kill()
 
-        until(lambda: not is_alive(server))
+        wait_until(lambda: not is_alive(server))
 
 
 def test_what_an_earlier_owner_has_left_is_ended_and_no_more() -> None:
@@ -150,7 +151,7 @@ def test_what_an_earlier_owner_has_left_is_ended_and_no_more() -> None:
             for found in [watchers.submit(orphans.end_orphans) for _ in range(4)]:
                 found.result()
 
-        until(lambda: dead.is_gone)
+        wait_until(lambda: dead.is_gone)
         assert all(map(is_alive, alive.workers))
         assert all(file.exists() for file in alive.left)
         assert foreign.poll() is None
@@ -177,8 +178,8 @@ def test_a_family_is_killed_though_it_is_stopped() -> None:
 
         orphans.kill_family(process.pid)
 
-        until(lambda: not is_alive(below))
-        assert process.wait(5) == -signal.SIGKILL
+        wait_until(lambda: not is_alive(below))
+        assert process.wait(60) == -signal.SIGKILL
         orphans.kill_family(process.pid)  # nothing is there any more
 
 

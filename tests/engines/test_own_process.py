@@ -62,8 +62,10 @@ async def test_vllm_writes_the_same_in_a_process_of_its_own(draft_engine: Engine
     assert found[0]
 
 
-async def written_by(engine: Engine) -> tuple[list[int], int, str]:
+async def written_by(engine: Engine) -> tuple[list[int], str]:
+    """The tokens that the engine begins with, and its fingerprint; with other cores, it rounds otherwise."""
     prompt = engine.tokenizer.chat((Message("user", "What is 12 + 30?"),))
     stream = engine.generate(prompt, Sampling(40))
     token_ids = [token_id async for delta in stream for token_id in delta.token_ids]
-    return token_ids, stream.generated_tokens, engine.fingerprint
+    assert stream.generated_tokens == len(token_ids)
+    return token_ids[:8], engine.fingerprint

@@ -299,7 +299,7 @@ async def test_samples_that_are_closed_early_hang_up(tokenizer_folder: Path) -> 
         stream = engine.generate_whole(PROMPT, [Sampling(9, temperature=0.5)] * 2)
         await anext(stream)
         await stream.aclose()
-        await asyncio.wait_for(server.hung_up.wait(), 5.0)
+        await asyncio.wait_for(server.hung_up.wait(), 30)
 
 
 async def test_without_ids_the_text_is_tokenized_here(tokenizer_folder: Path) -> None:
@@ -439,9 +439,9 @@ async def test_a_connection_lost_in_the_middle_keeps_what_came(tokenizer_folder:
 
 
 async def test_a_silent_server_is_given_up(tokenizer_folder: Path) -> None:
-    async with engine_on(FakeServer(replies(chunk([7]), ends=False)), tokenizer_folder, timeout_s=0.2) as engine:
+    async with engine_on(FakeServer(replies(chunk([7]), ends=False)), tokenizer_folder, timeout_s=1.0) as engine:
         await engine.start()
-        with pytest.raises(EngineError, match=r"silent for 0\.2 s"):
+        with pytest.raises(EngineError, match="silent for 1 s"):
             await collect(engine, Sampling(9))
 
 
@@ -453,7 +453,7 @@ async def test_closing_the_stream_hangs_up(tokenizer_folder: Path) -> None:
         await anext(stream)
         assert not server.hung_up.is_set()
         await stream.aclose()
-        await asyncio.wait_for(server.hung_up.wait(), 5.0)
+        await asyncio.wait_for(server.hung_up.wait(), 30)
 
 
 def test_boundary_of_its_steps_is_a_setting(tokenizer_folder: Path) -> None:
@@ -733,7 +733,6 @@ async def test_structure_is_asked_for_by_the_field_that_the_server_takes(
 async def test_event_loop_goes_on_while_a_schema_is_compiled(
     tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one imports vLLM, too."""
     longest_s = 0.0
 
     async def tick() -> None:
@@ -743,15 +742,16 @@ async def test_event_loop_goes_on_while_a_schema_is_compiled(
             await asyncio.sleep(0.001)
             longest_s = max(longest_s, time.monotonic() - before)
 
-    monkeypatch.setattr("reasonrt.engines.vllm_calls._tag_of_json", lambda schema: time.sleep(1))
     server = FakeServer(replies(chunk([7, END], "stop"), "[DONE]"), None, frozenset({"structured_outputs"}))
     async with engine_on(server, tokenizer_folder) as engine:
         await engine.start()
+        await collect(engine, Sampling(4, structure={"json": ASKED["json"]}))  # the first one imports modules
+        monkeypatch.setattr("reasonrt.engines.vllm_calls._tag_of_json", lambda schema: time.sleep(3))
         ticking = asyncio.create_task(tick())
         await collect(engine, Sampling(4, structure={"json": ASKED["json"]}))
         await cancel(ticking)
 
-    assert longest_s < 0.8
+    assert 0 < longest_s < 2
 
 
 async def test_text_that_only_looks_held_is_not(tokenizer_folder: Path) -> None:

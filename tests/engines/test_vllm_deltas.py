@@ -113,7 +113,7 @@ async def run(
         for _ in range(3 * (index % every == 0)):
             await asyncio.sleep(0)
         run.read.append(sum(len(delta.token_ids) for delta in run.deltas))
-    await asyncio.wait_for(reading, 5)
+    await asyncio.wait_for(reading, 60)
     return run
 
 

@@ -130,7 +130,7 @@ async def test_policies_that_are_timed_have_the_engines_for_themselves(tmp_path:
 
 async def test_grading_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def grade(*answers: object) -> bool:
-        time.sleep(0.03)
+        time.sleep(0.1)
         return True
 
     solving, left = runtime(), list[int]()
@@ -158,7 +158,7 @@ async def test_shares_of_the_wall_clock_add_up_to_it(tmp_path: Path) -> None:
     wall_s = time.perf_counter() - started
 
     shares_s = [record.share_s for record in report.records]
-    assert all(0 < share_s <= record.seconds + 0.05 for share_s, record in zip(shares_s, report.records, strict=True))
+    assert all(0 < share_s <= record.seconds + 1 for share_s, record in zip(shares_s, report.records, strict=True))
     assert sum(shares_s) <= wall_s
 
 

@@ -12,7 +12,7 @@ import pytest
 from attacks import MIXED, MortalScript, Outcome, Target, mixed
 
 from reasonrt.engines.scripted import ScriptedEngine
-from tests.serve.conftest import wait_until
+from tests.waiting import wait_until
 
 BOUNDS = {"body_bytes": 1 << 16, "context_bytes": 0}
 

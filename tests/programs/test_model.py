@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -220,7 +219,6 @@ async def test_what_is_far_too_long_is_not_even_tokenized() -> None:
     huge = (Message("user", "x" * 50_000_000),)
     model = model_of(engine)
 
-    began = time.perf_counter()
     with pytest.raises(PromptTooLong, match="50,000,000 characters; the model takes 900 tokens: send less"):
         await model.write(huge, max_tokens=100)
     with pytest.raises(PromptTooLong):
@@ -228,7 +226,6 @@ async def test_what_is_far_too_long_is_not_even_tokenized() -> None:
     with pytest.raises(PromptTooLong):
         await model.write(ASKED, max_tokens=2000)  # nor what leaves no room at all
 
-    assert time.perf_counter() - began < 1
     assert tokenizer.num_chats == 0
 
 

@@ -48,7 +48,7 @@ class Slow:
 
 
 async def started(model: Slow, num: int = 1) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(model.asked) < num:  # noqa: ASYNC110
             await asyncio.sleep(0)
 

@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +19,9 @@ from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.catalog import Catalog
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.server import Server
+from tests.waiting import wait_until
 
 TEXT = "<think>\nOne.\n\nTwo.\n\nThree.\n\n</think>\n\n\\boxed{7}"
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> float:
-    """Seconds until `holds`; fails when it does not in time."""
-    began = time.perf_counter()
-    while not holds():
-        if time.perf_counter() - began > seconds:
-            pytest.fail(f"it did not hold within {seconds} s")
-        time.sleep(0.002)
-    return time.perf_counter() - began
 
 
 @dataclass

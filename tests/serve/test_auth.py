@@ -201,6 +201,7 @@ def test_rate_and_concurrency_are_bounded_for_each_key(start: Any) -> None:
         bounds={"running_per_key": 1, "requests_per_minute_per_key": 3},
     )
     ada, bob = (server.openai(api_key=key) for key in KEYS.values())
+    began = time.monotonic()
     first = ada.chat.completions.create(**BODY, stream=True)
     next(iter(first))
 
@@ -212,13 +213,12 @@ def test_rate_and_concurrency_are_bounded_for_each_key(start: Any) -> None:
 
     assert int(busy.value.response.headers["retry-after"]) >= 1
     assert busy.value.response.headers["x-should-retry"] == "true"
-    while not server.server.gateway.admission.is_idle:
-        time.sleep(0.01)
+    server.wait_until(lambda: server.admission.is_idle)
     for _ in range(2):
         ada.chat.completions.create(**BODY, max_tokens=1)
     with pytest.raises(openai.RateLimitError, match="may send 3 requests per minute") as fast:
         ada.chat.completions.create(**BODY, max_tokens=1)
-    assert 10 <= int(fast.value.response.headers["retry-after"]) <= 20
+    assert 20 - (time.monotonic() - began) <= int(fast.value.response.headers["retry-after"]) <= 20
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])  # noqa: S104
@@ -244,7 +244,7 @@ def test_log_has_a_line_per_request_and_no_prompt(running: Any, start: Any, capl
     with caplog.at_level(logging.INFO, "reasonrt.serve"):
         for server in (running, start(log_prompts=True)):
             server.http().post("/v1/chat/completions", json=BODY, headers={"x-request-id": "my-id"})
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + 60
         lines: list[dict[str, Any]] = []
         while len(lines) < 2 and time.monotonic() < give_up:  # a line is written after the answer
             time.sleep(0.01)

@@ -1,12 +1,14 @@
 """How a server ends, from outside: by every signal that tells it to, at any time, with nothing left of it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from reasonrt.serve.signals import take_signals
+from tests.waiting import wait_until
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 TEXT = "".join(f"Step {index} of it.\n\n" for index in range(20)) + "The end."
@@ -66,38 +69,38 @@ def is_gone(process: psutil.Process) -> bool:
 
 def below(server: "subprocess.Popen[str]", num: int) -> list[psutil.Process]:
     """Its processes, once there are `num` of them."""
-    give_up = time.monotonic() + 20
-    found: list[psutil.Process] = []
-    while len(found := psutil.Process(server.pid).children(recursive=True)) < num:
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-    return found
+    wait_until(lambda: len(psutil.Process(server.pid).children(recursive=True)) >= num)
+    return list(psutil.Process(server.pid).children(recursive=True))
+
+
+def catches(server: "subprocess.Popen[str]", sign: signal.Signals) -> bool:
+    """Whether it has a handler for it; an engine that starts takes it away, and the server takes it back."""
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(caught, 16) >> (sign - 1) & 1)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_finishes_what_runs_and_leaves_nothing(sign: signal.Signals) -> None:
     with serving() as (url, server):
-        give_up = time.monotonic() + 20
-        while httpx.get(url + "/ready").status_code != 200:
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
-        time.sleep(0.2)  # a turn of the server's
+        wait_until(lambda: httpx.get(url + "/ready", timeout=60).status_code == 200)
+        wait_until(lambda: catches(server, sign))
         left = below(server, 2)  # the engine's, and who watches
         body: Any = {"model": "target", "messages": [{"role": "user", "content": "?"}], "stream": True}
         lines = []
-        with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=20) as answer:
+        with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=60) as answer:
             for line in answer.iter_lines():
                 lines.append(line)
                 if len(lines) == 4:
                     server.send_signal(sign)
 
-        _, written = server.communicate(timeout=20)
+        _, written = server.communicate(timeout=60)
 
     assert lines[-2:] == ["data: [DONE]", ""]
     assert "The end." in "".join(lines)
     assert server.returncode == 0, written
     assert "Traceback" not in written
-    _, alive = psutil.wait_procs(left, timeout=10)
+    _, alive = psutil.wait_procs(left, timeout=60)
     assert all(map(is_gone, alive))
 
 
@@ -108,12 +111,12 @@ def test_it_ends_while_an_engine_starts() -> None:
 
         server.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        _, written = server.communicate(timeout=20)
+        _, written = server.communicate(timeout=60)
 
-    assert time.monotonic() - began < 5  # what the watcher does comes after that
+    assert time.monotonic() - began < 15  # what the watcher does comes after that
     assert server.returncode == 0, written
     assert "Traceback" not in written
-    _, alive = psutil.wait_procs(left, timeout=10)
+    _, alive = psutil.wait_procs(left, timeout=60)
     assert all(map(is_gone, alive))
 
 

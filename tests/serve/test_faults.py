@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,19 +22,13 @@ from reasonrt.serve.backends import local
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.wire.errors import ABSENT, ApiError
 from reasonrt.types import Completion, Request, Sampling
+from tests.waiting import wait_until
 
 STEPS = ["<think>\nOne.\n\n", *(f"Step {index} of it.\n\n" for index in range(20)), "</think>\n\n", r"\boxed{7}"]
 TEXT = "".join(STEPS)
 ASK: Any = [{"role": "user", "content": "?"}]
 ENGINE = {"seconds_per_token": 0.0005}
 FEW = {"model": "target", "messages": ASK}
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
 
 
 def go_on(prompt: str, sampling: Sampling) -> str:
@@ -74,14 +67,22 @@ def test_stream_goes_on_after_deaths_without_repeating_text(mortal: Any, policy:
 TRACE = {"reasonrt": {"trace": True}}
 
 
-def test_whole_answers_survive_too_and_say_so(mortal: Any) -> None:
+def kill_as_it_writes(engine: Any) -> None:
+    before = engine.generated_tokens
+    wait_until(lambda: engine.running and engine.generated_tokens > before)
+    engine.kill()
+
+
+def test_whole_answers_survive_too_and_say_so(mortal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = []
-    caller = threading.Thread(target=lambda: answers.append(mortal.openai().chat.completions.create(**FEW)))
-    caller.start()
-    for _ in range(3):
-        time.sleep(0.06)
-        mortal.engines[1].kill()
-    caller.join(20)
+    client, engine = mortal.openai(), mortal.engines[1]
+    caller = threading.Thread(target=lambda: answers.append(client.chat.completions.create(**FEW)))
+    with monkeypatch.context() as slowly:
+        slowly.setattr(engine, "seconds_per_token", 0.02)
+        caller.start()
+        for _ in range(3):
+            kill_as_it_writes(engine)
+    caller.join(60)
 
     (answer,) = answers
     own = answer.choices[0].reasonrt
@@ -95,21 +96,22 @@ def test_whole_answers_survive_too_and_say_so(mortal: Any) -> None:
 
 def test_more_deaths_than_allowed_are_an_error_of_the_right_kind(start: Any) -> None:
     server = start(go_on, engine={"seconds_per_token": 0.01}, max_resumes=1)
+    are_told = threading.Event()
 
     def kill() -> None:
-        while server.working == 0:
-            time.sleep(0.001)
-        for _ in range(40):
+        while not are_told.wait(0.02):
             server.engines[1].kill()
-            time.sleep(0.02)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(openai.InternalServerError, match=r"an engine failed; .* under this request's id") as whole:
-        server.openai().chat.completions.create(**FEW)
-    with pytest.raises(openai.APIError, match=r"an engine failed; .* under this request's id"):
-        list(server.openai().chat.completions.create(**FEW, stream=True))
-    killer.join()
+    try:
+        with pytest.raises(openai.InternalServerError, match=r"an engine failed; .* under this request's id") as whole:
+            server.openai().chat.completions.create(**FEW)
+        with pytest.raises(openai.APIError, match=r"an engine failed; .* under this request's id"):
+            list(server.openai().chat.completions.create(**FEW, stream=True))
+    finally:
+        are_told.set()
+        killer.join()
 
     assert whole.value.status_code == 503
     assert whole.value.response.headers["retry-after"] == "2"
@@ -134,7 +136,6 @@ def test_engine_that_hangs_is_replaced_and_its_requests_are_resumed(hanging: Any
 
 def test_engine_that_works_is_left_alone_however_long_it_takes(hanging: Any) -> None:
     life = hanging.engines[1].life
-    hanging.engines[1].seconds_per_token = 0.01
 
     hanging.openai().chat.completions.create(**FEW, max_tokens=80)
 
@@ -144,7 +145,7 @@ def test_engine_that_works_is_left_alone_however_long_it_takes(hanging: Any) -> 
 @pytest.fixture(scope="module")
 def hanging(start: Any) -> Any:
     """A server that waits 0.2 s for an engine that hangs."""
-    return start(go_on, engine={"seconds_per_token": 0.0002}, bounds={"engine_silence_s": 0.2})
+    return start(go_on, engine={"seconds_per_token": 0.01}, bounds={"engine_silence_s": 0.2})
 
 
 class Broken(ScriptedEngine):
@@ -179,48 +180,55 @@ def test_silent_stream_is_kept_alive_by_comments(start: Any) -> None:
 
 
 def test_deadline_ends_with_what_is_committed(start: Any) -> None:
-    server = start(go_on, engine={"seconds_per_token": 0.01})
-    own = {"reasonrt": {"deadline_s": 0.5}}
-    client = server.openai()  # which imports a lot the first time
+    server = start("<think>\n" + "So on.\n\n" * 2000, engine={"seconds_per_token": 0.01})
+    own = {"reasonrt": {"deadline_s": 3}}
 
     began = time.perf_counter()
-    choice = client.chat.completions.create(**FEW, extra_body=own).choices[0]
+    choice = server.openai().chat.completions.create(**FEW, max_tokens=20_000, extra_body=own).choices[0]
 
-    assert time.perf_counter() - began < 1.5
+    assert time.perf_counter() - began < 40  # the whole text takes 140 s
     assert choice.finish_reason == "length"
     assert choice.reasonrt["finish_reason"] == "deadline"
-    assert choice.message.reasoning.startswith("One.\n\nStep 0")
+    assert choice.message.reasoning.startswith("So on.\n\nSo on.")
 
 
-class Slow(ScriptedEngine):
-    """Takes a while to start, and to come back."""
+class Held(ScriptedEngine):
+    """Starts, and comes back, when it may."""
 
-    started = 0
+    def __init__(self, name: str, script: str) -> None:
+        super().__init__(name, script)
+        self.may_start = asyncio.Event()
+        self.started = 0
 
     async def start(self) -> Self:
         if self.started == self.life + 1:
             return self
-        await asyncio.sleep(1.0)
+        await self.may_start.wait()
         self.started = self.life + 1
         return self
 
 
 @pytest.mark.parametrize("fault", ["kill", "hang"])
 async def test_readiness_follows_the_engines(fault: str) -> None:
-    engine = Slow("target", TEXT)
+    engine = Held("target", TEXT)
     worker = Worker(Runtime({"target": engine}), engine_silence_s=0.2)
     entering = asyncio.create_task(worker.__aenter__())
     await asyncio.sleep(0.1)
     states = [worker.ready]
+    engine.may_start.set()
     await entering
     states.append(worker.ready)
 
+    engine.may_start.clear()
     getattr(engine, fault)()
-    give_up = time.monotonic() + 5
-    for expected in (0, 1):
-        while worker.ready != expected:
-            assert time.monotonic() < give_up
-            await asyncio.sleep(0.02)
+    give_up = time.monotonic() + 60
+    while worker.ready or not worker.restarts:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.02)
+    engine.may_start.set()
+    while not worker.ready:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.02)
     await worker.__aexit__()
 
     assert states == [0, 1]
@@ -228,10 +236,12 @@ async def test_readiness_follows_the_engines(fault: str) -> None:
 
 
 async def test_who_can_go_elsewhere_does_not_wait_for_an_engine() -> None:
-    engine = Slow("target", TEXT)
+    engine = Held("target", TEXT)
+    engine.may_start.set()
     async with Worker(Runtime({"target": engine})) as worker:
+        engine.may_start.clear()
         engine.kill()
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + 60
         while worker.ready:
             assert time.monotonic() < give_up
             await asyncio.sleep(0.02)
@@ -239,6 +249,7 @@ async def test_who_can_go_elsewhere_does_not_wait_for_an_engine() -> None:
         prepared = worker.runtime.prepare(Request.ask("?"))
         with pytest.raises(ApiError) as raised:
             await anext(worker.solve(prepared, is_patient=False))
+        engine.may_start.set()
         *_, completion = [event async for event in worker.solve(prepared)]
 
     assert raised.value.code == ABSENT
@@ -258,17 +269,17 @@ class Sick(ScriptedEngine):
 
 async def test_watch_outlives_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_LOOK_S", 0.01)
-    monkeypatch.setattr(local, "_LOST_S", 0.2)
     engine = Sick("target", TEXT)
     async with Worker(Runtime({"target": engine})) as worker:
         for is_sick in (True, False, True):
             worker.check_health()
             engine.is_sick = is_sick
-            give_up = time.monotonic() + 5
+            give_up = time.monotonic() + 60
             while worker.ready == is_sick:
                 assert time.monotonic() < give_up
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
+        monkeypatch.setattr(local, "_LOST_S", 0.1)
+        await asyncio.sleep(0.2)
 
         with pytest.raises(EngineError, match="engine 'target' has been absent for more than"):
             worker.check_health()
@@ -287,10 +298,11 @@ class Core:
 
 async def test_start_of_an_engine_outlives_who_asked_for_it(nano_draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cores: list[Core] = []
+    may_be_built = threading.Event()
 
     def build(engine: VllmEngine) -> Core:
         cores.append(Core())
-        time.sleep(0.2)
+        assert may_be_built.wait(60)
         return cores[-1]
 
     async def warm_up(engine: VllmEngine) -> None:
@@ -303,11 +315,18 @@ async def test_start_of_an_engine_outlives_who_asked_for_it(nano_draft: Path, mo
     for _ in range(2):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(engine.start(), 0.05)
+    may_be_built.set()
     await engine.start()
     cores[0].errored = True
+    may_be_built.clear()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(engine.start(), 0.05)
-    await engine.aclose()
+    await asyncio.to_thread(wait_until, lambda: len(cores) == 2)
+    closing = asyncio.create_task(engine.aclose())
+    await asyncio.sleep(0.05)
+    assert not closing.done()  # it waits for the start
+    may_be_built.set()
+    await closing
 
     assert engine.restarts == 1
     assert [core.is_ended for core in cores] == [True, True]
@@ -315,17 +334,19 @@ async def test_start_of_an_engine_outlives_who_asked_for_it(nano_draft: Path, mo
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_draining_finishes_what_runs_and_takes_nothing_new(start: Any, sign: signal.Signals) -> None:
-    server = start(go_on, engine={"seconds_per_token": 0.001}, grace_s=20)
-    stream = server.openai().chat.completions.create(**FEW, stream=True)
+    server = start(go_on, engine={"seconds_per_token": 0.2}, grace_s=60)
+    client = server.openai()
+    stream = client.chat.completions.create(**FEW, stream=True)
     text = next(stream).choices[0].delta.content
 
     server.server.handle_exit(sign, None)
 
     with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
-        server.openai().chat.completions.create(**FEW)
+        client.chat.completions.create(**FEW)
     assert refused.value.response.headers["retry-after"]
-    assert httpx.get(server.url + "/ready").status_code == 503
-    assert httpx.get(server.url + "/health").status_code == 200
+    assert httpx.get(server.url + "/ready", timeout=60).status_code == 503
+    assert httpx.get(server.url + "/health", timeout=60).status_code == 200
+    server.engines[1].seconds_per_token = 0.0  # else it would take a minute
     text += "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert text == r"\boxed{7}"
     wait_until(lambda: server.server.should_exit)
@@ -334,13 +355,13 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(start: Any, sign: sig
 @pytest.mark.parametrize("end", ["the grace is over", "it is told again"])
 def test_work_beyond_the_grace_is_cut_off_in_our_format(start: Any, end: str, caplog: pytest.LogCaptureFixture) -> None:
     server = start(
-        go_on, engine={"seconds_per_token": 0.02}, grace_s=0.3 if "over" in end else 60, bounds={"running": 3}
+        go_on, engine={"seconds_per_token": 0.1}, grace_s=0.3 if "over" in end else 60, bounds={"running": 3}
     )
     answers: list[httpx.Response] = []
 
     def ask(is_stream: bool) -> None:
         url = server.url + "/v1/chat/completions"
-        answers.append(httpx.post(url, json=FEW | {"stream": is_stream}, timeout=20))
+        answers.append(httpx.post(url, json=FEW | {"stream": is_stream}, timeout=60))
 
     callers = [threading.Thread(target=ask, args=(index % 2 == 0,)) for index in range(5)]  # two of them wait
     for caller in callers:
@@ -352,7 +373,7 @@ def test_work_beyond_the_grace_is_cut_off_in_our_format(start: Any, end: str, ca
     if "again" in end:
         server.server.handle_exit(signal.SIGTERM, None)
     for caller in callers:
-        caller.join(20)
+        caller.join(60)
 
     streams = [answer.text for answer in answers if answer.status_code == 200]
     refused = [answer for answer in answers if answer.status_code == 503]

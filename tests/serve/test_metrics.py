@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def test_counters_follow_requests(start: Any) -> None:
     client.post("/v1/chat/completions", json=BODY | {"model": "gpt"})
     with client.stream("POST", "/v1/chat/completions", json=BODY | {"model": "draft", "stream": True}):
         pass
-    time.sleep(0.2)
+    server.wait_until(lambda: server.admission.is_idle)
 
     found = samples(server)
 

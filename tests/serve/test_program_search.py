@@ -15,6 +15,7 @@ from reasonrt.errors import ConfigError
 from reasonrt.programs.sandbox.base import CellLimits, Session
 from reasonrt.programs.sandbox.build import build_sandbox
 from reasonrt.types import Sampling
+from tests.waiting import wait_until
 
 QUESTION = "What colour is the needle?"
 TEXT = "hay\n" * 500 + "the needle is blue\n" + "hay\n" * 500
@@ -98,7 +99,7 @@ def body(question: str = QUESTION, *, model: str = "program_search@k=2,direct=ne
 
 def post(server: Any, sent: dict[str, Any], key: str = "ada") -> httpx.Response:
     headers = {"authorization": f"Bearer {KEYS[key]}"}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=sent, headers=headers, timeout=30)
+    return httpx.post(f"{server.url}/v1/chat/completions", json=sent, headers=headers, timeout=60)
 
 
 def answered(answer: httpx.Response) -> dict[str, Any]:
@@ -110,14 +111,6 @@ def answered(answer: httpx.Response) -> dict[str, Any]:
 def details(value: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = value["choices"][0]["reasonrt"]["details"]
     return found
-
-
-def wait_until(holds: Any, seconds: float = 15.0) -> float:
-    began = time.perf_counter()
-    while not holds():
-        assert time.perf_counter() - began < seconds
-        time.sleep(0.005)
-    return time.perf_counter() - began
 
 
 def test_answer_comes_with_evidence_shares_and_what_it_cost(searching: Any) -> None:
@@ -224,11 +217,12 @@ def test_what_cannot_be_served_is_one_line(searching: Any, changes: dict[str, An
     assert "\n" not in told
 
 
-def test_deadline_returns_what_is_there_and_says_so(searching: Any) -> None:
+def test_deadline_returns_what_is_there_and_says_so(start: Any) -> None:
+    server = start(say, engine={"seconds_per_token": 0.005}, api_keys=KEYS)
     began = time.perf_counter()
-    value = answered(post(searching, body("Write slowly: what colour?", deadline_s=1.5, options={"turn_tokens": 8192})))
+    value = answered(post(server, body("Write slowly: what colour?", deadline_s=5, options={"turn_tokens": 8192})))
 
-    assert time.perf_counter() - began < 3
+    assert time.perf_counter() - began < 30  # the first message alone takes 40 s
     assert value["choices"][0]["message"]["content"] == "No program gave an answer."
     assert value["choices"][0]["finish_reason"] == "length"
     assert value["choices"][0]["reasonrt"]["finish_reason"] in ("deadline", "stop", "budget")
@@ -292,7 +286,7 @@ def test_caller_that_leaves_frees_engines_and_sandboxes(start: Any, does: str, i
             wait_until(lambda: sandbox.num_open and not server.working)
             time.sleep(0.2)  # in the middle of a program
 
-    wait_until(lambda: server.working == 0 and sandbox.num_open == 0)
+    wait_until(lambda: server.working == 0 and sandbox.num_open == 0, 20)  # either goes on for a minute
     wait_until(lambda: server.server.gateway.admission.is_idle)
     assert sandbox.num_opened
 

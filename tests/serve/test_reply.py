@@ -59,9 +59,9 @@ async def answering(
 async def test_a_stream_whose_end_waits_for_its_reader_still_ends_with_an_event() -> None:
     caller = Caller("end")
     async with answering(caller, is_stream=True) as (gateway, answer):
-        await asyncio.wait_for(caller.is_waiting.wait(), 20)
+        await asyncio.wait_for(caller.is_waiting.wait(), 60)
         gateway.cut_off()
-        await asyncio.wait_for(answer, 20)
+        await asyncio.wait_for(answer, 60)
 
     assert b"draining" in caller.read
     assert caller.read.endswith(b"data: [DONE]\n\n")
@@ -70,11 +70,11 @@ async def test_a_stream_whose_end_waits_for_its_reader_still_ends_with_an_event(
 async def test_an_answer_that_waits_for_its_reader_before_it_begins_is_refused() -> None:
     caller = Caller("http.response.start")
     async with answering(caller, is_stream=False) as (gateway, answer):
-        await asyncio.wait_for(caller.is_waiting.wait(), 20)
+        await asyncio.wait_for(caller.is_waiting.wait(), 60)
         gateway.cut_off()
 
         with pytest.raises(ApiError, match="shutting down"):
-            await asyncio.wait_for(answer, 20)
+            await asyncio.wait_for(answer, 60)
 
 
 async def test_what_is_not_answered_in_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ async def test_what_is_not_answered_in_time_is_refused(monkeypatch: pytest.Monke
     caller = Caller("http.response.start")
     async with answering(caller, is_stream=False, deadline_s=0.1) as (_, answer):
         with pytest.raises(ApiError, match=r"not answered 0\.1 s after its deadline"):
-            await asyncio.wait_for(answer, 20)
+            await asyncio.wait_for(answer, 60)
 
 
 @pytest.mark.parametrize("is_told_twice", [False, True])

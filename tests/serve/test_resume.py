@@ -122,12 +122,12 @@ async def test_journal_passes_on_what_is_no_death() -> None:
 
 async def test_journal_ends_at_the_deadline_what_hangs() -> None:
     began = time.perf_counter()
-    *_, completion = await play(Scenario((2, "hang")), deadline_s=0.2)
+    *_, completion = await play(Scenario((2, "hang")), deadline_s=1.0)
 
     assert isinstance(completion, Completion)
     assert completion.finish_reason is FinishReason.DEADLINE
     assert len(completion.steps) == 2
-    assert time.perf_counter() - began < 4
+    assert time.perf_counter() - began < 30  # it hangs for a minute
     assert completion.usage["target"].generated == 4
 
 

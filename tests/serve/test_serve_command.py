@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_refusals_are_one_line(tmp_path: Path, arguments: list[str], keys: str, 
     environment = ENVIRONMENT | {"REASONRT_API_KEYS": keys}
     command = [*RUN, "--local", *arguments]
 
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
 
     assert done.returncode == 2
     assert expected in done.stderr
@@ -57,33 +57,37 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple[str, "subprocess.Po
     try:
         assert server.stdout is not None
         url = server.stdout.readline().split()[2].rstrip(";")
-        assert httpx.get(url + "/health").status_code == 200
-        assert httpx.get(url + "/ready").status_code == 503
+        assert httpx.get(url + "/health", timeout=60).status_code == 200
+        assert httpx.get(url + "/ready", timeout=60).status_code == 503
         wait_until_ready(url)
         yield url, server
     finally:
         server.send_signal(signal.SIGTERM)
-        server.communicate(timeout=60)
+        server.communicate(timeout=120)
 
 
-def wait_until_ready(url: str, seconds: float = 180.0) -> None:
-    give_up = time.monotonic() + seconds
-    while httpx.get(url + "/ready", timeout=10).status_code != 200:
+def wait_until_ready(url: str) -> None:
+    give_up = time.monotonic() + 300
+    while httpx.get(url + "/ready", timeout=60).status_code != 200:
         assert time.monotonic() < give_up
         time.sleep(0.2)
 
 
 def engine_cores(pid: int) -> list[psutil.Process]:
-    below = psutil.Process(pid).children(recursive=True)
-    return [process for process in below if "EngineCore" in " ".join(process.cmdline())]
+    cores: list[psutil.Process] = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if "EngineCore" in " ".join(process.cmdline()):
+                cores.append(process)
+    return cores
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_server_outlives_its_engine_core_and_leaves_nothing(tmp_path: Path) -> None:
     with (
         serving(tmp_path, "--local") as (url, server),
-        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client,
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300) as client,
     ):
         ask: dict[str, Any] = {"model": "target", "messages": [{"role": "user", "content": QUESTION}]}
         with pytest.raises(BadRequestError, match="700"):  # what the file says, holds
@@ -102,8 +106,8 @@ def test_server_outlives_its_engine_core_and_leaves_nothing(tmp_path: Path) -> N
 
         assert text == peaceful.choices[0].message.reasoning
         wait_until_ready(url)
-        assert "restarts_total 0.0" not in httpx.get(url + "/metrics").text
+        assert "restarts_total 0.0" not in httpx.get(url + "/metrics", timeout=60).text
         below = psutil.Process(server.pid).children(recursive=True)
     assert server.returncode == 0
-    _, alive = psutil.wait_procs(below, timeout=10)
+    _, alive = psutil.wait_procs(below, timeout=60)
     assert not alive

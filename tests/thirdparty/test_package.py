@@ -18,6 +18,7 @@ from reasonrt import Request, Runtime
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.evals.tasks import load_task
 from reasonrt.testing import check_engine, check_policy, check_router
+from tests.waiting import wait_until
 
 ABACUS = Path(__file__).parent / "abacus"
 RUN = [sys.executable, "-c", "from reasonrt.cli.main import main; main()"]
@@ -126,13 +127,11 @@ def served(cwd: Path, env: dict[str, str]) -> Iterator[tuple[httpx.Client, Path]
         told = re.search(r"http://\S+?(?=;)", server.stdout.readline())
         assert told, log.read_text()
         with httpx.Client(base_url=told[0], timeout=60, transport=httpx.HTTPTransport(retries=3)) as http:
-            for _ in range(600):
-                if http.get("/ready").is_success:
-                    break
+            wait_until(lambda: http.get("/ready").is_success)
             yield http, log
     finally:
         server.send_signal(signal.SIGINT)
-        server.communicate(timeout=30)  # waits, and closes the pipe
+        server.communicate(timeout=60)  # waits, and closes the pipe
 
 
 def test_http(config: Path, plugin_environment: dict[str, str]) -> None:

@@ -14,6 +14,12 @@ from reasonrt.programs.sandbox.check import Checker
 DOCUMENTS = [f"Document {n}. User: {n % 3} wrote on {n + 1} May 2024: note {n}.\nScore: {n * 7}" for n in range(6)]
 
 
+@pytest.fixture(autouse=True)
+def patient_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that a slow machine does not end in time would refuse nothing."""
+    monkeypatch.setattr("reasonrt.programs.sandbox.check.CHECK_S", 60.0)
+
+
 @pytest.fixture
 async def sandbox() -> AsyncIterator[SandboxTool]:
     built = build_sandbox("monty")
@@ -367,12 +373,14 @@ class Slow:
         self.is_open = False
 
     async def feed_start(self, text: str) -> None:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)
         assert self.is_open
         self.num_checked += 1
 
 
-async def test_who_waits_for_the_checker_closes_it_for_no_other() -> None:
+async def test_who_waits_for_the_checker_closes_it_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    # less than the last one waits, and far more than a check takes
+    monkeypatch.setattr("reasonrt.programs.sandbox.check.CHECK_S", 2.0)
     started: list[Slow] = []
 
     def check_out(stubs: str) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from reasonrt.errors import ConfigError, EngineError
 from reasonrt.programs.sandbox.base import Ending, Host, HostCall
 from reasonrt.programs.sandbox.build import SandboxTool, build_sandbox
+from tests.waiting import wait_until
 
 HostOf = Callable[..., Host]
 
@@ -137,8 +138,7 @@ async def test_a_worker_computes_nothing_while_the_host_does(sandbox: SandboxToo
 
     assert (await session.run(code, nobody)).ending is Ending.DONE
 
-    await asyncio.sleep(0.05)  # until the signal is there
-    assert _state(session.worker_pid) == "T"  # type: ignore[attr-defined]
+    await asyncio.to_thread(wait_until, lambda: _state(session.worker_pid) == "T")  # type: ignore[attr-defined]
     await session.aclose()
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.programs.sandbox.base import Cell, CellLimits, CellStopped, Ending, Host, HostCall, ProgramError
 from reasonrt.programs.sandbox.build import SandboxTool, build_sandbox
+from tests.waiting import wait_until
 
 HostOf = Callable[..., Host]
-QUICK = CellLimits(cell_s=0.5, max_calls=1000)
+QUICK = CellLimits(cell_s=0.5)
 
 
 async def no_host(call: HostCall) -> Any:
@@ -22,7 +24,7 @@ async def no_host(call: HostCall) -> Any:
 
 
 async def run(sandbox: SandboxTool, code: str, host: Host = no_host, *functions: str, **values: Any) -> Cell:
-    session = await sandbox.open(values, functions, QUICK)
+    session = await sandbox.open(values, functions, CellLimits(max_calls=1000))
     try:
         return await session.run(code, host)
     finally:
@@ -30,10 +32,11 @@ async def run(sandbox: SandboxTool, code: str, host: Host = no_host, *functions:
 
 
 async def test_cell_sees_values_and_prints(sandbox: SandboxTool) -> None:
+    began = time.perf_counter()
     cell = await run(sandbox, "print(len(context), context[1])", context=["a", "bé"])
 
     assert (cell.ending, cell.output, cell.error) == (Ending.DONE, "2 bé\n", "")
-    assert 0 < cell.seconds < 0.5
+    assert 0 < cell.seconds < time.perf_counter() - began
 
 
 async def test_variables_survive_an_exception(sandbox: SandboxTool) -> None:
@@ -141,7 +144,7 @@ async def test_time_limit_loses_the_session_and_names_itself(sandbox: SandboxToo
     began = time.perf_counter()
     cell = await session.run(code, no_host)
 
-    assert time.perf_counter() - began < 3
+    assert time.perf_counter() - began < 60
     assert (cell.ending, cell.error) == (Ending.LOST, "timed out: it ran longer than 0.5 s")
     assert (await session.run("print(1)", no_host)).ending is Ending.LOST
     assert await session.value("x") is None
@@ -187,10 +190,13 @@ async def test_a_reply_that_is_no_plain_data_is_an_error_of_the_host(sandbox: Sa
 
 
 async def test_the_clock_stops_while_the_host_works(sandbox: SandboxTool, host_of: HostOf) -> None:
-    cell = await run(sandbox, "a = ask()\nb = ask()\nprint(a + b)", host_of(ask=_after(0.6)), "ask")
+    session = await sandbox.open({}, ["ask"], CellLimits(cell_s=1.5))
+
+    cell = await session.run("a = ask()\nb = ask()\nprint(a + b)", host_of(ask=_after(1.0)))
 
     assert (cell.ending, cell.output) == (Ending.DONE, "2\n")
-    assert cell.seconds < 0.5
+    assert cell.seconds < 1.5  # the host took 2 s
+    await session.aclose()
 
 
 async def test_memory_limit_loses_the_session(sandbox: SandboxTool) -> None:
@@ -240,7 +246,7 @@ async def test_cancelling_kills_the_worker(sandbox: SandboxTool) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    await _gone(pid)
+    await asyncio.to_thread(wait_until, lambda: _has_ended(pid))
     assert (await session.run("print(1)", no_host)).ending is Ending.LOST
 
 
@@ -254,7 +260,7 @@ async def test_cancelling_in_a_host_call_kills_the_worker(sandbox: SandboxTool, 
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    await _gone(pid)
+    await asyncio.to_thread(wait_until, lambda: _has_ended(pid))
 
 
 async def test_sessions_never_see_each_others_output(sandbox: SandboxTool, host_of: HostOf) -> None:
@@ -408,14 +414,18 @@ async def test_waiting_too_long_for_a_place_is_one_line() -> None:
 
 
 async def test_closed_sessions_leave_no_descriptor(sandbox: SandboxTool) -> None:
-    counts = []
-    for _ in range(3):
-        for _ in range(4):
+    async def run_sessions(count: int) -> None:
+        for _ in range(count):
             assert (await run(sandbox, "print(1)")).output == "1\n"
         await asyncio.sleep(0.05)
-        counts.append(len(os.listdir("/proc/self/fd")))
 
-    assert counts[2] <= counts[0]
+    await run_sessions(4)
+    before = len(os.listdir("/proc/self/fd"))
+
+    await run_sessions(8)
+
+    # fewer than one of each session: a worker that waits for the next one has some, too
+    await asyncio.to_thread(wait_until, lambda: len(os.listdir("/proc/self/fd")) < before + 8)
 
 
 async def test_a_session_may_not_need_more_memory_than_its_worker(sandbox: SandboxTool) -> None:
@@ -446,14 +456,9 @@ def _after(seconds: float) -> Callable[[], Any]:
     return ask
 
 
-async def _gone(pid: int) -> None:
-    """Wait until a process has ended; a zombie has."""
-    for _ in range(200):
-        try:
-            with open(f"/proc/{pid}/stat") as file:  # noqa: ASYNC230
-                if file.read().rpartition(")")[2].split()[0] == "Z":
-                    return
-        except FileNotFoundError:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"process {pid} still runs")
+def _has_ended(pid: int) -> bool:
+    """Whether a process has; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +23,7 @@ from reasonrt import Completion, Request, Runtime, Step
 from reasonrt.calibration import TraceSet, certify, upper_threshold_rules
 from reasonrt.calibration.stopping.synthetic import synthetic_traces
 from reasonrt.engines.scripted import ScriptedEngine
-from reasonrt.errors import ConfigError, RequestError
+from reasonrt.errors import ConfigError, EngineError, RequestError
 from reasonrt.policies.single import Target
 from reasonrt.policies.stopping.evidence import GatewayLink, Vote
 from reasonrt.runtime import Prepared
@@ -32,25 +32,28 @@ from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.config import ServeConfig
 from reasonrt.serve.resume import outlive
 from reasonrt.serve.wire.errors import ABSENT, ApiError
-from reasonrt.types import Message, Sampling
+from reasonrt.types import Limits, Message, Sampling
+from tests.waiting import wait_until
 
 ray_app = pytest.importorskip("reasonrt.serve.backends.ray")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = ["<think>\nOne.\n\n", *(f"Step {index} of it.\n\n" for index in range(20)), "</think>\n\n", r"\boxed{7}"]
 TEXT = "".join(STEPS)
+LONG = "So on.\n\n" * 10_000
+"""Takes minutes."""
 
 
 def go_on(prompt: str, sampling: Sampling) -> str:
     """What is missing of the text."""
-    return TEXT.removeprefix(prompt.rpartition("[assistant] ")[2])
+    return (LONG if "[user] at length" in prompt else TEXT).removeprefix(prompt.rpartition("[assistant] ")[2])
 
 
 def make_backend(name: str, **replicas: Any) -> Any:
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    engines = {role: partial(ScriptedEngine, role, go_on, seconds_per_token=0.002) for role in ("draft", "target")}
+    engines = {role: partial(ScriptedEngine, role, go_on, seconds_per_token=0.005) for role in ("draft", "target")}
     config = ServeConfig.model_validate({"replicas": {"num_cpus": 0.1, "cluster": "local"} | replicas, "grace_s": 5})
     return ray_app.RayBackend(engines, {}, config, name)
 
@@ -95,11 +98,10 @@ async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytes
     deployed(Replicas(), monkeypatch)
     seen = []
     async with ray_app.RayBackend({}, {}, ServeConfig()) as backend:
-        for _ in range(30):
-            await asyncio.sleep(0.01)
-            seen.append(backend.ready)
-
-    assert [ready for ready, _ in groupby(seen)][-3:] == [1, 0, 1]
+        async with asyncio.timeout(60):
+            while [ready for ready, _ in groupby(seen)][-3:] != [1, 0, 1]:
+                await asyncio.sleep(0.01)
+                seen.append(backend.ready)
 
 
 async def test_a_vote_is_told_until_it_is_counted() -> None:
@@ -199,7 +201,7 @@ def test_cluster_that_does_not_answer_is_told_of_in_time(is_open: bool) -> None:
         with pytest.raises(ConfigError, match=f"no Ray cluster answers at 127.0.0.1:{port} within 0.5 s") as raised:
             ray_app._address(f"127.0.0.1:{port}", 0.5)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # by itself, Ray would try for minutes
     assert "\n" not in str(raised.value)
 
 
@@ -208,8 +210,8 @@ def test_cluster_of_ours_is_found_where_it_listens(backend: Any) -> None:
     address = ray_app.ray.get_runtime_context().gcs_address
 
     assert address.startswith("127.0.0.1:")
-    assert ray_app._address(address, 5) == ray_app._address("auto", 5) == address
-    assert ray_app._address("local", 5) is None
+    assert ray_app._address(address, 60) == ray_app._address("auto", 60) == address
+    assert ray_app._address("local", 60) is None
 
 
 def test_cluster_whose_address_makes_no_sense_is_refused() -> None:
@@ -228,19 +230,11 @@ def test_a_cluster_of_ours_leaves_nothing_when_we_are_killed_as_it_starts() -> N
     with tempfile.TemporaryDirectory(prefix="r") as folder:  # not pytest's: names of sockets are short
         places = {"TMPDIR": folder, "RAY_TMPDIR": folder}
         with subprocess.Popen([sys.executable, "-c", STARTS], env=os.environ | places) as process:
-            give_up = time.monotonic() + 60
-            while not list(Path(folder).glob("ray/session_*/sockets/*")):
-                assert time.monotonic() < give_up
-                time.sleep(0.01)
+            wait_until(lambda: any(Path(folder).glob("ray/session_*/sockets/*")), 240)
             process.kill()
 
-        give_up = time.monotonic() + 15
-        while [
-            *Path(folder).glob("reasonrt-*"),
-            *(path for path in Path(folder).glob("ray/session_*") if path.is_dir()),
-        ]:
-            assert time.monotonic() < give_up
-            time.sleep(0.1)
+        wait_until(lambda: not any(Path(folder).glob("reasonrt-*")))
+        wait_until(lambda: not any(path.is_dir() for path in Path(folder).glob("ray/session_*")))
 
 
 @pytest.fixture(scope="module")
@@ -255,12 +249,37 @@ async def collect(backend: Any, request: Request, session: str = "s") -> list[An
 
 
 def replica_pids() -> list[int]:
-    below = psutil.Process().children(recursive=True)
-    return [process.pid for process in below if "ServeRepl" in process.name()]  # which a zombie has, too
+    pids: list[int] = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if "ServeRepl" in process.name():  # which a zombie has, too
+                pids.append(process.pid)
+    return pids
+
+
+async def states_with(backend: Any, num_running: int) -> list[Any]:
+    """What both replicas say of themselves, once so many requests run in them together.
+
+    They are asked until then: one may be too slow to answer, and a request ends after its answer has come.
+    """
+    give_up = time.monotonic() + 60
+    while True:
+        with suppress(EngineError):
+            states = await backend.replicas.ask_all("state", 5.0)
+            have_answered = len(states) == 2 and all(isinstance(state, ray_app.ReplicaState) for state in states)
+            if have_answered and sum(state.running for state in states) == num_running:
+                return list(states)
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.1)
+
+
+async def served_by(backend: Any) -> dict[str, int]:
+    """How many requests each replica has served; none runs."""
+    return {state.replica_id: state.served for state in await states_with(backend, num_running=0)}
 
 
 async def until_ready(backend: Any, num: int) -> None:
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 240
     while backend.ready < num or len(replica_pids()) < num:
         assert time.monotonic() < give_up
         await asyncio.sleep(0.1)
@@ -322,44 +341,41 @@ async def test_replicas_report_to_one_evidence_and_follow_it(backend: Any, tmp_p
         *_, completion = await collect(backend, Request.ask(f"question {number}", options=options), f"session {number}")
         return dict(completion.details["stopping"])
 
-    before = {state.replica_id: state.served for state in await backend.replicas.ask_all("state", 5.0)}
-    told = await asyncio.gather(*map(ask, range(12)))
-    after = {state.replica_id: state.served for state in await backend.replicas.ask_all("state", 5.0)}
+    before = await served_by(backend)
+    told = await asyncio.gather(*map(ask, range(40)))
+    after = await served_by(backend)
     (served,) = certificates
     num_votes = served.evidence.monitor.n
     for number in range(100, 160):
         certificates.count(Vote(certificate.sha256, f"question {number}", True))
-    refused = await asyncio.gather(*map(ask, range(12)))
+    refused = await asyncio.gather(*map(ask, range(40)))
     certificates.close()
 
-    assert [found.get("fallback") for found in told] == [None] * 12
+    assert [found.get("fallback") for found in told] == [None] * 40
     assert min(after[replica] - before[replica] for replica in before) > 0
-    assert num_votes == 12
+    assert num_votes == 40
     assert all("no longer holds" in found["fallback"] for found in refused)
 
 
 async def test_leaving_frees_the_replica(backend: Any) -> None:
     await until_ready(backend, 2)
-    events = backend.solve(backend.runtime.prepare(Request.ask("?")), "leaving")
+    request = Request.ask("at length", limits=Limits(max_tokens=80_000))
+    events = backend.solve(backend.runtime.prepare(request), "leaving")
     for _ in range(3):
         await anext(events)
+    await states_with(backend, num_running=1)
 
     await events.aclose()
-    await asyncio.sleep(0.3)
 
-    states: list[Any] = []
-    async with asyncio.timeout(60):
-        while len(states) < 2:  # one that is slow to say is asked again; what it says is not
-            states = [state for state in await backend.replicas.ask_all("state", 5.0) if hasattr(state, "running")]
-    assert [state.running for state in states] == [0, 0]
+    await states_with(backend, num_running=0)
 
 
 async def test_conversation_stays_with_its_replica(backend: Any) -> None:
     await until_ready(backend, 2)
     for session in ("a", "b", "c"):
-        before = {state.replica_id: state.served for state in await backend.replicas.ask_all("state", 5.0)}
+        before = await served_by(backend)
         await asyncio.gather(*(collect(backend, Request.ask("?"), session) for _ in range(4)))
-        after = {state.replica_id: state.served for state in await backend.replicas.ask_all("state", 5.0)}
+        after = await served_by(backend)
         assert sorted(after[replica] - before[replica] for replica in before) == [0, 4]
 
 
@@ -410,7 +426,7 @@ async def test_a_server_that_is_killed_leaves_nothing_in_a_cluster_that_others_u
         assert "killed" in ray_app.ray_serve.status().applications
         server.kill()
 
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + 120
     while "killed" in ray_app.ray_serve.status().applications:
         assert time.monotonic() < give_up
         await asyncio.sleep(0.2)
