@@ -42,9 +42,10 @@ $(INSTALLED): requirements/cpu.txt pyproject.toml
 ifeq ($(HAS_GPU),yes)
 	$(BIN)/pip install -q -e '.[gpu,ray,data,programs,eval,dev]'
 else
-	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install -q --no-compile torch==2.13.0
+	$(BIN)/pip install -q --no-compile --no-deps -r requirements/cpu.txt
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some files of packages are templates
 endif
 	touch $@
 

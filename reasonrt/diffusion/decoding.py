@@ -28,7 +28,7 @@ Parts (`sub_blocks`)
 Adapted blocks (`adaptive`)
     The first pass of a block predicts four blocks. Where the most confident prediction of the end of a line among
     them has at least `delimiter_threshold`, the block ends with it, else after `block_length` positions. The same
-    pass commits in that block.
+    pass commits in that block; what it had read beyond it is forgotten.
 Edits
     Committed positions of the block, or part, that are needed and not of the prompt; in shifted models not those that
     the row before the block predicted. Edits and commits of one pass go by the same predictions. A position is edited

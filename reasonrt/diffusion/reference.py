@@ -135,6 +135,7 @@ class _Writing:
             if decoding.strategy == "adaptive" and not begun:
                 end = self._adapted_end(start, end, guesses)
                 guesses = [guess for guess in guesses if guess.position < end]
+                residual = {p: blended for p, blended in residual.items() if p < end}
             if is_sure and wanted[0] == start:  # it sees nothing of the block: certain, and never edited
                 guesses[0] = replace(guesses[0], confidence=1.0, entropy=0.0)
                 self.fixed.add(start)

@@ -19,6 +19,9 @@ DRAFT_ARGUMENT = "reasonrt_draft"
 """Among the `extra_args` of a verification that draws: how many tokens at the end of its prompt are the draft, and the
 seed. It comes to `engines.vllm_worker`."""
 
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""What runs the model in the scheduler's own process, by its path in vLLM, which takes "uni" for a mistake (ADR 21)."""
+
 FOUND = "auto"
 """In the place of a tool parser's name: the one that fits the chat template."""
 
@@ -137,9 +140,15 @@ def engine_arguments(model: Path, settings: VllmSettings, on_cpu: bool) -> dict[
         "use_tqdm_on_load": False,
         "speculative_config": settings.speculative,
         "worker_extension_cls": "reasonrt.engines.vllm_worker.WorkerExtension",
+        "distributed_executor_backend": ONE_PROCESS if is_one_process(settings, on_cpu) else None,
         **(_pooling_arguments(model) if settings.scores else {}),
         **memory,
     }
+
+
+def is_one_process(settings: VllmSettings, on_cpu: bool) -> bool:
+    """Whether the scheduler computes, too (ADR 21)."""
+    return on_cpu and settings.tensor_parallel == 1
 
 
 def _pooling_arguments(model: Path) -> dict[str, Any]:
@@ -158,8 +167,17 @@ def start_environment(settings: VllmSettings, on_cpu: bool) -> dict[str, str]:
         compiled = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"  # which is not
         always |= {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
     if on_cpu:
-        always |= {"VLLM_CPU_OMP_THREADS_BIND": settings.cores or ",".join(map(str, os.sched_getaffinity(0)))}
+        cores = settings.cores or ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        always |= {"VLLM_CPU_OMP_THREADS_BIND": cores}
+        if is_one_process(settings, on_cpu):  # vLLM says this to processes of workers
+            always |= {"OMP_NUM_THREADS": str(_count(cores)), "GOMP_CPU_AFFINITY": cores.replace(",", " ")}
     return always
+
+
+def _count(cores: str) -> int:
+    """How many cores are named, as in "0-3,8"."""
+    bounds = [part.split("-") for part in cores.split(",")]
+    return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in bounds)
 
 
 def quiet_vllm() -> None:

@@ -178,6 +178,7 @@ class Connection(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn would hold a connection that was reset, and its last request
 
     def data_received(self, data: bytes) -> None:
         for begin in range(0, len(data), _SLICE_BYTES):

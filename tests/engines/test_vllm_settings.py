@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reasonrt.engines.orphans import owned_environment, owned_folder
-from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments, start_environment
+from reasonrt.engines.vllm_settings import ONE_PROCESS, VllmSettings, engine_arguments, start_environment
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,22 @@ def test_cores_are_told_on_cpus_alone(nano_draft: Path) -> None:
 
     assert start_environment(settings, on_cpu=True)["VLLM_CPU_OMP_THREADS_BIND"] == "1"
     assert "VLLM_CPU_OMP_THREADS_BIND" not in start_environment(settings, on_cpu=False)
+
+
+@pytest.mark.parametrize(("cores", "count"), [("1", "1"), ("0,1", "2"), ("0-3,8", "5"), ("4-7,0-1", "6")])
+def test_an_engine_on_cpus_is_one_process_with_a_thread_for_each_core(nano_draft: Path, cores: str, count: str) -> None:
+    settings = VllmSettings(cores=cores)
+
+    environment = start_environment(settings, on_cpu=True)
+    assert engine_arguments(nano_draft, settings, True)["distributed_executor_backend"] == ONE_PROCESS
+    assert environment["OMP_NUM_THREADS"] == count
+    assert environment["GOMP_CPU_AFFINITY"] == cores.replace(",", " ")
+
+
+@pytest.mark.parametrize(("settings", "on_cpu"), [(VllmSettings(), False), (VllmSettings(tensor_parallel=2), True)])
+def test_where_it_is_not_vllm_chooses_the_processes(nano_draft: Path, settings: VllmSettings, on_cpu: bool) -> None:
+    assert engine_arguments(nano_draft, settings, on_cpu)["distributed_executor_backend"] is None
+    assert "GOMP_CPU_AFFINITY" not in start_environment(settings, on_cpu)
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

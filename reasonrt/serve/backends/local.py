@@ -114,23 +114,26 @@ class Worker:
         return Accepted(len(prompt), prepared.prompt_opens_thinking, names, prepared.call_marks)
 
     async def _watch(self, engine: Engine) -> None:
-        """Starting a live engine does nothing, starting a dead one brings it back: no request need find it dead."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            starting = asyncio.ensure_future(engine.start())
-            try:
-                await asyncio.wait({starting}, timeout=_PROMPT_S)
-                if not starting.done():
-                    _log.warning("engine %s is being started again", engine.name)
-                    self._absent.setdefault(engine.name, time.monotonic())
-                    self.restarts += 1
-                await starting
-                self._absent.pop(engine.name, None)
-            except Exception as error:  # noqa: BLE001 (whatever it is, the engine is not there and is tried again)
+            await self._bring_back(engine)
+
+    async def _bring_back(self, engine: Engine) -> None:
+        """Starting a live engine does nothing, starting a dead one brings it back: no request need find it dead."""
+        starting = asyncio.ensure_future(engine.start())
+        try:
+            await asyncio.wait({starting}, timeout=_PROMPT_S)
+            if not starting.done():
+                _log.warning("engine %s is being started again", engine.name)
                 self._absent.setdefault(engine.name, time.monotonic())
-                _log.error("engine %s does not start: %r", engine.name, error)
-            finally:
-                starting.cancel()
+                self.restarts += 1
+            await starting
+            self._absent.pop(engine.name, None)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the engine is not there and is tried again)
+            self._absent.setdefault(engine.name, time.monotonic())
+            _log.error("engine %s does not start: %r", engine.name, error)
+        finally:
+            starting.cancel()
 
     async def _listen(self, name: str, engine: ChecksHealth) -> None:
         """A dead engine is found by what fails in it; one that hangs must be asked."""

@@ -96,7 +96,7 @@ async def test_watch_of_replicas_outlives_what_nobody_foresaw(monkeypatch: pytes
 
     monkeypatch.setattr(ray_app, "_LOOK_S", 0.05)
     deployed(Replicas(), monkeypatch)
-    seen = []
+    seen = list[int]()
     async with ray_app.RayBackend({}, {}, ServeConfig()) as backend:
         async with asyncio.timeout(60):
             while [ready for ready, _ in groupby(seen)][-3:] != [1, 0, 1]:
