@@ -151,9 +151,9 @@ def test_direct_calls_compete_with_what_is_believed_of_all_candidates(folder: Pa
     def change(number: int, record: dict[str, Any]) -> dict[str, Any]:
         gold = record["answer"]
         said = [str(int(gold) + 1), gold, gold]
-        alike = record["trials"][0] | {"confidences": [0.5]}  # which ends first, and what it read, is another each time
+        alike = record["trials"][0] | {"confidences": [0.5]}  # which ended first is another each time
         trials = [alike | {"index": index, "answer": answer} for index, answer in enumerate(said)]
-        return record | {"trials": trials, "direct": gold if number % 2 else "0"}
+        return record | {"trials": trials, "direct": gold if number % 2 else "0", "context_tokens": 4000}
 
     rewritten(folder, "voted", change)
     done = run("calibrate", "programs", "--out", "voted", "-o", "voted.json", *DRAWN)
