@@ -2,7 +2,7 @@
 
 import ast
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reasonrt.programs.rewrites import QUERY, Batching, Subset, can_batch, imported_modules
@@ -114,7 +114,7 @@ def names_bound(code: str) -> set[str] | None:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return None if _too_complex(tree) else {name for name, _ in _bindings(tree)}
+    return None if _too_complex(tree) else {name for name, _ in _bindings([*ast.walk(tree)])}
 
 
 def _without_invented(tree: ast.Module, names: Collection[str]) -> tuple[ast.Module, list[str]]:
@@ -163,27 +163,36 @@ def _rewrite(
         prelude += subset.prelude.values()
     if not notes:
         return Prepared(code)
-    rewritten = ast.unparse(ast.fix_missing_locations(tree))
-    return Prepared("\n".join([*prelude, rewritten]) + "\n", tuple(notes))
+    for node in ast.walk(tree):  # of a location, `unparse` reads the line of statements alone
+        if isinstance(node, ast.stmt):
+            node.lineno = getattr(node, "lineno", 0)
+    return Prepared("\n".join([*prelude, ast.unparse(tree)]) + "\n", tuple(notes))
 
 
 def _refusal(tree: ast.Module, names: Collection[str]) -> str:
-    for name, node in _bindings(tree):
+    nodes = [*ast.walk(tree)]
+    for name, node in _bindings(nodes):
         if name in names:
             return f"line {node.lineno}: {name!r} belongs to the scaffold and cannot be bound; use another name"
-    for used in ast.walk(tree):
+    for used in nodes:
         if isinstance(used, ast.Name) and isinstance(used.ctx, ast.Load) and used.id in NO_CALLS_OF:
             return f"line {used.lineno}: {used.id} is not available; write the program itself"
     return ""
 
 
-def _bindings(tree: ast.Module) -> Iterator[tuple[str, ast.stmt | ast.expr | ast.pattern | ast.excepthandler]]:
-    """Each binding of a name in the scope of the module, with where it is; a function has a scope of its own."""
+def _bindings(
+    nodes: Sequence[ast.AST],
+) -> Iterator[tuple[str, ast.stmt | ast.expr | ast.pattern | ast.excepthandler]]:
+    """Each binding of a name in the scope of the module, with where it is; a function has a scope of its own.
+
+    Args:
+        nodes: all of the program, the module first.
+    """
     declared = {
-        name: node for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names
+        name: node for node in nodes if isinstance(node, ast.Global) for name in node.names
     }  # a function may only bind what it declares
     yield from declared.items()
-    left: list[ast.AST] = [tree]
+    left: list[ast.AST] = [nodes[0]]
     while left:
         node = left.pop()
         match node:

@@ -477,17 +477,26 @@ async def test_closing_the_engine_fails_what_runs(diffusion_folder: Callable[[st
         assert not [thread for thread in threading.enumerate() if thread.name == "passes of closes"]
 
 
-async def test_cancellation_takes_a_request_out_within_a_pass(engine: DiffusionEngine) -> None:
+async def test_cancellation_takes_a_request_out_within_a_pass(
+    engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = batcher_of(engine)
+    step = batcher.step
+
+    def step_slowly() -> None:
+        time.sleep(0.02)  # far longer than this thread waits on a busy machine
+        step()
+
+    monkeypatch.setattr(batcher, "step", step_slowly)
     stream = engine.generate(LONG, Sampling(900))
     first = await anext(stream)
-    batcher = batcher_of(engine)
 
     before = batcher._pass
     await stream.aclose()
     passes = batcher._pass - before
     counted = stream.generated_tokens, stream.passes, stream.canvas_positions
 
-    assert passes < 200  # to its end it takes more than 300
+    assert passes <= 2 + len(first.token_ids) + stream.passes // 4
     assert batcher.is_idle
     assert engine.running == 0
     done = batcher._pass
@@ -615,18 +624,21 @@ async def test_usage_counts_passes_and_canvas_positions(
 async def test_event_loop_is_not_held_up_while_32_requests_decode(diffusion_folder: Callable[[str], Path]) -> None:
     """About 20 s: a process of its own, and some thousand tokens in it."""
     config = DiffusionConfig(kind="diffusion", model=str(diffusion_folder("causal")), max_num_seqs=32)
+    sampling = Sampling(200, decoding={"strategy": "sequential", "passes": 8})
     engine = await build_engine("diffusion", config).start()
+    quantiles: list[float] = []
     try:
-        sampling = Sampling(200, decoding={"strategy": "sequential", "passes": 8})
-        tasks = [asyncio.create_task(write_ids(engine, [20 + i, *PROMPT], sampling)) for i in range(32)]
-        late: list[float] = []
-        while not all(task.done() for task in tasks):
-            before = time.perf_counter()
-            await asyncio.sleep(0.005)
-            late.append(time.perf_counter() - before - 0.005)
-        await asyncio.gather(*tasks)
+        while len(quantiles) < 5 and min(quantiles, default=1.0) >= 0.020:  # now and then the machine itself is busy
+            tasks = [asyncio.create_task(write_ids(engine, [20 + i, *PROMPT], sampling)) for i in range(32)]
+            late: list[float] = []
+            while not all(task.done() for task in tasks):
+                before = time.perf_counter()
+                await asyncio.sleep(0.005)
+                late.append(time.perf_counter() - before - 0.005)
+            await asyncio.gather(*tasks)
+            assert len(late) > 50
+            quantiles.append(float(np.quantile(late, 0.99)))
     finally:
         await engine.aclose()
 
-    assert len(late) > 50
-    assert np.median(late) < 0.050  # now and then the machine itself is busy
+    assert min(quantiles) < 0.020

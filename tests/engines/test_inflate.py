@@ -89,7 +89,7 @@ def test_in_bfloat16_logits_agree_as_well_as_bfloat16_does(
 
     # sums in another order round to the neighbouring number now and then, which is what bfloat16 errs by anyway
     theirs = (narrow - logits(source, ids, torch.float32)).abs()
-    assert ours.mean() <= 2 * theirs.mean()
+    assert ours.mean() <= theirs.mean()
     assert ours.max() <= 2 * theirs.max()
 
 

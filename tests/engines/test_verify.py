@@ -136,9 +136,9 @@ async def test_tokens_are_drawn_as_often_as_vllm_draws_them(target_engine: Engin
     ours, own = Counter(ids[0] for ids in drawn), Counter(ids[0] for ids in written)
     assert len(own) >= 4
     assert own[draft[0]] > 30
-    assert differ(ours, own) > 1e-5
+    assert differ(ours, own) > 1e-3
     ours, own = (Counter(ids[1] for ids in each if ids[0] == draft[0]) for each in (drawn, written))
-    assert differ(ours, own) > 1e-5
+    assert differ(ours, own) > 1e-3
     greedy = Counter({draft[0]: 300})
     assert differ(greedy, Counter(ids[0] for ids in written)) < 1e-9
 

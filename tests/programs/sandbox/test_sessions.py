@@ -422,9 +422,9 @@ async def test_closed_sessions_leave_no_descriptor(sandbox: SandboxTool) -> None
     await run_sessions(4)
     before = len(os.listdir("/proc/self/fd"))
 
-    await run_sessions(8)
+    await run_sessions(24)
 
-    # fewer than one of each session: a worker that waits for the next one has some, too
+    # fewer than one of three sessions: a worker that waits for the next one has some, too
     await asyncio.to_thread(wait_until, lambda: len(os.listdir("/proc/self/fd")) < before + 8)
 
 
