@@ -27,7 +27,7 @@ from reasonrt.calibration.stopping.bounds import binomial_lower_bound
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.scripted import CharacterTokenizer
 from reasonrt.engines.vllm import VllmEngine
-from reasonrt.engines.vllm_settings import ONE_PROCESS, VllmSettings, cpu_dtype, start_environment
+from reasonrt.engines.vllm_settings import ONE_PROCESS, VllmSettings, cpu_dtype, thread_environment
 from reasonrt.policies.stopping.traces import Checkpoint, Trace
 from reasonrt.thinking import THINK
 from reasonrt.types import Message
@@ -185,9 +185,7 @@ def start_vllm_server(model: Path, log: Path) -> "tuple[subprocess.Popen[bytes],
     command += ["--worker-extension-cls", "reasonrt.engines.vllm_worker.WorkerExtension"]
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--enable-prompt-tokens-details", "--dtype", cpu_dtype()]
     command += ["--distributed-executor-backend", ONE_PROCESS]
-    threads = start_environment(VllmSettings(cores=core(0)), on_cpu=True)
-    environment = ENVIRONMENT | {name: value for name, value in threads.items() if "OMP" in name}
-    environment |= {"VLLM_NO_USAGE_STATS": "1"}
+    environment = ENVIRONMENT | thread_environment(core(0)) | {"VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

@@ -168,10 +168,16 @@ def start_environment(settings: VllmSettings, on_cpu: bool) -> dict[str, str]:
         always |= {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
     if on_cpu:
         cores = settings.cores or ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        always |= {"VLLM_CPU_OMP_THREADS_BIND": cores}
-        if is_one_process(settings, on_cpu):  # vLLM says this to processes of workers
-            always |= {"OMP_NUM_THREADS": str(_count(cores)), "GOMP_CPU_AFFINITY": cores.replace(",", " ")}
+        always |= (
+            thread_environment(cores) if is_one_process(settings, on_cpu) else {"VLLM_CPU_OMP_THREADS_BIND": cores}
+        )
     return always
+
+
+def thread_environment(cores: str) -> dict[str, str]:
+    """What says to a process that schedules and computes which cores its threads are for; vLLM says it to workers."""
+    count, places = str(_count(cores)), cores.replace(",", " ")
+    return {"VLLM_CPU_OMP_THREADS_BIND": cores, "OMP_NUM_THREADS": count, "GOMP_CPU_AFFINITY": places}
 
 
 def _count(cores: str) -> int:
