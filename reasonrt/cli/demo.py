@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -34,6 +34,7 @@ from reasonrt.types import Document, Limits, Request, Step
 from reasonrt.zoo.catalog import CERTIFICATES
 
 CERTIFICATE = CERTIFICATES / "nano-thinker.json"
+CERTIFIED_DTYPE: Literal["float32"] = "float32"  # which all CPUs and GPUs compute
 INFLATE = 6
 STOPPING = "certified stopping"
 LIMITS = Limits(max_tokens=768)
@@ -171,7 +172,7 @@ def _speculating() -> dict[str, EngineConfig]:
 def _thinking() -> dict[str, EngineConfig]:
     first, second = _cores()
     return {
-        "target": VllmConfig(model="zoo:nano-thinker", cores=second),
+        "target": VllmConfig(model="zoo:nano-thinker", dtype=CERTIFIED_DTYPE, cores=second),
         "diffusion": DiffusionConfig(kind="diffusion", model="zoo:nano-diffusion-rcd", cores=first),
     }
 

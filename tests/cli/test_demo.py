@@ -16,12 +16,13 @@ from reasonrt.cli import demo
 from reasonrt.cli.canvas import Passes
 from reasonrt.cli.demo_file import RIGHT, failed_logins
 from reasonrt.cli.main import app
-from reasonrt.config import EngineConfig
+from reasonrt.config import Config, EngineConfig, load_config
 from reasonrt.engines.scripted import ScriptedEngine, continuing
 from reasonrt.evals.run import PolicySpec
 from reasonrt.evals.tasks import TaskProblem
 from reasonrt.evals.trace_recording import TraceSettings
-from reasonrt.policies.stopping.policy import Stopping
+from reasonrt.policies.stopping.certificate import check_matches
+from reasonrt.policies.stopping.policy import PROBE, Stopping
 from reasonrt.policies.stopping.rules import UpperThreshold
 from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.signals import TokensUsed
@@ -198,3 +199,19 @@ def test_the_certificate_that_ships_is_for_the_model_that_ships_and_promises_wha
     assert certificate.attempt.number == 1
     assert certificate.fingerprints.max_tokens == demo.LIMITS.max_tokens
     assert json.loads(certificate.fingerprints.policy)["name"] == "target"
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "stopping.yaml"
+
+
+@pytest.mark.parametrize("engines", [demo._thinking, lambda: load_config(EXAMPLE).engines])
+def test_the_certificate_that_ships_is_served_whatever_this_machine_computes_in(engines: Any) -> None:
+    """A precision that was left open would be this machine's, and the certificate would hold on some alone."""
+    spec, certificate = demo.THINKING.policies[demo.STOPPING], Certificate.read(demo.CERTIFICATE)
+    of = certificate.fingerprints
+    runtime = Runtime.of(Config(engines={"target": engines()["target"]}), policies=[(spec.name, spec.options)])
+    prepared = runtime.prepare(spec.request("?", limits=demo.LIMITS))
+    assert isinstance(prepared.policy, Stopping)
+
+    asked = prepared.request, prepared.engines
+    check_matches(certificate, prepared.policy.fingerprints(*asked, Schedule.from_json(of.schedule), of.probes[PROBE]))
