@@ -39,6 +39,8 @@ async def answered(
     text, most = _Text(policy, request, engines), request.limits.max_tokens
     details: dict[str, Any] = {}
     warnings: dict[str, str] = {}
+    closed: dict[str, str] = {}
+    engines.at_limit(lambda: closed)
     while True:
         limit = text.limit
         if is_finished or text.num_tokens >= limit < most:
@@ -73,7 +75,8 @@ async def answered(
             if text.num_tokens + len(closing.token_ids) >= most:
                 yield Stop(FinishReason.LENGTH, details, warnings)
                 return
-            details.setdefault("closed", "limit" if is_limited else "end")
+            closed.setdefault("closed", "limit" if is_limited else "end")
+            details |= closed
             text.add(closing)
             yield closing
 

@@ -91,6 +91,7 @@ async def write_step(
         ids += begun.token_ids
         left = max(1, left - len(begun.token_ids))
     while True:
+        length = len(ids)
         # a stop token may turn out to be no boundary, inside a formula for instance: the engine then continues after it
         part = replace(sampling, max_tokens=left, stop_token_ids=boundaries.closing, seed=seed, by_step=True)
         async with aclosing(engine.generate(ids, part)) as stream:
@@ -103,7 +104,7 @@ async def write_step(
                     break
         is_at_boundary = bool(delta.token_ids) and delta.token_ids[-1] in boundaries.closing
         ended = delta.finish_reason is FinishReason.STOP and not is_at_boundary
-        if ended or left <= 0:
+        if ended or left <= 0 or len(ids) == length:  # what brings nothing, a full context maybe, would bring it again
             reason = FinishReason.STOP if ended else FinishReason.LENGTH
             return written.rest(is_complete=ended), reason
         seed = seed_of(sampling.seed, len(ids))

@@ -57,6 +57,44 @@ async def test_end_after_a_blank_line_is_the_end(text: str, calls: int) -> None:
     assert engine.calls == calls
 
 
+class FullEngine(ScriptedEngine):
+    """Takes less than it says, as a server with a shorter context of its own: then nothing comes, and no error."""
+
+    room = 30
+
+    def generate(self, prompt_token_ids: Sequence[int], sampling: Sampling, cache_salt: str = "") -> Any:
+        left = max(0, self.room - len(prompt_token_ids))
+        cut = replace(sampling, max_tokens=min(sampling.max_tokens, max(1, left)))
+        stream = super().generate(prompt_token_ids, cut, cache_salt)
+        return stream if left else EmptyStream(stream, frozenset())
+
+
+class EmptyStream(SilentStream):
+    async def __anext__(self) -> TokenDelta:
+        return replace(await super().__anext__(), token_ids=(), finish_reason=FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize("policy", ["target", "draft", "rsd"])
+@pytest.mark.parametrize("look_ahead", [0, 4])
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+async def test_engine_that_brings_nothing_is_not_asked_again(policy: str, look_ahead: int, reward: float) -> None:
+    runtime = Runtime(
+        {
+            "draft": FullEngine("draft", continuing("step\n\n" * 20)),
+            "target": FullEngine("target", continuing("step\n\n" * 20)),
+            "reward": ScriptedEngine("reward", "", scores=lambda text: reward),
+        }
+    )
+    options = {"look_ahead": look_ahead} if policy == "rsd" else {}
+    request = Request.ask("?", policy, options=options, limits=Limits(max_engine_calls=60))
+
+    async with asyncio.timeout(10):
+        completion = await runtime.complete(request)
+
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert sum(usage.calls for usage in completion.usage.values()) < 30
+
+
 TEXTS = st.lists(st.sampled_from(["\n\n", "\n", "$$", "```", r"\[", "so", r"\boxed{7}", " "]), max_size=8).map("".join)
 
 

@@ -131,6 +131,8 @@ def certify_levels(
     tried = []
     for level in levels:
         limits, order = _limits(level.risk, level.alpha), level.order
+        if not isinstance(order, Order | None):  # a list does not say what it was learned on
+            raise CalibrationError("an order is what order_rules returns, so that the problems behind it are known")
         splits = _disjoint(split, order, trained_on if level.train is None else tuple(level.train))
         own = rules if level.rules is None else level.rules
         ordered = list(own if order is None else order.rules)

@@ -213,7 +213,9 @@ class SpeculationLoop:
             else:
                 return  # the draft was too far ahead: it begins again after what is committed
         if self._tally.handed_over:
-            if kept := self._keep_sure_part(judged.step):
+            kept = self._keep_sure_part(judged.step)
+            self._request.tell_discarded(judged.step, "rejected", len(kept.token_ids) if kept else 0)
+            if kept:
                 yield replace(kept, scores=judged.step.scores)
             return
         async with aclosing(self._escalate(judged.step, verdict)) as events:
@@ -230,7 +232,9 @@ class SpeculationLoop:
             seed = seed_of(self._request.seed, "draft", transcript.num_tokens)
             wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self._reads_logprobs else {}
             sampling = sampling_for(self._request, transcript, self._draft, seed=seed, **wanted)
-            ahead = run_ahead(self._draft, transcript, sampling, options.look_ahead, watch, self._tell_ahead)
+            # who hands over for good throws away once what is ahead: until then one generation, which nothing stops
+            look_ahead = sys.maxsize if options.hand_over and options.look_ahead else options.look_ahead
+            ahead = run_ahead(self._draft, transcript, sampling, look_ahead, watch, self._tell_ahead)
             async with aclosing(ahead) as drafted:
                 async for event in drafted:
                     if event is FinishReason.LENGTH and transcript.num_tokens < self._request.limits.max_tokens:

@@ -28,7 +28,7 @@ class SpeculationOptions:
             not asked again. It verifies nothing, and so works at every temperature and across tokenizers.
         max_target_share: passes of the target for each committed token, in [0, 1]: a token that it writes is one, and
             so is each verification and each reading. The target is not asked beyond it; 1 is no bound.
-        look_ahead: steps that the draft may be ahead of the router; 0 is lock-step.
+        look_ahead: steps that the draft may be ahead of the router; 0 is lock-step. No bound before a hand-over.
         verify: let the target read a rejected step and keep what it would have written itself, or has drawn as well.
             With engines of one tokenizer and a target that has `Capability.VERIFY`, at temperatures above 0
             `Capability.VERIFY_SAMPLED`; elsewhere the target writes the step.

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from reasonrt.policies.stopping.traces import Fingerprints
 
 SCHEMA: Final = "reasonrt.certificate/3"
 _FILE = replace(FILES, most_bytes=1 << 22)
+_MOST_PROBLEMS = 10**7
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Certificate:
     signature: str | None = None
 
     def __post_init__(self) -> None:
+        worst = max((finding.p_value for finding in self.findings), default=1.0)
+        tested = [*zip(self.order, self.p_values, strict=False)]
         for holds, message in (
             (bool(self.findings), "has no findings"),
             (0 < self.delta < 1, f"has delta {self.delta:g}, which must be in (0, 1)"),
@@ -125,7 +129,14 @@ class Certificate:
             (self.rule in self.order, "certifies a rule that it has not tested"),
             (len(self.p_values) == len(self.order), f"has {len(self.p_values)} p-values of {len(self.order)} rules"),
             (all(0 <= value <= 1 for value in self.p_values), "has a p-value outside of [0, 1]"),
-            (1 <= self.num_certified <= len(self.order), f"counts {self.num_certified} certified rules"),
+            (
+                1 <= self.num_certified <= sum(value <= self.tested_at for value in self.p_values),
+                f"counts {self.num_certified} certified rules",
+            ),
+            (
+                any(_close(worst, value) for rule, value in tested if rule == self.rule),
+                f"has the p-value {worst:.3g} for its rule, and another along its order",
+            ),
         ):
             if not holds:
                 raise CalibrationError(f"the certificate {message}; certify anew")
@@ -218,10 +229,28 @@ def _is_possible(finding: Finding) -> bool:
     return (
         finding.risk in RISKS
         and 0 < finding.alpha < 1
-        and 0 <= finding.k <= finding.n
-        and 0 <= finding.p_value <= 1
+        and 0 <= finding.k <= finding.n <= _MOST_PROBLEMS
+        and (1 - 1e-6) * _binomial_tail(finding.k, finding.n, finding.alpha) <= finding.p_value <= 1
         and 0 < finding.upper_bound <= 1  # no number of problems shows that nothing is ever lost
     )
+
+
+def _binomial_tail(k: int, n: int, alpha: float) -> float:
+    """P(Bin(n, alpha) <= k), summed from k or the mode down, whichever is less: what no p-value can be below.
+
+    Without scipy, which serving does not load.
+    """
+    first = min(k, math.floor((n + 1) * alpha))
+    term = total = math.exp(
+        math.lgamma(n + 1) - math.lgamma(first + 1) - math.lgamma(n - first + 1)
+        + first * math.log(alpha) + (n - first) * math.log1p(-alpha)
+    )  # fmt: skip
+    for i in range(first, 0, -1):
+        term *= i / (n - i + 1) * (1 - alpha) / alpha
+        total += term
+        if term <= 1e-17 * total:
+            break
+    return min(1.0, total)
 
 
 def _sha256(value: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ steps from the second: a step in other words may be as good.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -64,9 +64,12 @@ async def token_agreement(
     return TokenAgreement(tuple(run for one in found for run in one.runs), sum(one.num_tokens for one in found))
 
 
-async def step_agreement(runtime: Runtime, problems: Sequence[TaskProblem], max_tokens: int, out: Path) -> float | None:
+async def step_agreement(
+    runtime: Runtime, problems: Sequence[TaskProblem], max_tokens: int, out: Path, suffix: str = ""
+) -> float | None:
     """The share of the draft's steps that are worth no less than the target's after the same text, by rollouts."""
-    records = await record_pairs(runtime, problems, RecordingSettings(max_tokens=max_tokens), out)
+    asked = [replace(problem, question=problem.question + suffix) for problem in problems]
+    records = await record_pairs(runtime, asked, RecordingSettings(max_tokens=max_tokens), out)
     pairs = [pair for record in records for pair in record.pairs]
     return sum(pair["draft_value"] >= pair["target_value"] for pair in pairs) / len(pairs) if pairs else None
 

@@ -40,6 +40,7 @@ class Pair:
         tokens_ahead: engine to the tokens that it drafts by itself before each pass, where it does.
         token_agreement, step_agreement: see `agreement`; None where they were not measured.
         is_shared: both compute on the same device.
+        by_itself: of the engines in `tokens_ahead`, those that draft from the text itself, without a model.
     """
 
     name: str = ""
@@ -47,6 +48,7 @@ class Pair:
     token_agreement: float | None = None
     step_agreement: float | None = None
     is_shared: bool = True
+    by_itself: frozenset[str] = frozenset()
 
 
 def reading_problems(problems: Sequence[TaskProblem]) -> list[TaskProblem]:
@@ -108,6 +110,7 @@ def bench_rows(
                 "at_once": _at_once(timed.of(label)),
                 "errors": found["errors"],  # of the problems that accuracy was measured on
                 "errors_timed": times[label]["errors"],
+                "warnings": times[label]["warnings"],  # what did not take place in how many of the timed problems
                 "n": found["n"],
                 "accuracy": found["accuracy"],
                 "accuracy_low": found["accuracy_low"],
@@ -218,7 +221,7 @@ def _predicted(arm: Arm, timed: Report, speeds: Mapping[str, Speed], pair: Pair)
     if arm.name in ("target", "draft"):
         return None  # their speeds are what it is predicted from
     sums = _sums(records)
-    works = [_works(records, role, pair.tokens_ahead.get(role, 0)) for role in _targets(records)]
+    works = [_works(records, role, pair) for role in _targets(records)]
     by_draft, by_target = zip(*works, strict=True) if works else ((), ())
     parts = Parts(
         speeds["draft"],
@@ -233,13 +236,14 @@ def _predicted(arm: Arm, timed: Report, speeds: Mapping[str, Speed], pair: Pair)
     return predicted_speedup(parts)
 
 
-def _works(records: Sequence[Record], role: str, tokens_ahead: int) -> tuple[Work, Work]:
+def _works(records: Sequence[Record], role: str, pair: Pair) -> tuple[Work, Work]:
     """What the draft inside of an engine, and the engine itself, did per problem: each pass reads what was drafted."""
-    work = work_of(records, role)
+    work, tokens_ahead = work_of(records, role), pair.tokens_ahead.get(role, 0)
     if not tokens_ahead:
         return NO_WORK, work
     passes = sum(record.usage.get(role, {}).get("passes", 0) for record in records) / len(records)
-    return token_level_work(passes, work.read, tokens_ahead)
+    drafted, targeted = token_level_work(passes, work.read, tokens_ahead)
+    return NO_WORK if role in pair.by_itself else drafted, targeted
 
 
 def _targets(records: Sequence[Record]) -> list[str]:

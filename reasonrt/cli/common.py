@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TypeVar
@@ -169,9 +170,15 @@ def run(work: Coroutine[Any, Any, T], journals: Path | str | None = None) -> T:
 
 def how_to_continue(journals: Path) -> str:
     """What the same command will do after it was stopped, by what is in its folder."""
-    if not any(journals.rglob("journal.jsonl")):
+    if not any(map(_has_record, journals.rglob("journal.jsonl"))):
         return "nothing is finished yet, the same command begins anew"
     return f"what is finished is in {journals}, the same command continues from there"
+
+
+def _has_record(journal: Path) -> bool:
+    """Whether anything stands after the first line, which says what the journal is of."""
+    with journal.open("rb") as lines:
+        return len([*islice(lines, 2)]) == 2
 
 
 @contextmanager

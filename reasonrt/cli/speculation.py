@@ -100,7 +100,8 @@ def bench(
 
     async def agreeing(runtime: Runtime) -> tuple[float | None, float | None]:
         tokens = await token_agreement(runtime, drawn[:_AGREEING], Limits(max_tokens), suffix)
-        return tokens.share, await step_agreement(runtime, drawn[:_AGREEING], max_tokens, out / "agreement")
+        steps = await step_agreement(runtime, drawn[:_AGREEING], max_tokens, out / "agreement", suffix)
+        return tokens.share, steps
 
     async def work() -> tuple[Report, list[dict[str, Any]]]:
         specs = arms.accuracy_arms(families)
@@ -126,7 +127,8 @@ def bench(
         rows = []
         for level, report in zip(levels, reports, strict=True):
             ahead = {role: arms.tokens_ahead_of(engines[role], level) for role in extra if role in engines}
-            pair = Pair(_pair_name(timing), ahead, *agreements, _is_shared(timing))
+            by_itself = frozenset(role for role in ahead if engines[role]["method"] != "draft_model")
+            pair = Pair(_pair_name(timing), ahead, *agreements, _is_shared(timing), by_itself)
             rows += bench_rows(timed_arms, report, swept, level, speeds, pair)
         return swept, rows
 
@@ -304,6 +306,10 @@ def _print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
             f"{row['draft_token_share']:.0%}",
         )
     console.print(table)
+    for row in rows:
+        for part, told in row["warnings"].items():
+            what = f"{row['policy']} at {row['concurrency']}: {told['n']} of {row['n_timed']} without {part}"
+            console.print(f"[yellow]{escape(what)}: {escape(told['reason'])}[/]", soft_wrap=True)
 
 
 def plan(

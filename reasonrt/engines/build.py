@@ -48,7 +48,7 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
     if isinstance(config, RemoteConfig):
         from reasonrt.engines.remote import RemoteEngine
 
-        remote = RemoteEngine(
+        return RemoteEngine(
             role,
             config.base_url.get_secret_value(),
             config.model,
@@ -58,8 +58,8 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
             timeout_s=config.timeout_s,
             boundary=config.boundary,
             tool_parser=config.tool_parser,
+            thinking_marks=config.thinking_marks,
         )
-        return _marked(remote, model_folder(str(config.tokenizer)), config)
     if isinstance(config, DiffusionConfig):
         from reasonrt.engines.diffusion import DiffusionEngine, DiffusionSettings
 
@@ -79,7 +79,7 @@ def build_engine(role: str, config: EngineConfig) -> Engine:
     return _marked(VllmEngine(role, folder, VllmSettings(**settings)), folder, config)
 
 
-def _marked(engine: Any, tokenizer: Path, config: VllmConfig | DiffusionConfig | RemoteConfig) -> Engine:
+def _marked(engine: Any, tokenizer: Path, config: VllmConfig | DiffusionConfig) -> Engine:
     """`engine`, not started, with the marks of thinking that its configuration names."""
     if config.thinking_marks is not None:
         from reasonrt.engines.tokenizer import HFTokenizer

@@ -84,6 +84,7 @@ class RemoteEngine:
         boundary: what ends a step of this model's.
         tool_parser: vLLM's parser that reads its calls of tools, by its name there; `auto` is the one that fits the
             chat template, None is none.
+        thinking_marks: what opens and closes its thinking; None finds them.
 
     Raises:
         ConfigError: one of these cannot be used.
@@ -101,6 +102,7 @@ class RemoteEngine:
         timeout_s: float = 60.0,
         boundary: BoundaryKind = "blank_line",
         tool_parser: str | None = FOUND,
+        thinking_marks: tuple[str, str] | None = None,
     ) -> None:
         if not is_http_url(base_url):
             raise ConfigError(
@@ -130,7 +132,7 @@ class RemoteEngine:
         self._login = httpx.BasicAuth(url.username, url.password) if url.userinfo else None
         self.name, self.base_url, self.model = name, address.rstrip("/"), model
         self.max_model_len, self.timeout_s = max_model_len, timeout_s
-        self.tokenizer = HFTokenizer(tokenizer or Path(model), boundary)
+        self.tokenizer = HFTokenizer(tokenizer or Path(model), boundary, thinking_marks)
         self.model_fingerprint = hashlib.sha256(f"{model}\n{self.tokenizer.fingerprint}".encode()).hexdigest()
         self.fingerprint = self.model_fingerprint  # how the server runs the model is not known
         if boundary != "blank_line":

@@ -110,7 +110,11 @@ class Catalog:
             parameters += ["response_format", "structured_outputs"]
         if prepared and is_known and all(can_call_tools(one.policy, one.engines) for one in prepared):
             parameters += ["tools", "tool_choice", "parallel_tool_calls"]
-        lengths = [one.engines[role].max_model_len for one in prepared for role in one.policy.engines]
+        lengths = [
+            one.engines[role].max_model_len
+            for one in prepared
+            for role in set(one.policy.engines) - set(getattr(one.policy, "replaceable_engines", ()))
+        ]
         return {"supported_parameters": sorted(parameters)} | ({"context_length": min(lengths)} if lengths else {})
 
     def to_job(self, body: Generation, cache_salt: str = "", num_bytes: int = 0) -> Job:

@@ -25,13 +25,20 @@ def interrupted() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interrupted")
-@pytest.mark.parametrize(("finished", "says"), [(0, "the same command begins anew"), (1, "continues from there")])
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (0, "the same command begins anew"),
+        (1, "the same command begins anew"),  # what the journal is of, and no record
+        (2, "continues from there"),
+    ],
+)
 def test_ctrl_c_says_how_to_continue_before_engines_are_closed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: int, says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: int, says: str
 ) -> None:
-    if finished:
+    if lines:
         (tmp_path / "timed-1").mkdir()
-        (tmp_path / "timed-1" / "journal.jsonl").write_text("{}\n")
+        (tmp_path / "timed-1" / "journal.jsonl").write_text("{}\n" * lines)
     told_before_closing: list[str] = []
 
     async def work() -> None:

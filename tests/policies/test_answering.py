@@ -152,6 +152,19 @@ async def test_limit_closes_the_thinking_at_its_token(policy: str, limit: int) -
     assert completion.details["closed"] == "limit"
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_a_request_that_ends_after_its_thinking_was_closed_tells_of_it(policy: str) -> None:
+    script = writing(f"{THINK}\n{THOUGHT * 9}\n{END_THINK}\n\n", ANSWER * 100)
+    limits = Limits(5000, max_generated_tokens=500)
+    request = Request.ask(
+        "?", policy, limits=limits, thinking_tokens=17, options={"k": 1} if policy == "self_consistency" else {}
+    )
+    completion = await runtime_of(script).complete(request)
+
+    assert completion.finish_reason is FinishReason.BUDGET
+    assert completion.details["closed"] == "limit"
+
+
 async def test_limit_changes_nothing_where_the_thinking_is_shorter() -> None:
     text = f"{THINK}\n{THOUGHT}\n{END_THINK}\n\n{ANSWER} and more of it"
     free, limited = [

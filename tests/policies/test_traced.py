@@ -61,6 +61,15 @@ async def test_every_token_that_the_draft_lost_is_told(look_ahead: int) -> None:
     assert sum(event["tokens"] for event in lost) == completion.usage["draft"].discarded
 
 
+@pytest.mark.parametrize("keep_prefix", [0.0, 0.5])
+async def test_the_step_at_which_the_draft_hands_over_is_told(keep_prefix: float) -> None:
+    completion, told = await traced("rsd", hand_over=True, keep_prefix=keep_prefix)
+
+    lost = of_kind(told, "discarded")
+    assert [event["why"] for event in lost].count("rejected") == 1
+    assert sum(event["tokens"] for event in lost) == completion.usage["draft"].discarded > 0
+
+
 async def test_what_the_target_reads_and_keeps_of_a_step_is_told() -> None:
     completion, told = await traced("rsd", verify=True)
 

@@ -107,9 +107,13 @@ def test_choice_is_understood_and_told(calling: Any, choice: str) -> None:
     [
         ({"tools": [{"type": "web_search"}]}, "tools.0.type: tools of type 'web_search' are not served"),
         ({"tools": [{"type": "custom", "name": "f"}]}, "tools.0.type: tools of type 'custom' are not served"),
-        ({"tools": [{"type": "function"}]}, "tools.0.function.name: Field required"),
+        ({"tools": [{"type": "function"}]}, "tools.0.name: Field required"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": 1}]}, "tools.0.parameters: Input should be"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.name: Field required"),
+        ({"input": [{"type": "function_call", "name": "f", "call_id": 1}]}, "input.0.call_id: Input should be"),
+        ({"input": [{"type": "function_call_output", "call_id": 1, "output": ""}]}, "input.0.call_id: Input should be"),
         ({"tool_choice": "required"}, "tool_choice: there are no tools to choose from"),
-        ({"input": [{"type": "function_call", "call_id": "c"}]}, "input.0.tool_calls.0.function.name: Field required"),
+        ({"input": [{"type": "function_call", "call_id": "c"}]}, "input.0.name: Field required"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(calling: Any, fields: Any, message: str) -> None:

@@ -248,6 +248,16 @@ def test_cut_off_within_a_call_shows_no_part_of_it(echoing: Any, is_stream: bool
     assert (content, calls, last.finish_reason) == ("Well.", [], "length")
 
 
+def test_content_is_a_text_where_the_limit_cuts_off_the_second_call(echoing: Any) -> None:
+    """Null is for an answer that is calls, all of them."""
+    text = call() + "\n" + call("clock")
+    (choice,) = echoing.openai().chat.completions.create(**saying(text, max_tokens=len(THOUGHT + text) - 9)).choices
+
+    assert choice.finish_reason == "length"
+    assert choice.message.content == ""
+    assert [one.function.name for one in choice.message.tool_calls] == ["weather"]
+
+
 def test_stop_text_ends_the_text_and_leaves_calls_alone(echoing: Any) -> None:
     create, text = echoing.openai().chat.completions.create, f"One. Two.\n{call(city='Two.')}"
 

@@ -105,8 +105,9 @@ class Worker:
         num_characters = request.num_characters
         if num_characters > _MOST_CHARACTERS_PER_TOKEN * room:  # no need to find out exactly, which takes long
             raise _too_long(f"{num_characters} characters", room)
-        prompt = await read_text(num_characters, request.prompt, engines[0].tokenizer)
-        for engine in engines[1:] if num_characters > LONG_CHARACTERS else ():  # policies find it then
+        first, *others = [*needed, *(engine for engine in engines if engine not in needed)]
+        prompt = await read_text(num_characters, request.prompt, first.tokenizer)
+        for engine in others if num_characters > LONG_CHARACTERS else ():  # policies find it then
             with suppress(RequestError):  # of a template that whoever asks for it will be told of
                 await read_text(num_characters, request.prompt, engine.tokenizer)
         if len(prompt) >= room:

@@ -97,7 +97,7 @@ class ReplyFormat:
             chats = [
                 ChatChoice(
                     index=choice.index,
-                    message=self._message(choice.shown),
+                    message=self._message(choice),
                     finish_reason=finish_reason(choice),
                     logprobs=self._logprobs(choice, choice.shown, is_whole=True),
                     reasonrt=self._own(choice),
@@ -152,8 +152,9 @@ class ReplyFormat:
     def failed(self, error: ApiError) -> bytes:
         return to_event(error.body()) + _DONE
 
-    def _message(self, shown: Shown) -> AssistantMessage:
-        present: dict[str, Any] = {"role": "assistant", "content": None if shown.tool_calls else ""}
+    def _message(self, choice: Choice) -> AssistantMessage:
+        shown, ends_with_calls = choice.shown, finish_reason(choice) == "tool_calls"
+        present: dict[str, Any] = {"role": "assistant", "content": None if ends_with_calls else ""}
         calls = {"tool_calls": list(map(_called, shown.tool_calls))} if shown.tool_calls else {}
         return AssistantMessage(**present | self._texts(shown, shown) | calls)
 

@@ -330,6 +330,11 @@ class Generation(Wire):
     prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
     reasonrt: OwnFields = OwnFields()
 
+    @classmethod
+    def as_written(cls, path: str) -> str:
+        """The path of a field of ours, as the caller knows it."""
+        return path
+
     def conversations(self, decode: Callable[[Sequence[int]], str]) -> list[tuple[Message, ...]]:
         """What is to be answered, each by `n` choices.
 
@@ -558,14 +563,14 @@ def parse(kind: type[Request], body: bytes) -> Request:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise wrong_field(error.errors(include_url=False, include_input=False)) from None
+        raise _wrong_field(error.errors(include_url=False, include_input=False), kind) from None
 
 
-def wrong_field(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def _wrong_field(errors: Sequence[Mapping[str, Any]], kind: type["Generation"]) -> ApiError:
     """The first of pydantic's errors, without the value: it may be long, or a secret."""
     first = errors[0]
     where = [str(part) for part in first["loc"] if not str(part).startswith("#")]  # our word for one of several forms
     if param := first.get("ctx", {}).get("param"):
         where.append(param)
-    name, message = in_one_line(".".join(where)), in_one_line(str(first["msg"]), 200)
+    name, message = in_one_line(kind.as_written(".".join(where))), in_one_line(str(first["msg"]), 200)
     return ApiError(400, f"{name}: {message}" if name else message, name or None)

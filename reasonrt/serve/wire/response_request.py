@@ -3,6 +3,7 @@
 Nothing is stored: a request brings its whole conversation.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -86,6 +87,14 @@ Item = Annotated[
 ]
 
 
+_AS_WRITTEN = (
+    (re.compile(r"^(input\.\d+)\.tool_calls\.0\.function\b"), r"\1"),
+    (re.compile(r"^(input\.\d+)\.(tool_calls\.0\.id|tool_call_id)\b"), r"\1.call_id"),
+    (re.compile(r"^(tools\.\d+|tool_choice)\.function\b"), r"\1"),
+)
+"""Paths of a chat, in the words of an item."""
+
+
 class ResponseRequest(ChatRequest):
     """`POST /v1/responses`: what is asked stands in `instructions` and `input`."""
 
@@ -133,6 +142,12 @@ class ResponseRequest(ChatRequest):
                 message = _joined(self.messages.pop(), message)
             self.messages.append(message)
         return self
+
+    @classmethod
+    def as_written(cls, path: str) -> str:
+        for ours, written in _AS_WRITTEN:
+            path = ours.sub(written, path)
+        return path
 
     def unknown_fields(self) -> Any:
         return (path for path in super().unknown_fields() if not path.startswith("messages."))

@@ -101,14 +101,16 @@ def test_other_traces_do_not_verify(certificate: Certificate) -> None:
     [
         ("num_certified", 1),
         ("num_problems", 201),
-        ("p_values", (0.0,) * 4),
-        ("rule", upper_threshold_rules("confidence", [1.0])[0]),
+        ("p_values", "without the first"),
     ],
 )
 def test_a_certificate_that_its_traces_do_not_give_is_refused(
     certificate: Certificate, field: str, value: object
 ) -> None:
     """Made up and hashed anew: only recomputing finds it."""
+    if field == "p_values":
+        worst, at = max(finding.p_value for finding in certificate.findings), certificate.order.index(certificate.rule)
+        value = tuple(worst if n == at else 0.0 for n in range(len(certificate.order)))
     with pytest.raises(CalibrationError, match=f"the traces give another {field}"):
         verify(replace(certificate, **{field: value}), TRACES)  # type: ignore[arg-type]
 
@@ -132,6 +134,14 @@ def test_a_certificate_that_its_traces_do_not_give_is_refused(
         (lambda value: value.update(p_values=[0.0]), "has 1 p-values of 4 rules"),
         (lambda value: value.update(p_values=[-1.0] * 4), "outside of"),
         (lambda value: value.update(num_certified=0), "counts 0 certified rules"),
+        (lambda value: value.update(num_certified=5), "counts 5 certified rules"),
+        (
+            lambda value: value.update(rule=next(rule for rule in value["order"] if rule != value["rule"])),
+            "for its rule, and another along its order",
+        ),
+        (lambda value: value["findings"][0].update(k=value["findings"][0]["n"]), "no one can have made"),
+        (lambda value: value["findings"][0].update(k=value["findings"][0]["k"] + 1), "no one can have made"),
+        (lambda value: value["findings"][0].update(n=10**18), "no one can have made"),
     ],
 )
 def test_what_contradicts_itself_is_refused_when_it_is_opened(

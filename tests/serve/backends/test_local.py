@@ -1,24 +1,27 @@
 """What a single process takes on: a prompt that the policy has room for."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import pytest
 
-from reasonrt import Completion, Request, Runtime
-from reasonrt.engines.scripted import ScriptedEngine, continuing
+from reasonrt import Completion, FinishReason, Request, Runtime
+from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine, continuing
 from reasonrt.serve.backends.local import Worker
 from reasonrt.serve.wire.errors import ApiError
+from reasonrt.types import Message
 
 TEXT = "So it is.\n\n\\boxed{7}"
 
 
-async def answer(policy: str, *, draft: int, target: int) -> Completion:
+async def answer(policy: str, *, draft: int, target: int, of_target: CharacterTokenizer | None = None) -> Completion:
     """By engines with so much context; the prompt has 40 tokens."""
     engines = {
         "draft": ScriptedEngine("draft", continuing(TEXT), max_model_len=draft),
         "target": ScriptedEngine("target", continuing(TEXT), max_model_len=target),
         "reward": ScriptedEngine("reward", "", scores=lambda text: 1.0),
     }
+    engines["target"].tokenizer = of_target or engines["target"].tokenizer
     runtime = Runtime(engines)
     async with (
         Worker(runtime) as worker,
@@ -35,6 +38,23 @@ async def test_prompt_without_room_in_the_draft_is_the_targets() -> None:
     assert completion.text == TEXT
     assert {step.author for step in completion.steps} == {"target"}
     assert "takes at most 29" in completion.details["fallback"]
+
+
+class HalvedTokenizer(CharacterTokenizer):
+    """Two characters are a token."""
+
+    fingerprint = "pairs of characters"
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        return super().chat(messages)[::2]
+
+
+async def test_a_prompt_has_as_many_tokens_as_for_the_engine_that_must_hold_it() -> None:
+    """Those of the draft may be more than the target takes."""
+    completion = await answer("rsd", draft=30, target=30, of_target=HalvedTokenizer())
+
+    assert completion.finish_reason in {FinishReason.LENGTH, FinishReason.STOP}
+    assert {step.author for step in completion.steps} == {"target"}
 
 
 @pytest.mark.parametrize(("policy", "draft"), [("rsd", 1000), ("target", 1000), ("draft", 30)])
