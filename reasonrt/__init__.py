@@ -9,7 +9,17 @@ from reasonrt.evals.dataset import batch_dataset
 from reasonrt.policies.registry import register_policy
 from reasonrt.runtime import Runtime
 from reasonrt.sync import SyncRuntime
-from reasonrt.types import Completion, FinishReason, FunctionTool, Limits, Message, Request, Step, ToolCall
+from reasonrt.types import (
+    Completion,
+    FinishReason,
+    FunctionTool,
+    Limits,
+    Message,
+    Penalties,
+    Request,
+    Step,
+    ToolCall,
+)
 
 __all__ = [
     "Completion",
@@ -17,6 +27,7 @@ __all__ = [
     "FunctionTool",
     "Limits",
     "Message",
+    "Penalties",
     "ReasonRTError",
     "Request",
     "Runtime",

@@ -484,7 +484,7 @@ class Policy(Protocol):
 
     @property
     def has_one_author(self) -> bool:
-        """Whether one engine draws each token, by the request's sampling alone, `top_k` and `min_p` included."""
+        """Whether one engine draws each token, by the request's sampling alone: with `top_k`, `min_p` and penalties."""
         return False
 
     @property

@@ -47,6 +47,7 @@ from reasonrt.thinking import opens_thinking
 from reasonrt.tools import default_tools
 from reasonrt.transcript import vocabulary_of
 from reasonrt.types import (
+    NO_PENALTIES,
     THE_RUNTIMES,
     Completion,
     EngineUsage,
@@ -260,8 +261,11 @@ class Runtime:
                 f"policy {request.policy} uses a tool {shown(missing[0])}; there are {known}: configure it"
             )
         policy.accept(request, engines)
-        if (request.top_k or request.min_p) and not policy.has_one_author:
-            raise RequestError(f"policy {request.policy} does not draw by top_k and min_p alone; leave them out")
+        cuts = request.top_k or request.min_p or request.penalties != NO_PENALTIES
+        if cuts and not policy.has_one_author:
+            raise RequestError(
+                f"policy {request.policy} does not draw by top_k, min_p and penalties alone; leave them out"
+            )
         if request.structure and not can_hold_structure(policy, engines):
             raise RequestError(
                 f"policy {request.policy} cannot hold its answer to a structure here; the engine that writes it must "

@@ -113,6 +113,30 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Penalties:
+    """What makes a token less probable that is there already, as vLLM reckons: within one generation of an engine.
+
+    Attributes:
+        presence: taken off the logit of each token that was generated, in [-2, 2].
+        frequency: the same, times how often it was, in [-2, 2].
+        repetition: divides the logit of each token of prompt and generation where it is positive, and multiplies it
+            where it is negative, in (0, 10]; 1 does nothing.
+    """
+
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(abs(self.presence) <= 2, "presence_penalty must be in [-2, 2]", self.presence)
+        _require(abs(self.frequency) <= 2, "frequency_penalty must be in [-2, 2]", self.frequency)
+        _require(0 < self.repetition <= 10, "repetition_penalty must be in (0, 10]", self.repetition)
+
+
+NO_PENALTIES = Penalties()
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How an engine draws tokens.
 
@@ -128,6 +152,7 @@ class Sampling:
             and refuses what it does not know.
         top_k: so many of the most probable tokens are drawn from; 0 is all.
         min_p: tokens with less than this share of the highest probability are left out, in [0, 1].
+        penalties: on tokens that are there already.
         structure: what the text must be, in vLLM's words: one of `json` (a schema), `json_object`, `regex`, `choice`,
             `grammar` and `structural_tag`; for an engine with `Capability.STRUCTURE`. Empty is any text.
         passes: whether an engine that writes blocks of masked tokens tells of each of its passes, in `TokenDelta`.
@@ -145,6 +170,7 @@ class Sampling:
     decoding: Mapping[str, Any] = field(default_factory=dict, hash=False)
     top_k: int = 0
     min_p: float = 0.0
+    penalties: Penalties = NO_PENALTIES
     structure: Mapping[str, Any] = field(default_factory=dict, hash=False)
     passes: bool = False
     by_step: bool = False
@@ -320,7 +346,7 @@ class Request:
             log-probability of each token.
         thinking_tokens: of the thinking, at most; it is then closed, and the answer asked for. At 0 there is none.
         structure: as in `Sampling`, of the answer; the thinking is free.
-        top_k, min_p: as in `Sampling`; a policy that does not draw by them alone refuses them.
+        top_k, min_p, penalties: as in `Sampling`; a policy that does not draw by them alone refuses them.
         logprobs: each token comes with its log-probability and so many of the highest ones at its place, in [0, 20];
             None is without. A policy that cannot give them refuses it.
         echo: the prompt is committed first, and then continued as it stands. The ids in `prompts` count, and
@@ -348,6 +374,7 @@ class Request:
     thinking_tokens: int | None = None
     top_k: int = 0
     min_p: float = 0.0
+    penalties: Penalties = NO_PENALTIES
     structure: Mapping[str, Any] = field(default_factory=dict)
     logprobs: int | None = None
     echo: bool = False

@@ -23,7 +23,7 @@ def sampling_for(request: Request, transcript: Transcript, engine: Engine, **cha
     max_tokens = max(1, min(left, transcript.room(engine)))
     seed = seed_of(request.seed, engine.name, transcript.num_tokens) if transcript.num_tokens else request.seed
     wanted: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p, "seed": seed}
-    wanted |= {"top_k": request.top_k, "min_p": request.min_p}
+    wanted |= {"top_k": request.top_k, "min_p": request.min_p, "penalties": request.penalties}
     wanted |= {"max_tokens": max_tokens} | changes
     if request.logprobs is not None:
         wanted |= {"logprobs": True, "top_logprobs": max(request.logprobs, changes.get("top_logprobs", 0))}

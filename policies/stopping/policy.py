@@ -27,7 +27,7 @@ from reasonrt.policies.stopping.shadows import shadow_traces
 from reasonrt.policies.stopping.traces import Fingerprints
 from reasonrt.policies.structured import is_written_apart, structured
 from reasonrt.ports import OPERATOR_ONLY, Capability, Engine, Engines, Policy, RequestEngine
-from reasonrt.types import Message, PolicyEvent, Request, Stop, Tokenizer
+from reasonrt.types import NO_PENALTIES, Message, PolicyEvent, Request, Stop, Tokenizer
 
 PROBE = "answer"
 _CONVERSATIONS = (("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user"))
@@ -208,7 +208,9 @@ class Stopping(Policy):
         """
         tokenizer = engines[self._role].tokenizer
         # absent where they do nothing: certificates are older than they are
-        cuts = {name: cut for name, cut in (("top_k", request.top_k), ("min_p", float(request.min_p))) if cut}
+        penalties = {} if request.penalties == NO_PENALTIES else asdict(request.penalties)
+        cuts = {"top_k": request.top_k, "min_p": float(request.min_p), "penalties": penalties}
+        cuts = {name: cut for name, cut in cuts.items() if cut}
         return Fingerprints(
             model=engines[self._role].model_fingerprint,
             tokenizer=tokenizer.fingerprint,

@@ -40,7 +40,7 @@ from reasonrt.engines.tokenizer import HFTokenizer
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, ReasonRTError, RequestError
 from reasonrt.kernels.online import RowStats
 from reasonrt.ports import Capability, Reading, Score, Verified
-from reasonrt.types import GREEDY, Message, Sampling, TokenDelta
+from reasonrt.types import GREEDY, NO_PENALTIES, Message, Sampling, TokenDelta
 
 _VERIFYING = {Capability.VERIFY, Capability.VERIFY_SAMPLED}
 _FREE_SHARE = 0.9  # of the free memory, for the cache
@@ -227,8 +227,10 @@ class DiffusionEngine:
         self._check_prompt(prompt, sampling.max_tokens)
         if sampling.structure:
             raise CapabilityError(f"engine {self.name!r} writes in blocks, which no structure can hold; leave it out")
-        if sampling.top_k or sampling.min_p:
-            raise CapabilityError(f"engine {self.name!r} draws by temperature and top_p; leave top_k and min_p out")
+        if sampling.top_k or sampling.min_p or sampling.penalties != NO_PENALTIES:
+            raise CapabilityError(
+                f"engine {self.name!r} draws by temperature and top_p; leave top_k, min_p and penalties out"
+            )
         decoding = self._read_decoding(sampling.decoding)
         if sampling.top_logprobs and decoding.edit_threshold is not None:
             raise RequestError("top_logprobs do not go with edit_threshold; leave one of them out")

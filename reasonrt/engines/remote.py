@@ -23,7 +23,7 @@ from reasonrt.boundaries import BoundaryKind
 from reasonrt.engines import remote_chat
 from reasonrt.engines.fingerprint import engine_fingerprint
 from reasonrt.engines.remote_chat import Spoken, chat_body, prompt_is_open, thinking_of
-from reasonrt.engines.remote_fields import CHOOSE, alone, required, told
+from reasonrt.engines.remote_fields import alone, chosen, required, told
 from reasonrt.engines.remote_generation import Generation, index_of
 from reasonrt.engines.remote_structure import TRIAL_TOKENS, TRIALS, WAYS, Way, is_held
 from reasonrt.engines.remote_wire import (
@@ -531,7 +531,7 @@ class RemoteEngine:
         Raises:
             RequestError: what it refuses cannot be left out.
         """
-        if lacking := [name for name in CHOOSE if name in self._refused and getattr(sampling, name)]:
+        if lacking := [name for name in chosen(sampling) if name in self._refused]:
             raise RequestError(f"the server of engine {self.name!r} takes no {lacking[0]}; leave it out")
         stops = sampling.stop_token_ids | self.tokenizer.eos_token_ids
         for kind, value in sampling.structure.items():

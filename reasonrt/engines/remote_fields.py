@@ -7,9 +7,13 @@ itself, and a field that it refuses is then left out of every request: `COSTS` s
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from reasonrt.types import Sampling
+
 COSTS: Mapping[str, str] = {
     "top_k": "all tokens are drawn from",
     "min_p": "improbable tokens are drawn, too",
+    "presence_penalty": "tokens that are there are as probable as others",
+    "frequency_penalty": "tokens that are there often are as probable as others",
     "repetition_penalty": "the server's own holds",
     "seed": "what is drawn differs each time",
     "stop_token_ids": "what it writes beyond the end of a step is thrown away",
@@ -25,10 +29,20 @@ COSTS: Mapping[str, str] = {
 }
 """What is lost by a field that is left out, in words that an operator understands; empty for nothing."""
 
-CHOOSE = ("top_k", "min_p")
-"""Fields of `Sampling` that change what is drawn, and cannot be left out where a request asks for them."""
-
 _BESIDE = {"logprob_token_ids": ("logprobs",)}  # without which a field means nothing
+
+
+def chosen(sampling: Sampling) -> list[str]:
+    """Fields that change what is drawn and that a request asks for: they cannot be left out."""
+    penalties = sampling.penalties
+    asked = {
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "presence_penalty": penalties.presence,
+        "frequency_penalty": penalties.frequency,
+        "repetition_penalty": penalties.repetition - 1,
+    }
+    return [name for name, value in asked.items() if value]
 
 
 def required(body: Mapping[str, Any]) -> dict[str, Any]:

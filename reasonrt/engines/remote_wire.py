@@ -257,7 +257,9 @@ def completion_body(
         # what a server would else take from the model's generation_config.json
         "top_k": sampling.top_k or -1,
         "min_p": sampling.min_p,
-        "repetition_penalty": 1.0,
+        "presence_penalty": sampling.penalties.presence,
+        "frequency_penalty": sampling.penalties.frequency,
+        "repetition_penalty": sampling.penalties.repetition,
         "stop_token_ids": sorted(stop_token_ids),
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,

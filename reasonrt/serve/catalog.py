@@ -16,7 +16,7 @@ from reasonrt.runtime import Prepared, Runtime
 from reasonrt.serve.config import Effort, ServeConfig
 from reasonrt.serve.wire.errors import ApiError
 from reasonrt.serve.wire.requests import CompletionRequest, Generation
-from reasonrt.types import Document, Message, Prompts, Request, Tokenizer
+from reasonrt.types import Document, Message, Penalties, Prompts, Request, Tokenizer
 from reasonrt.writing import seed_of
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Catalog:
             return {}
         parameters = [*_PARAMETERS, *["reasoning_effort"] * (model == AUTO)]
         if all(one.policy.has_one_author for one in prepared):
-            parameters += ["top_k", "min_p"]
+            parameters += ["top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"]
         if not any(one.why_no_logprobs for one in prepared):
             parameters += ["logprobs", "top_logprobs"]
         if not any(replace(one, request=replace(one.request, logprobs=0)).why_no_echo for one in prepared):
@@ -160,6 +160,7 @@ class Catalog:
             body.seed,
             top_k=max(0, body.top_k),  # -1 is 0 in vLLM's words
             min_p=body.min_p,
+            penalties=Penalties(body.presence_penalty, body.frequency_penalty, body.repetition_penalty),
             cache_salt=cache_salt,
             context=context,
             trace=own.trace,

@@ -20,7 +20,7 @@ from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.remote_fields import COSTS
 from reasonrt.engines.scripted import ScriptedEngine
 from reasonrt.errors import CapabilityError, EngineError, RequestError
-from reasonrt.types import FinishReason, FunctionTool, Message, PromptIds, Sampling, TokenDelta
+from reasonrt.types import FinishReason, FunctionTool, Message, Penalties, PromptIds, Sampling, TokenDelta
 from tests.engines.fake_server import END, FakeServer, Manner, engine_on
 
 TEXT = "One é.\n\nTwo \U0001f642.\n\nThree.\n\n7"
@@ -359,6 +359,29 @@ async def test_fields_are_left_out_one_by_one_and_what_that_costs_is_told(tokeni
         )
         with pytest.raises(RequestError, match="the server of engine 'far' takes no min_p; leave it out"):
             await write(engine, Sampling(9, temperature=0.5, min_p=0.1))
+
+
+@pytest.mark.parametrize(
+    ("field", "penalties"),
+    [
+        ("presence_penalty", Penalties(presence=0.5)),
+        ("frequency_penalty", Penalties(frequency=-0.5)),
+        ("repetition_penalty", Penalties(repetition=1.1)),
+    ],
+)
+async def test_a_penalty_is_sent_or_refused_and_never_lost(
+    tokenizer_folder: Path, field: str, penalties: Penalties
+) -> None:
+    for refuses in (frozenset[str](), frozenset({field})):
+        server = FakeServer(tokenizer_folder, TEXT, replace(TEXTS, refuses=refuses))
+        async with engine_on(server, tokenizer_folder) as engine:
+            await write(engine)  # one that asks for none
+            if refuses:
+                with pytest.raises(RequestError, match=f"takes no {field}; leave it out"):
+                    await write(engine, Sampling(9, penalties=penalties))
+            else:
+                await write(engine, Sampling(9, penalties=penalties))
+                assert server.bodies[-1][field] not in (0, 1)
 
 
 @pytest.mark.parametrize("manner", [Manner(), TEXTS, replace(TEXTS, chat=True)], ids=["ids", "text", "chat"])

@@ -7,7 +7,7 @@ import pytest
 
 from reasonrt.engines.remote_wire import BusyError, completion_body, logprobs_of
 from reasonrt.errors import EngineError
-from reasonrt.types import Sampling
+from reasonrt.types import Penalties, Sampling
 
 
 def choice(*places: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +83,15 @@ def test_body_says_what_is_drawn_from(sampling: Sampling, top_k: int, min_p: flo
     body = completion_body("model", [1], sampling, [2], "")
 
     assert (body["top_k"], body["min_p"]) == (top_k, min_p)
+
+
+@pytest.mark.parametrize("penalties", [Penalties(), Penalties(1.5, -0.5, 1.1)])
+def test_body_says_what_penalties_there_are(penalties: Penalties) -> None:
+    """Also where there are none: a server may have some of its own, from the model's folder."""
+    body = completion_body("model", [1], Sampling(9, penalties=penalties), [2], "")
+
+    sent = body["presence_penalty"], body["frequency_penalty"], body["repetition_penalty"]
+    assert sent == (penalties.presence, penalties.frequency, penalties.repetition)
 
 
 def test_busy_server_is_told_of_by_a_replica_too() -> None:

@@ -14,7 +14,7 @@ from reasonrt.engines.vllm import VllmEngine
 from reasonrt.engines.vllm_settings import VllmSettings, engine_arguments
 from reasonrt.errors import CapabilityError, EngineError
 from reasonrt.runtime import Runtime
-from reasonrt.types import Completion, Limits, Message, Request, Sampling
+from reasonrt.types import Completion, Limits, Message, Penalties, Request, Sampling
 
 pytestmark = pytest.mark.vllm
 
@@ -59,6 +59,19 @@ async def test_a_request_cut_by_its_deadline_is_counted_exactly_too(
     assert completion.finish_reason == "deadline"
     assert completion.seconds < 5
     assert completion.usage["target"].generated == sum(counts)
+
+
+@pytest.mark.parametrize("penalties", [Penalties(presence=2.0), Penalties(frequency=2.0), Penalties(repetition=3.0)])
+async def test_penalties_make_tokens_rarer_that_are_there(target_engine: VllmEngine, penalties: Penalties) -> None:
+    prompt = target_engine.tokenizer.chat((Message("user", LONG_QUESTION),))
+
+    async def written(sampling: Sampling) -> list[int]:
+        stream = target_engine.generate(prompt, sampling)
+        return [token_id async for delta in stream for token_id in delta.token_ids]
+
+    plain, penalised = await written(Sampling(96)), await written(Sampling(96, penalties=penalties))
+
+    assert len(set(penalised)) / len(penalised) > len(set(plain)) / len(plain)
 
 
 async def test_shared_prefixes_are_read_from_the_cache(target_engine: VllmEngine) -> None:

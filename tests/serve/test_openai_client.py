@@ -10,6 +10,7 @@ import pytest
 STEPS = ["<think>\nOne.\n\n", "Two.\n\n", "Three.\n\n", "</think>\n\n", r"\boxed{7}"]
 REASONING, CONTENT = "One.\n\nTwo.\n\nThree.", r"\boxed{7}"
 ASK: Any = [{"role": "user", "content": "3 + 4?"}]
+PENALTIES = {"frequency_penalty", "presence_penalty", "repetition_penalty"}
 POLICIES = ["draft", "target", "self_consistency", "arbitrage"]
 
 
@@ -212,7 +213,8 @@ def test_models_are_the_policies(running: Any) -> None:
     target, arbitrage, auto = (client.models.retrieve(name) for name in ("target", "arbitrage@verify=no", "auto"))
     assert target.context_length == 100_000
     assert {"reasoning", "temperature", "top_k"} <= set(target.supported_parameters)
-    assert set(target.supported_parameters) - set(arbitrage.supported_parameters) == {"top_k", "min_p", "echo"}
+    of_one_author = {"echo", "top_k", "min_p", *PENALTIES}
+    assert set(target.supported_parameters) - set(arbitrage.supported_parameters) == of_one_author
     assert set(auto.supported_parameters) - set(arbitrage.supported_parameters) == {"reasoning_effort"}
     assert client.models.retrieve("target@k=3").id == "target@k=3"
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'; there are auto, "):
@@ -241,13 +243,18 @@ def test_models_are_the_policies(running: Any) -> None:
         ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, r"tools\.0\.type: tools of type 'web_search'"),
         ({"top_logprobs": 2}, openai.BadRequestError, "set logprobs to true with it"),
         ({"response_format": {"type": "xml"}}, openai.BadRequestError, r"response_format\.type: Input should be"),
-        ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty: not served"),
+        ({"frequency_penalty": 2.5}, openai.BadRequestError, "frequency_penalty: Input should be less than"),
+        (
+            {"model": "arbitrage", "frequency_penalty": 0.5},
+            openai.BadRequestError,
+            "min_p and penalties alone",
+        ),
         ({"reasoning_effort": "low"}, openai.BadRequestError, "reasoning_effort|chooses the policy of model 'auto'"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, openai.BadRequestError, "chat_template: not served: the model"),
         (
             {"model": "arbitrage", "extra_body": {"top_k": 5}},
             openai.BadRequestError,
-            "does not draw by top_k and min_p",
+            "does not draw by top_k, min_p and penalties",
         ),
         ({"extra_body": {"reasonrt": {"budget": 5}}}, openai.BadRequestError, r"reasonrt\.budget: unknown field"),
         ({"extra_body": {"reasonrt": {"policy": "draft"}}}, openai.BadRequestError, "model names another policy"),

@@ -310,6 +310,9 @@ class Generation(Wire):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1, le=1_000_000)] = 0
     min_p: Level = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     seed: Annotated[int, Field(gt=-SEEDS, lt=SEEDS)] | None = None
     stop: Annotated[
         Annotated[StopText, Tag("#one")] | Annotated[Many[StopText], Field(max_length=4), Tag("#many")],

@@ -40,7 +40,7 @@ from reasonrt.policies.stopping.schedule import Schedule
 from reasonrt.policies.stopping.service import ServedCertificate
 from reasonrt.policies.stopping.signals import Agreement
 from reasonrt.policies.stopping.signature import PublicKeys, sign
-from reasonrt.types import Message, Sampling
+from reasonrt.types import Message, Penalties, Sampling
 
 SCHEDULE = Schedule(first_tokens=16, block_tokens=16, growth=1.0, answer_tokens=8)
 NUM_STEPS = 12
@@ -136,6 +136,7 @@ async def test_option_of_the_request_and_of_the_runtime(file: str) -> None:
     [
         ({"fingerprint": "other"}, {}, "the certificate is for model 'target', this is 'other'"),
         ({}, {"temperature": 0.7}, "the certificate is for sampling"),
+        ({}, {"penalties": Penalties(presence=1.0)}, "the certificate is for sampling"),
         ({}, {"policy": "draft"}, "the certificate is for"),
     ],
 )

@@ -14,7 +14,7 @@ from openai.types.chat.chat_completion_message_param import ChatCompletionMessag
 from openai.types.responses import response_create_params as response_params
 from pydantic import TypeAdapter, ValidationError
 
-from reasonrt import Limits, ReasonRTError, Runtime
+from reasonrt import Limits, Penalties, ReasonRTError, Runtime
 from reasonrt.engines.scripted import CharacterTokenizer, ScriptedEngine
 from reasonrt.errors import ConfigError, RequestError
 from reasonrt.serve.catalog import Catalog
@@ -299,15 +299,17 @@ def test_structure_that_is_none_is_refused(structure: Any) -> None:
 
 
 @pytest.mark.parametrize("policy", ["target", "draft", "self_consistency"])
-def test_top_k_and_min_p_reach_the_one_author(policy: str) -> None:
-    request = to_job(model=policy, top_k=20, min_p=0.1).request
+def test_what_is_drawn_from_reaches_the_one_author(policy: str) -> None:
+    penalties = {"presence_penalty": 1.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1}
+    request = to_job(model=policy, top_k=20, min_p=0.1, **penalties).request
 
     assert (request.top_k, request.min_p, to_job(top_k=-1).request.top_k) == (20, 0.1, 0)
+    assert request.penalties == Penalties(1.5, -0.5, 1.1)
 
 
-@pytest.mark.parametrize("fields", [{"top_k": 20}, {"min_p": 0.1}])
-def test_top_k_and_min_p_are_refused_where_several_models_draw(fields: Any) -> None:
-    with pytest.raises(RequestError, match="policy arbitrage does not draw by top_k and min_p alone; leave them out"):
+@pytest.mark.parametrize("fields", [{"top_k": 20}, {"min_p": 0.1}, {"presence_penalty": 1}, {"repetition_penalty": 2}])
+def test_what_is_drawn_from_is_refused_where_several_models_draw(fields: Any) -> None:
+    with pytest.raises(RequestError, match="does not draw by top_k, min_p and penalties alone; leave them out"):
         to_job(model="arbitrage", **fields)
 
 
