@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,17 @@ def vllm_bench(programs: Path, url: str, options: argparse.Namespace) -> Row:
     command += ["--tokenizer", str(ZOO), "--dataset-name", "custom", "--dataset-path", str(out / "prompts.jsonl")]
     command += ["--custom-output-len", "64", "--num-prompts", str(options.requests), "--max-concurrency", "4"]
     done = run([*command, "--save-result", "--result-dir", str(out), "--result-filename", "report.json"])
-    row: Row = {"version": "vllm", "case": "four streams"}
+    row: Row = {"version": vllm_version(), "case": "four streams"}
     if done.returncode:
         return row | {"ok": False, "error": done.stderr.strip()[-300:]}
     report = json.loads((out / "report.json").read_text())
     is_ok = report["completed"] == options.requests
     return row | {"ok": is_ok, "error": "" if is_ok else f"{report['completed']} of {options.requests} completed"}
+
+
+def vllm_version() -> str:
+    package = metadata.packages_distributions()["vllm"][0]
+    return f"{package}=={metadata.version(package)}"
 
 
 LOADS: dict[str, Callable[[Path, str, argparse.Namespace], Row]] = {

@@ -14,7 +14,7 @@ from reasonrt.testing import check_policy
 ROOT = Path(__file__).parent.parent
 _NEED_VLLM = {"01_quickstart.py", "08_configuration.py"}
 _PRINTS = {
-    "01_quickstart.py": "answer: \\boxed{",
+    "01_quickstart.py": "answer: \\boxed{1692}",
     "03_stopping_rule.py": "stopped:    \\boxed{42}",
     "04_evaluation.py": "target minus self_consistency@k=9: -",
     "05_serve.py": "answer: \\boxed{42}",

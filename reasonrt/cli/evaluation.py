@@ -51,6 +51,7 @@ def evaluate(
     ] = None,
     temperature: TemperatureOption = 0.0,
     suffix: SuffixOption = "",
+    texts: Annotated[bool, typer.Option("--texts", help="Keep whole texts in the journal, compressed.")] = False,
     yes: YesOption = False,
     config: ConfigOption = None,
     json_file: JsonOption = None,
@@ -65,7 +66,9 @@ def evaluate(
     specs = [PolicySpec(*read_policy(text)) for text in policy]
     problems = load_task(task, limit, split)
     runtime = Runtime.of(settings, policies=[(spec.name, spec.options) for spec in specs])
-    run_settings = RunSettings(task, limits, concurrency or settings.concurrency, temperature, prompt_suffix=suffix)
+    run_settings = RunSettings(
+        task, limits, concurrency or settings.concurrency, temperature, prompt_suffix=suffix, keeps_texts=texts
+    )
     check_run(runtime, problems, specs, run_settings, out, confirm_by(yes))  # engines take a while to start
 
     async def work() -> Report:

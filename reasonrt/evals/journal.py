@@ -6,9 +6,11 @@ kill leaves at the end, is removed when the journal is opened again. So a run ca
 with nothing done twice.
 """
 
+import base64
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -35,6 +37,7 @@ class Record:
         details: what the policy found out, from its `Stop`.
         warnings: what was asked of it and did not take place, and why.
         cpu_s: as `share_s`, of the CPU time of all processes; 0 where several policies ran concurrently.
+        packed: the whole text, where the run keeps texts; `whole_text` unpacks it.
     """
 
     label: str
@@ -53,10 +56,21 @@ class Record:
     details: dict[str, Any] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     cpu_s: float = 0.0
+    packed: str = ""
+
+    @property
+    def whole_text(self) -> str:
+        """With its thinking; empty where it was not kept."""
+        return zlib.decompress(base64.b64decode(self.packed)).decode() if self.packed else ""
 
     @property
     def tokens(self) -> int:
         return sum(self.engine_tokens.values())
+
+
+def pack(text: str) -> str:
+    """A text as `Record.packed` holds it: compressed, in base64."""
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 R = TypeVar("R", bound=Any)

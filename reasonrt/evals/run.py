@@ -4,14 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from reasonrt.answers import find_answer, same_answer
 from reasonrt.engines.fingerprint import file_digest
 from reasonrt.errors import CapabilityError, EngineError, EvalError, ReasonRTError
-from reasonrt.evals.journal import Confirm, Journal, Record, refuse
+from reasonrt.evals.journal import Confirm, Journal, Record, pack, refuse
 from reasonrt.evals.report import Report
 from reasonrt.evals.tasks import TaskProblem, content_hash
 from reasonrt.files import is_file
@@ -46,6 +46,7 @@ class RunSettings:
         block: None: policies alternate problem by problem, and every place is filled again when it becomes free. To
             measure time, a policy has the engines for itself: so many problems before the next one has its turn, so
             that all policies share a drift of the machine; at the end of each block, places are empty.
+        keeps_texts: whether records hold whole texts; nothing else hangs on it, so that it binds no journal.
     """
 
     task: str
@@ -55,6 +56,7 @@ class RunSettings:
     seed: int = 0
     prompt_suffix: str = ""
     block: int | None = None
+    keeps_texts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ def _open_journal(
         raise EvalError(f"name each policy once, got {', '.join(labels) or 'none'}")
     _check_reports()
     bound = asdict(settings) | {"problems": content_hash(problems)}
+    del bound["keeps_texts"]
     arms = {policy.label: effective_settings(runtime, policy) for policy in policies}
     return Journal(out, bound, Record, arms, confirm)
 
@@ -197,7 +200,10 @@ async def _solve_block(
                         raise EvalError(f"{result}; what was finished is kept, run it again") from None
                     lost.append((policy, problem))
                     continue
-                yield await asyncio.to_thread(_record, policy.label, problem, result, share_s, cpu_s)
+                record = await asyncio.to_thread(_record, policy.label, problem, result, share_s, cpu_s)
+                if settings.keeps_texts and isinstance(result, Completion):
+                    record = replace(record, packed=pack(result.text))
+                yield record
         pairs = lost
 
 

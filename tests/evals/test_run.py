@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ async def test_rows_say_what_happened(tmp_path: Path) -> None:
     assert pair["difference"] == pytest.approx(0.3)
     assert pair["difference_low"] < 0.3 < pair["difference_high"]
     assert {(row["group"], row["n"]) for row in report.groups()} == {("g/0", 25), ("g/1", 25)}
+
+
+async def test_whole_texts_are_kept_where_they_are_asked_for_and_a_run_may_change_its_mind(tmp_path: Path) -> None:
+    keeping = replace(SETTINGS, keeps_texts=True)
+    await evaluate(runtime(), PROBLEMS[:3], BOTH[:1], SETTINGS, tmp_path)
+    report = await evaluate(runtime(), PROBLEMS[:5], BOTH[:1], SETTINGS, tmp_path / "other")
+    kept = await evaluate(runtime(), PROBLEMS[:3], BOTH, keeping, tmp_path)
+
+    assert {record.whole_text for record in (*report.of("target"), *kept.of("target"))} == {""}
+    assert [record.whole_text for record in kept.of("draft")] == [
+        f"<think>\nI add one.\n\n</think>\n\n{record.text}" for record in kept.of("draft")
+    ]
 
 
 async def test_problems_draw_with_seeds_of_their_own_and_policies_with_the_same_ones(tmp_path: Path) -> None:
