@@ -248,7 +248,7 @@ def _latencies(answers: list[Answer]) -> dict[str, float]:
 def vllm_server(folder: Path, engine_cores: str) -> Iterator[Server]:
     """vLLM's own server of the same model, on the same cores, in as many processes as our engines (ADR 21)."""
     import reasonrt.zoo
-    from reasonrt.engines.vllm_settings import ONE_PROCESS, cpu_dtype, thread_environment
+    from reasonrt.engines.vllm_settings import ONE_PROCESS, VllmSettings, cores_of, cpu_dtype, thread_environment
 
     port, model = free_port(), Path(reasonrt.zoo.__file__).parent / "models" / "nano-target"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
@@ -257,7 +257,8 @@ def vllm_server(folder: Path, engine_cores: str) -> Iterator[Server]:
     command += ["--worker-extension-cls", "reasonrt.engines.vllm_worker.WorkerExtension"]  # for AMX, as ours has it
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--dtype", cpu_dtype()]
     command += ["--distributed-executor-backend", ONE_PROCESS]
-    environment = thread_environment(engine_cores) | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    environment = thread_environment(cores_of(VllmSettings(cores=engine_cores)))
+    environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     with running(command, port, "/health", folder / "vllm.log", None, **environment) as server:
         yield server
 

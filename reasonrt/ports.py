@@ -185,7 +185,10 @@ class Engine(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     async def start(self) -> Self:
-        """Load the model and warm it up. Idempotent."""
+        """Load the model and warm it up. Idempotent.
+
+        An engine whose attribute `starts_beside_others` is true may start while others do.
+        """
 
     async def aclose(self) -> None:
         """Free everything. Idempotent."""

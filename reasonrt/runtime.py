@@ -42,7 +42,7 @@ from reasonrt.ports import (
 )
 from reasonrt.scopes import LimitReached, Scope
 from reasonrt.sync import SyncRuntime
-from reasonrt.tasks import Expired, before, run_bounded
+from reasonrt.tasks import Expired, before, gather, run_bounded
 from reasonrt.thinking import opens_thinking
 from reasonrt.tools import default_tools
 from reasonrt.transcript import vocabulary_of
@@ -214,9 +214,9 @@ class Runtime:
         async with AsyncExitStack() as stack:
             stack.callback(setattr, self, "_loop", None)
             stack.callback(self.certificates.close)
-            for part in (*self.engines.values(), *self.tools.values()):
-                stack.push_async_callback(part.aclose)
-                await part.start()
+            begun: list[Engine | Tool] = []
+            stack.push_async_callback(_close, begun)
+            await _start([*self.engines.values(), *self.tools.values()], begun)
             for engine in self.engines.values():
                 boundaries_of(engine.tokenizer)  # a large vocabulary takes a while: not in the first request
                 vocabulary_of(engine.tokenizer)
@@ -396,6 +396,30 @@ def roles_of(config: Config, policies: Iterable[tuple[str, Mapping[str, Any]]]) 
             raise _no_engine(missing[0], config.engines)
         roles |= {*needed, *used}
     return roles
+
+
+async def _start(parts: Sequence[Engine | Tool], begun: list[Engine | Tool]) -> None:
+    """All of them: side by side those that say that they may start so, the others one after the other.
+
+    Args:
+        begun: takes each before it starts.
+    """
+    beside = [part for part in parts if getattr(part, "starts_beside_others", False)]
+
+    async def start_in_turn(parts: Sequence[Engine | Tool]) -> None:
+        for part in parts:
+            begun.append(part)
+            await part.start()
+
+    others = [part for part in parts if part not in beside]
+    await gather(start_in_turn(others), *(start_in_turn([part]) for part in beside))
+
+
+async def _close(parts: Sequence[Engine | Tool]) -> None:
+    """All of them, side by side, whatever becomes of one; then its error is raised."""
+    for error in await asyncio.gather(*(part.aclose() for part in parts), return_exceptions=True):
+        if error is not None:
+            raise error
 
 
 def _no_engine(role: str, known: Iterable[str]) -> ConfigError:

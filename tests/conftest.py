@@ -185,7 +185,7 @@ def start_vllm_server(model: Path, log: Path) -> "tuple[subprocess.Popen[bytes],
     command += ["--worker-extension-cls", "reasonrt.engines.vllm_worker.WorkerExtension"]
     command += ["--kv-cache-memory-bytes", str(256 << 20), "--enable-prompt-tokens-details", "--dtype", cpu_dtype()]
     command += ["--distributed-executor-backend", ONE_PROCESS]
-    environment = ENVIRONMENT | thread_environment(core(0)) | {"VLLM_NO_USAGE_STATS": "1"}
+    environment = ENVIRONMENT | thread_environment([int(core(0))]) | {"VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

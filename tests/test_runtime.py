@@ -1,11 +1,12 @@
 """The runtime keeps every limit, accounts for each token and keeps requests apart."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given, settings
@@ -239,7 +240,7 @@ class Fragile(ScriptedEngine):
         super().__init__(name, "")
         self.log, self.fails_at = log, fails_at
 
-    async def start(self) -> "Fragile":
+    async def start(self) -> Self:
         self.log.append(f"start {self.name}")
         if self.fails_at == "start":
             raise EngineError(f"engine {self.name!r} does not start")
@@ -259,7 +260,49 @@ async def test_engine_that_does_not_start_leaves_none_open() -> None:
         async with runtime:
             pass
 
-    assert log == ["start a", "start b", "close b", "close a"]
+    assert log == ["start a", "start b", "close a", "close b"]
+
+
+class Slow(Fragile):
+    """Starts and ends while the event loop turns a few times."""
+
+    starts_beside_others = False
+
+    async def start(self) -> Self:
+        await super().start()
+        await asyncio.sleep(0.01)
+        self.log.append(f"started {self.name}")
+        return self
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await asyncio.sleep(0.01)
+        self.log.append(f"closed {self.name}")
+
+
+class Beside(Slow):
+    starts_beside_others = True
+
+
+async def test_engines_start_side_by_side_where_they_say_so_and_all_end_so() -> None:
+    log: list[str] = []
+    engines = {"a": Slow("a", log), "b": Slow("b", log), "c": Beside("c", log), "d": Beside("d", log)}
+    async with Runtime(engines):
+        assert log.index("started a") < log.index("start b")
+        assert {"start a", "start c", "start d"} == set(log[:3])
+        log.clear()
+
+    assert {f"close {name}" for name in engines} == set(log[:4])
+
+
+async def test_an_engine_that_does_not_start_ends_the_start_of_others() -> None:
+    log: list[str] = []
+    with pytest.raises(EngineError, match="'b' does not start"):
+        async with Runtime({name: Beside(name, log, "start" * (name == "b")) for name in "ab"}):
+            pass
+
+    assert "started a" not in log
+    assert set(log[-2:]) == {"closed a", "closed b"}
 
 
 async def test_engine_that_does_not_close_keeps_no_other_open() -> None:
@@ -269,7 +312,7 @@ async def test_engine_that_does_not_close_keeps_no_other_open() -> None:
         async with Runtime({"a": Fragile("a", log), "b": Fragile("b", log, "close")}):
             pass
 
-    assert log == ["start a", "start b", "close b", "close a"]
+    assert log == ["start a", "start b", "close a", "close b"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from reasonrt.cli.common import (
     JsonOption,
     MaxTokensOption,
     change_limits,
+    complete_policy,
     console,
     read_policy,
     run,
@@ -50,7 +51,11 @@ def ask(
     model: ModelOption = None,
     window: WindowOption = 16_384,
     policy: Annotated[
-        str, typer.Option(help="Ask by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.")
+        str,
+        typer.Option(
+            help="Ask by this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.",
+            autocompletion=complete_policy,
+        ),
     ] = POLICY,
     max_tokens: MaxTokensOption = None,
     deadline_s: Annotated[

@@ -89,7 +89,7 @@ _KEEPS_NOTHING = "a demo keeps nothing, the same command begins anew; with --lim
 
 
 def demo(
-    limit: Annotated[int, typer.Option(min=2, help="Solve this many problems by each policy.")] = 16,
+    limit: Annotated[int, typer.Option(min=2, help="Solve this many problems by each policy.")] = 12,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw what each policy takes of the target's time into this PNG file.")
     ] = None,

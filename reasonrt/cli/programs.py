@@ -30,9 +30,21 @@ if TYPE_CHECKING:
 DEFAULT_TASKS = ("needle_words", "needle_uuids", "variables", "where_object", "label_counts", "label_users")
 DEFAULT_CHARACTERS = (32_000, 256_000)
 
+
+def complete_context_task(incomplete: str) -> list[str]:
+    """Names of tasks over long contexts, for the shell."""
+    from reasonrt.evals.contexts import task_names
+
+    return [name for name in task_names() if name.startswith(incomplete)]
+
+
 TasksOption = Annotated[
     list[str] | None,
-    typer.Option("--task", help=f"Ask questions of this task; may be repeated; by default {', '.join(DEFAULT_TASKS)}."),
+    typer.Option(
+        "--task",
+        help=f"Ask questions of this task; may be repeated; by default {', '.join(DEFAULT_TASKS)}.",
+        autocompletion=complete_context_task,
+    ),
 ]
 CharactersOption = Annotated[
     list[int] | None,

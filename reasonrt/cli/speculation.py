@@ -17,6 +17,7 @@ from reasonrt.cli.common import (
     SuffixOption,
     TaskOption,
     bars,
+    complete_policy,
     console,
     read_policy,
     run,
@@ -318,7 +319,11 @@ def plan(
     concurrency: Annotated[int, typer.Option(min=1, help="Plan for this many concurrent problems.")] = 1,
     inflate: Annotated[int, typer.Option(min=1, max=64, help="Plan for a target that is this many times as wide.")] = 1,
     policy: Annotated[
-        str, typer.Option(help="Say whether this policy pays, by what it asks of the target on the same problems.")
+        str,
+        typer.Option(
+            help="Say whether this policy pays, by what it asks of the target on the same problems.",
+            autocompletion=complete_policy,
+        ),
     ] = "arbitrage",
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Plan for requests at this temperature.")] = 0.0,
     config: ConfigOption = None,

@@ -28,6 +28,7 @@ from reasonrt.cli.common import (
     YesOption,
     bars,
     change_limits,
+    complete_policy,
     confirm_by,
     console,
     read_policy,
@@ -93,7 +94,11 @@ def traces(
     split: SplitOption = "certify",
     problems: Annotated[int, typer.Option(min=1, help="Record this many problems.")] = 1600,
     policy: Annotated[
-        str, typer.Option(help="Record this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.")
+        str,
+        typer.Option(
+            help="Record this policy, written as NAME or NAME@OPTION=VALUE,OPTION=VALUE.",
+            autocompletion=complete_policy,
+        ),
     ] = "target",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", hidden=True)] = None,
     first_tokens: Annotated[int, typer.Option(min=1, help="Place the first checkpoint after this many tokens.")] = 32,

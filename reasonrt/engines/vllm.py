@@ -1,4 +1,4 @@
-"""vLLM in process, as an engine. Only this file and `engines.vllm_calls` import vllm.
+"""vLLM in process, as an engine. Only `engines.vllm`, `vllm_calls` and `vllm_start` import vllm.
 
 Token ids go in and out; vLLM's own tokenizer and detokenizer are left out. The same settings work on CPUs and
 GPUs. When the engine core dies, what runs on it fails with `EngineError` and the next call starts a new one.
@@ -11,13 +11,10 @@ import logging
 import multiprocessing
 import os
 import secrets
-import signal
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
@@ -33,11 +30,14 @@ from reasonrt.engines.vllm_settings import (
     DRAFT_ARGUMENT,
     VllmSettings,
     computed_settings,
+    cores_of,
     engine_arguments,
+    is_cpu_build,
     quiet_vllm,
     score_task,
     start_environment,
 )
+from reasonrt.engines.vllm_start import Leads, starting
 from reasonrt.engines.whole import JoinedStreams
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
 from reasonrt.ports import Capability, Reading, Score, Verified, refuse_decoding
@@ -46,8 +46,8 @@ from reasonrt.types import GREEDY, FinishReason, FunctionTool, Message, ParsedAn
 _MAX_REASON = 300  # characters of vLLM's own words
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.1
+_leads = Leads()
 _LEAST_BLOCK = 16  # tokens, of a prefix cache
-_starting = threading.Lock()  # vLLM reads its environment while it starts
 
 
 class VllmEngine:
@@ -75,9 +75,15 @@ class VllmEngine:
         self.restarts = 0
         self._llm: Any = None
         self._startup: asyncio.Task[Any] | None = None
-        self._started_before: list[BaseProcess] | None = None  # while vLLM builds this engine, processes of others
+        self._started_before: list[BaseProcess] | None = None  # while vLLM begins processes of this one, all others
+        self._cores: list[int] = []  # on CPUs, that of its first thread first
+        self._begun: list[BaseProcess] = []  # while vLLM waits for them
         self._is_closing = False
         self._ids = itertools.count()
+
+    @property
+    def starts_beside_others(self) -> bool:
+        return is_cpu_build()
 
     @property
     def tool_parser(self) -> str | None:
@@ -112,12 +118,13 @@ class VllmEngine:
         self._is_closing = True
         try:
             while self._startup is not None and not self._startup.done():
-                self._kill_what_starts()  # vLLM waits for it, and cannot be told to stop
+                _kill(self._starting_processes())  # vLLM waits for them, and cannot be told to stop
                 await asyncio.wait({self._startup}, timeout=_LOOK_S)
             llm, self._llm = self._llm, None
             if llm is not None:
                 await _shut_down(llm)
         finally:
+            self._leave()
             self._is_closing = False
 
     async def check_health(self, within_s: float) -> None:
@@ -257,6 +264,8 @@ class VllmEngine:
             await _shut_down(dead)
         if Capability.TOOLS in self.capabilities and not await self._calls.load():
             self.capabilities -= {Capability.TOOLS}
+        self._leave()
+        self._cores = _leads.take(cores_of(self.settings)) if is_cpu_build() else []
         try:
             self._llm = await asyncio.to_thread(self._build)
             await asyncio.to_thread(lambda: self.fingerprint)  # it reads all weights, once: not in a request
@@ -281,28 +290,35 @@ class VllmEngine:
 
         on_cpu = current_platform.is_cpu()
         args = AsyncEngineArgs(**engine_arguments(self.model, self.settings, on_cpu))
-        with _starting, _deaf_to_the_terminal():
-            before = dict(os.environ)
-            os.environ.update(start_environment(self.settings, on_cpu))
-            try:
+        try:
+            environment = start_environment(self.settings, on_cpu, self._cores)
+            with starting(environment, self.starts_beside_others, self._note_begun):
                 if folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
                     remove_cut_off(Path(folder))
                 if self._is_closing:
                     raise EngineError("it was closed")
                 self._started_before = multiprocessing.active_children()
                 llm = AsyncLLM.from_engine_args(args)
-            finally:  # vLLM leaves LD_PRELOAD and more set, meant for its own processes
-                self._started_before = None
-                os.environ.clear()
-                os.environ.update(before)
+        finally:
+            self._begun = []
         for process in _processes_of(llm):
             remove_shared_memory_at_end(process.pid or 0)
         atexit.register(_end, weakref.ref(llm))
         return llm
 
-    def _kill_what_starts(self) -> None:
-        if (before := self._started_before) is not None:
-            _kill([process for process in multiprocessing.active_children() if process not in before])
+    def _leave(self) -> None:
+        if self._cores:
+            _leads.give_back(self._cores[0])
+        self._cores = []
+
+    def _note_begun(self) -> None:
+        """Which processes are this start's: while it had the environment, nobody else started any."""
+        self._begun, self._started_before = self._starting_processes(), None
+
+    def _starting_processes(self) -> list[BaseProcess]:
+        if (before := self._started_before) is None:
+            return self._begun
+        return [process for process in multiprocessing.active_children() if process not in before]
 
     async def _warm_up(self) -> None:
         """Make each kind of call once: the first one compiles for seconds."""
@@ -508,17 +524,6 @@ def _translated(engine: VllmEngine) -> Iterator[None]:
         raise RequestError(f"engine {engine.name!r} refuses it: {' '.join(str(error).split())[:_MAX_REASON]}") from None
     except (EngineDeadError, EngineGenerateError) as error:
         raise EngineError(f"engine {engine.name!r} died while it worked on this request; ask again") from error
-
-
-@contextmanager
-def _deaf_to_the_terminal() -> Iterator[None]:
-    """Processes that this thread starts inherit what it blocks: Ctrl-C and a closed terminal are for us to handle."""
-    resource_tracker.ensure_running()  # starting it would end the blocking; and it ends last, when it has cleaned up
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _processes_of(llm: Any) -> Sequence[BaseProcess]:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -158,8 +158,12 @@ def _pooling_arguments(model: Path) -> dict[str, Any]:
     return {"runner": "pooling", "pooler_config": {"tok_pooling_type": "ALL"}}
 
 
-def start_environment(settings: VllmSettings, on_cpu: bool) -> dict[str, str]:
-    """What vLLM is to find in its environment while it starts an engine."""
+def start_environment(settings: VllmSettings, on_cpu: bool, cores: Sequence[int] = ()) -> dict[str, str]:
+    """What vLLM is to find in its environment while it starts an engine.
+
+    Args:
+        cores: those of `cores_of`, the one first that its first thread is to have; none leaves them as they are.
+    """
     # a forked process has the environment of this one, which does not say that it is to end with it
     always = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"} | owned_environment()
     if (folder := owned_folder()).is_dir():
@@ -167,23 +171,31 @@ def start_environment(settings: VllmSettings, on_cpu: bool) -> dict[str, str]:
         compiled = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"  # which is not
         always |= {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
     if on_cpu:
-        cores = settings.cores or ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        always |= (
-            thread_environment(cores) if is_one_process(settings, on_cpu) else {"VLLM_CPU_OMP_THREADS_BIND": cores}
-        )
+        cores = cores or cores_of(settings)
+        bound = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+        always |= thread_environment(cores) if is_one_process(settings, on_cpu) else bound
     return always
 
 
-def thread_environment(cores: str) -> dict[str, str]:
-    """What says to a process that schedules and computes which cores its threads are for; vLLM says it to workers."""
-    count, places = str(_count(cores)), cores.replace(",", " ")
-    return {"VLLM_CPU_OMP_THREADS_BIND": cores, "OMP_NUM_THREADS": count, "GOMP_CPU_AFFINITY": places}
+def cores_of(settings: VllmSettings) -> list[int]:
+    """The cores that an engine on CPUs computes on, in the order in which they are named, as in "4-7,0"."""
+    if settings.cores is None:
+        return sorted(os.sched_getaffinity(0))
+    bounds = [part.split("-") for part in settings.cores.split(",")]
+    return [core for ends in bounds for core in range(int(ends[0]), int(ends[-1]) + 1)]
 
 
-def _count(cores: str) -> int:
-    """How many cores are named, as in "0-3,8"."""
-    bounds = [part.split("-") for part in cores.split(",")]
-    return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in bounds)
+def thread_environment(cores: Sequence[int]) -> dict[str, str]:
+    """What says to a process that schedules and computes which cores its threads are for; vLLM says it to workers.
+
+    The first thread, with all that is no kernel, has the first core.
+    """
+    names = [*map(str, cores)]
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(names),
+        "OMP_NUM_THREADS": str(len(names)),
+        "GOMP_CPU_AFFINITY": " ".join(names),
+    }
 
 
 def quiet_vllm() -> None:

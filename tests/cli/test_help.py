@@ -51,6 +51,15 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     return parsed
 
 
+@pytest.mark.parametrize(("path", "command"), LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
+def test_the_shell_completes_policies_and_tasks_wherever_one_is_named(path: tuple[str, ...], command: Any) -> None:
+    known = {"policy": "self_consistency", "task": "variables" if path[-1] == "programs" else "zoo"}
+    for parameter in command.params:
+        if name := known.get(parameter.name):
+            found = parameter.shell_complete(typer.Context(command), name[:2])
+            assert name in [item.value for item in found], f"{' '.join(path)}: {parameter.opts}"
+
+
 def _named(leaves: list[tuple[tuple[str, ...], Any]]) -> list[Any]:
     return [pytest.param(path, command, id=" ".join(path) or "reasonrt") for path, command in leaves]
 

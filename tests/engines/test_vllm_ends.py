@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from reasonrt.engines.vllm import VllmEngine, _deaf_to_the_terminal
+from reasonrt.engines.vllm import VllmEngine
+from reasonrt.engines.vllm_start import deaf_to_the_terminal
 from reasonrt.errors import EngineError
 from reasonrt.ports import Capability
 
@@ -188,7 +189,7 @@ async def test_an_engine_whose_workers_cannot_be_prepared_has_not_started(silent
 
 def test_what_a_terminal_sends_reaches_no_process_of_an_engine() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with _deaf_to_the_terminal():
+    with deaf_to_the_terminal():
         deaf = subprocess.Popen(SLEEP)
     usual = subprocess.Popen(SLEEP)
     try:

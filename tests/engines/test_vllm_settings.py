@@ -25,14 +25,19 @@ def test_cores_are_told_on_cpus_alone(nano_draft: Path) -> None:
     assert "VLLM_CPU_OMP_THREADS_BIND" not in start_environment(settings, on_cpu=False)
 
 
-@pytest.mark.parametrize(("cores", "count"), [("1", "1"), ("0,1", "2"), ("0-3,8", "5"), ("4-7,0-1", "6")])
-def test_an_engine_on_cpus_is_one_process_with_a_thread_for_each_core(nano_draft: Path, cores: str, count: str) -> None:
+@pytest.mark.parametrize(
+    ("cores", "places"), [("1", "1"), ("0,1", "0 1"), ("0-3,8", "0 1 2 3 8"), ("4-7,0-1", "4 5 6 7 0 1")]
+)
+def test_an_engine_on_cpus_is_one_process_with_a_thread_for_each_core(
+    nano_draft: Path, cores: str, places: str
+) -> None:
     settings = VllmSettings(cores=cores)
 
     environment = start_environment(settings, on_cpu=True)
     assert engine_arguments(nano_draft, settings, True)["distributed_executor_backend"] == ONE_PROCESS
-    assert environment["OMP_NUM_THREADS"] == count
-    assert environment["GOMP_CPU_AFFINITY"] == cores.replace(",", " ")
+    assert environment["OMP_NUM_THREADS"] == str(len(places.split()))
+    assert environment["GOMP_CPU_AFFINITY"] == places
+    assert start_environment(settings, True, [9, 8])["GOMP_CPU_AFFINITY"] == "9 8"
 
 
 @pytest.mark.parametrize(("settings", "on_cpu"), [(VllmSettings(), False), (VllmSettings(tensor_parallel=2), True)])
