@@ -367,7 +367,11 @@ def plot_shares(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes.set_ylim(len(shown) - 0.6, -0.95)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("seconds per problem, as a share of what the target takes alone (95 % intervals)")
-        axes.set_title("How much of the target's time each policy takes", loc="left")
+        ratio = shown[0]["ratio_to_target"]
+        found = (
+            f"takes {ratio:.0%} of the target's time" if shown[0]["ratio_to_target_high"] < 1 else "does not pay here"
+        )
+        axes.set_title(f"{shown[0]['policy']} {found}", loc="left")
 
 
 def _vllm_version() -> str:
