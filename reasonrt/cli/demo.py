@@ -367,11 +367,10 @@ def plot_shares(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes.set_ylim(len(shown) - 0.6, -0.95)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("seconds per problem, as a share of what the target takes alone (95 % intervals)")
-        ratio = shown[0]["ratio_to_target"]
-        found = (
-            f"takes {ratio:.0%} of the target's time" if shown[0]["ratio_to_target_high"] < 1 else "does not pay here"
-        )
-        axes.set_title(f"{shown[0]['policy']} {found}", loc="left")
+        for row in shown[:1]:
+            pays = row["ratio_to_target_high"] < 1
+            found = f"takes {row['ratio_to_target']:.0%} of the target's time" if pays else "does not pay here"
+            axes.set_title(f"{row['policy']} {found}", loc="left")
 
 
 def _vllm_version() -> str:
