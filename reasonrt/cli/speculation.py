@@ -16,6 +16,7 @@ from reasonrt.cli.common import (
     SplitOption,
     SuffixOption,
     TaskOption,
+    TemperatureOption,
     bars,
     complete_policy,
     console,
@@ -72,6 +73,7 @@ def bench(
         typer.Option(help="Leave out the timing of this arm, by its name in the table; may be repeated."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="End a problem after this many tokens.")] = 640,
+    temperature: TemperatureOption = 0.0,
     suffix: SuffixOption = "",
     config: ConfigOption = None,
     json_file: JsonOption = None,
@@ -97,7 +99,7 @@ def bench(
     levels = concurrency or [1, 8, 32]
 
     def run_settings(at_once: int, block: int) -> RunSettings:
-        return RunSettings(task, Limits(max_tokens), at_once, prompt_suffix=suffix, block=block)
+        return RunSettings(task, Limits(max_tokens), at_once, temperature, prompt_suffix=suffix, block=block)
 
     async def agreeing(runtime: Runtime) -> tuple[float | None, float | None]:
         tokens = await token_agreement(runtime, drawn[:_AGREEING], Limits(max_tokens), suffix)
@@ -136,7 +138,7 @@ def bench(
     swept, rows = run(work(), out)
     label = f"target inflated {inflate} times (the same function, {inflate**2} times the work)" if inflate > 1 else ""
     _print_rows(rows, label)
-    found = {"rows": rows, "swept": swept.rows(), "inflate": inflate}
+    found = {"rows": rows, "swept": swept.rows(), "inflate": inflate, "temperature": temperature}
     for file in (out / "speculation.json", json_file):
         write_json(file, found)
     plot_bench(rows, swept, label or task, out / "speculation.png")
