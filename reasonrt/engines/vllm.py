@@ -32,8 +32,8 @@ from reasonrt.engines.vllm_settings import (
     computed_settings,
     cores_of,
     engine_arguments,
+    importing_vllm,
     is_cpu_build,
-    quiet_vllm,
     score_task,
     start_environment,
 )
@@ -283,10 +283,10 @@ class VllmEngine:
         return self._llm
 
     def _build(self) -> Any:
-        quiet_vllm()
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with importing_vllm():
+            from vllm import AsyncEngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.async_llm import AsyncLLM
 
         on_cpu = current_platform.is_cpu()
         args = AsyncEngineArgs(**engine_arguments(self.model, self.settings, on_cpu))

@@ -14,7 +14,7 @@ from typing import Any
 
 from reasonrt.engines.call_formats import marks_of
 from reasonrt.engines.tokenizer import HFTokenizer
-from reasonrt.engines.vllm_settings import FOUND, quiet_vllm
+from reasonrt.engines.vllm_settings import FOUND, importing_vllm
 from reasonrt.errors import CapabilityError, ConfigError, RequestError, in_one_line, shown
 from reasonrt.types import TOOL_CHOICES, FunctionTool, ParsedAnswer, ToolCall
 
@@ -93,9 +93,13 @@ class ToolCalls:
 
     async def _get(self, parser: str) -> "VllmToolParser":
         if self._loaded is None:
-            quiet_vllm()
-            self._loaded = await asyncio.to_thread(VllmToolParser, parser, self._folder)
+            self._loaded = await asyncio.to_thread(_load, parser, self._folder)
         return self._loaded
+
+
+def _load(name: str, folder: Path) -> "VllmToolParser":
+    with importing_vllm():  # it imports the parser of that name, too
+        return VllmToolParser(name, folder)
 
 
 class VllmToolParser:
@@ -188,11 +192,11 @@ def bounded(structure: Mapping[str, Any]) -> Mapping[str, Any]:
 @lru_cache(maxsize=256)
 def _tag_of_json(schema: str) -> str | None:
     """The grammar of JSON that fits `schema`; None where xgrammar has none, or is not here."""
-    quiet_vllm()
     try:
-        import xgrammar
-        from vllm.sampling_params import check_json_nesting
-        from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+        with importing_vllm():
+            import xgrammar
+            from vllm.sampling_params import check_json_nesting
+            from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
         read = json.loads(schema)
         check_json_nesting(read)

@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -198,7 +200,21 @@ def thread_environment(cores: Sequence[int]) -> dict[str, str]:
     }
 
 
-def quiet_vllm() -> None:
+_importing = threading.Lock()
+
+
+@contextmanager
+def importing_vllm() -> Iterator[None]:
+    """In this context vLLM is imported, quietly, and by one thread at a time.
+
+    Its modules import each other in circles: of two threads that import some for the first time, one may find halves.
+    """
+    with _importing:
+        _quiet_vllm()
+        yield
+
+
+def _quiet_vllm() -> None:
     """Keep vLLM's start-up chatter out of our output unless its level was chosen."""
     for variable, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonrt.engines.vllm import VllmEngine
-from reasonrt.engines.vllm_settings import VllmSettings
+from reasonrt.engines.vllm_settings import VllmSettings, importing_vllm
 from reasonrt.engines.vllm_start import Leads, starting
 
 
@@ -26,6 +26,24 @@ def test_first_threads_are_spread_over_the_cores_of_engines(engines: list[list[i
         running.append(taken)
         if data.draw(st.booleans()):
             leads.give_back(running.pop()[0])
+
+
+def test_one_thread_at_a_time_imports_vllm() -> None:
+    """A parser of tools that was imported while another engine imported vLLM was found broken, and tools were lost."""
+    events: list[str] = []
+
+    def import_it() -> None:
+        with importing_vllm():
+            events.append("in")
+
+    other = threading.Thread(target=import_it)
+    with importing_vllm():
+        other.start()
+        other.join(0.2)
+        events.append("out")
+    other.join(5)
+
+    assert events == ["out", "in"]
 
 
 @pytest.mark.vllm
