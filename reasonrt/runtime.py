@@ -124,7 +124,7 @@ class Prepared:
 class Runtime:
     """Engines by role (`target`, `draft`, ...) and tools by name, and the requests that run on them.
 
-    Use it as an async context manager: entering starts engines and tools one after the other, leaving closes them. One
+    Use it as an async context manager: entering starts engines and tools, leaving closes them. One
     engine may have several roles. It belongs to the event loop that it is entered in; code without one has `sync`.
 
     Args:
@@ -398,27 +398,28 @@ def roles_of(config: Config, policies: Iterable[tuple[str, Mapping[str, Any]]]) 
     return roles
 
 
-async def _start(parts: Sequence[Engine | Tool], begun: list[Engine | Tool]) -> None:
-    """All of them: side by side those that say that they may start so, the others one after the other.
+async def _start(parts: Iterable[Engine | Tool], begun: list[Engine | Tool]) -> None:
+    """All of them: one after the other, and then side by side those that say that they may start so.
+
+    These change what processes inherit that begin meanwhile, so that no other start is beside them.
 
     Args:
         begun: takes each before it starts.
     """
-    beside = [part for part in parts if getattr(part, "starts_beside_others", False)]
-
-    async def start_in_turn(parts: Sequence[Engine | Tool]) -> None:
-        for part in parts:
+    different = list({id(part): part for part in parts}.values())  # one engine may have several roles
+    beside = [part for part in different if getattr(part, "starts_beside_others", False)]
+    for part in different:
+        if part not in beside:
             begun.append(part)
             await part.start()
-
-    others = [part for part in parts if part not in beside]
-    await gather(start_in_turn(others), *(start_in_turn([part]) for part in beside))
+    begun += beside
+    await gather(*(part.start() for part in beside))
 
 
 async def _close(parts: Sequence[Engine | Tool]) -> None:
     """All of them, side by side, whatever becomes of one; then its error is raised."""
     for error in await asyncio.gather(*(part.aclose() for part in parts), return_exceptions=True):
-        if error is not None:
+        if isinstance(error, BaseException):
             raise error
 
 

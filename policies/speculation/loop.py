@@ -128,6 +128,7 @@ class SpeculationLoop:
         # what is kept of a rejected step would be lost in part as well, and nobody knows how much of it
         self._keep_prefix = 0.0 if self._options.max_loss is not None else self._options.keep_prefix
         self._reads_logprobs = True
+        self._told_tokens = 0  # of the first step that is ahead: its beginning was judged, and is told as such
         tokenizer = self._draft.tokenizer
         prompt = request.prompt(tokenizer)
         self._prompt_opens_thinking = opens_thinking(tokenizer.decode, prompt)
@@ -198,6 +199,8 @@ class SpeculationLoop:
                 if event.is_partial and (self._can_verify or not self._options.reject_early):
                     continue
                 judged = await self._judge(router, event)
+                if judged.is_rejected and event.is_partial:
+                    self._told_tokens = len(judged.step.token_ids)
                 if judged.is_rejected and self._terms.hands_over(self._transcript, self._tally):
                     self._tally.handed_over = True
                     break
@@ -232,8 +235,9 @@ class SpeculationLoop:
             seed = seed_of(self._request.seed, "draft", transcript.num_tokens)
             wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self._reads_logprobs else {}
             sampling = sampling_for(self._request, transcript, self._draft, seed=seed, **wanted)
-            # who hands over for good throws away once what is ahead: until then one generation, which nothing stops
-            look_ahead = sys.maxsize if options.hand_over and options.look_ahead else options.look_ahead
+            look_ahead = options.look_ahead
+            if options.hand_over and look_ahead and self._request.limits.max_generated_tokens is None:
+                look_ahead = sys.maxsize  # what is ahead is thrown away once: until then it is one generation
             ahead = run_ahead(self._draft, transcript, sampling, look_ahead, watch, self._tell_ahead)
             async with aclosing(ahead) as drafted:
                 async for event in drafted:
@@ -317,7 +321,12 @@ class SpeculationLoop:
             yield reason
 
     def _tell_ahead(self, step: Step) -> None:
-        self._request.tell_discarded(step, "ahead")
+        told, self._told_tokens = self._told_tokens, 0
+        if told:
+            ids = step.token_ids[told:]
+            step = Step(self._draft.tokenizer.decode(ids), ids, step.author, step.is_complete, step.logprobs[told:])
+        if step.token_ids:
+            self._request.tell_discarded(step, "ahead")
 
     def _commit(self, step: Step) -> Step:
         self._transcript.commit(step)

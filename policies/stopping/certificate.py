@@ -230,7 +230,8 @@ def _is_possible(finding: Finding) -> bool:
         finding.risk in RISKS
         and 0 < finding.alpha < 1
         and 0 <= finding.k <= finding.n <= _MOST_PROBLEMS
-        and (1 - 1e-6) * _binomial_tail(finding.k, finding.n, finding.alpha) <= finding.p_value <= 1
+        and (1 - 1e-6) * _binomial_tail(finding.k, finding.n, finding.alpha) <= finding.p_value + 1e-300
+        and finding.p_value <= 1
         and 0 < finding.upper_bound <= 1  # no number of problems shows that nothing is ever lost
     )
 

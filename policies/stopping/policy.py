@@ -208,9 +208,10 @@ class Stopping(Policy):
         """
         tokenizer = engines[self._role].tokenizer
         # absent where they do nothing: certificates are older than they are
-        penalties = {} if request.penalties == NO_PENALTIES else asdict(request.penalties)
-        cuts = {"top_k": request.top_k, "min_p": float(request.min_p), "penalties": penalties}
+        penalties = {name: float(value) for name, value in asdict(request.penalties).items()}
+        cuts: dict[str, Any] = {"top_k": request.top_k, "min_p": float(request.min_p)}
         cuts = {name: cut for name, cut in cuts.items() if cut}
+        cuts |= {} if request.penalties == NO_PENALTIES else {"penalties": penalties}
         return Fingerprints(
             model=engines[self._role].model_fingerprint,
             tokenizer=tokenizer.fingerprint,

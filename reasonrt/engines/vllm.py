@@ -83,7 +83,7 @@ class VllmEngine:
 
     @property
     def starts_beside_others(self) -> bool:
-        return is_cpu_build()
+        return is_cpu_build() and self.settings.kv_cache_mib is not None  # else vLLM looks how much memory is free
 
     @property
     def tool_parser(self) -> str | None:
@@ -265,12 +265,13 @@ class VllmEngine:
         if Capability.TOOLS in self.capabilities and not await self._calls.load():
             self.capabilities -= {Capability.TOOLS}
         self._leave()
-        self._cores = _leads.take(cores_of(self.settings)) if is_cpu_build() else []
         try:
+            self._cores = _leads.take(cores_of(self.settings)) if is_cpu_build() else []
             self._llm = await asyncio.to_thread(self._build)
             await asyncio.to_thread(lambda: self.fingerprint)  # it reads all weights, once: not in a request
             await self._warm_up()
         except BaseException as error:
+            self._leave()
             llm, self._llm = self._llm, None
             if llm is not None:  # its workers may lack what they are to do for us
                 await _shut_down(llm)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonrt.engines import vllm
 from reasonrt.engines.vllm import VllmEngine
 from reasonrt.engines.vllm_settings import VllmSettings, importing_vllm
 from reasonrt.engines.vllm_start import Leads, starting
@@ -83,6 +84,7 @@ async def test_engines_on_cpus_start_side_by_side(nano_draft: Path, monkeypatch:
         events.append("begun")
 
     monkeypatch.setattr(VllmEngine, "_note_begun", noted)
+    monkeypatch.setattr(vllm, "_leads", Leads())
     engines = [VllmEngine(f"e{n}", nano_draft, VllmSettings(max_model_len=256)) for n in range(2)]
     before = dict(os.environ)
     try:

@@ -49,6 +49,17 @@ def of_kind(told: Told, kind: str) -> Told:
     return [event for event in told if event["kind"] == kind]
 
 
+@pytest.mark.parametrize(
+    "options", [{"keep_prefix": 0.5}, {"hand_over": True}, {"hand_over": True, "keep_prefix": 0.5}]
+)
+async def test_a_step_that_is_rejected_while_it_is_written_is_told_once(options: dict[str, Any]) -> None:
+    completion, told = await traced("rsd", reject_early=True, **options)
+
+    lost = of_kind(told, "discarded")
+    assert any(event["why"] == "rejected" for event in lost)
+    assert sum(event["tokens"] for event in lost) == completion.usage["draft"].discarded
+
+
 @pytest.mark.parametrize("look_ahead", [0, 1, 4])
 async def test_every_token_that_the_draft_lost_is_told(look_ahead: int) -> None:
     completion, told = await traced("rsd", look_ahead=look_ahead)
