@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import yaml
 
+from reasonrt.engines.orphans import owned_environment
+
 START_S = 240.0
 
 
@@ -67,7 +69,7 @@ def running(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | environment,
+            env=os.environ | owned_environment() | environment,  # it ends with us, however we end
             cwd=folder,
             process_group=0,
         )
