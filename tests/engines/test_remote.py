@@ -17,6 +17,8 @@ from tokenizers import Tokenizer
 
 from reasonrt import FunctionTool, Limits, Request, Runtime
 from reasonrt.boundaries import BoundaryKind, boundaries_of
+from reasonrt.config import RemoteConfig
+from reasonrt.engines.build import build_engine
 from reasonrt.engines.remote import RemoteEngine
 from reasonrt.engines.vllm_calls import bounded
 from reasonrt.errors import CapabilityError, ConfigError, EngineError, RequestError
@@ -454,6 +456,15 @@ async def test_closing_the_stream_hangs_up(tokenizer_folder: Path) -> None:
         assert not server.hung_up.is_set()
         await stream.aclose()
         await asyncio.wait_for(server.hung_up.wait(), 30)
+
+
+def test_marks_of_its_thinking_are_in_its_fingerprint(tokenizer_folder: Path) -> None:
+    config = {"kind": "remote", "base_url": "http://host/v1", "model": "m", "tokenizer": str(tokenizer_folder)}
+    marks: tuple[Any, ...] = (None, ("<plan>", "</plan>"), ("<plan>", "</plan>"), ("<idea>", "</idea>"))
+    engines = [build_engine("far", RemoteConfig.model_validate(config | {"thinking_marks": each})) for each in marks]
+
+    assert len({engine.fingerprint for engine in engines}) == 3
+    assert engines[1].fingerprint == engines[2].fingerprint
 
 
 def test_boundary_of_its_steps_is_a_setting(tokenizer_folder: Path) -> None:

@@ -195,6 +195,11 @@ def test_rules_are_tested_as_they_stand() -> None:
         made(rules=RULES[::-1])  # the boldest first: it fails, and nothing after it is tested
 
 
+def test_an_order_says_what_it_was_learned_on() -> None:
+    with pytest.raises(CalibrationError, match="an order is what order_rules returns"):
+        made(order=RULES)
+
+
 def test_only_what_says_so_was_drawn_with_replacement() -> None:
     """The same problem again is no further evidence; a simulation says that it draws traces anew."""
     drawn = [TRACES.traces[index % 200] for index in range(400)]
