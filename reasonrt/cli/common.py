@@ -176,9 +176,9 @@ def how_to_continue(journals: Path) -> str:
 
 
 def _has_record(journal: Path) -> bool:
-    """Whether anything stands after the first line, which says what the journal is of."""
+    """Whether anything stands after the first line, which says what the journal is of, and those of its arms."""
     with journal.open("rb") as lines:
-        return len([*islice(lines, 2)]) == 2
+        return any(not line.startswith(b'{"arm":') for line in islice(lines, 1, None))
 
 
 @contextmanager

@@ -26,19 +26,22 @@ def interrupted() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interrupted")
 @pytest.mark.parametrize(
-    ("lines", "says"),
+    ("text", "says"),
     [
-        (0, "the same command begins anew"),
-        (1, "the same command begins anew"),  # what the journal is of, and no record
-        (2, "continues from there"),
+        ("", "the same command begins anew"),
+        (
+            '{}\n{"arm": "target", "settings": {}}\n',
+            "the same command begins anew",
+        ),  # what the journal is of, and no record
+        ('{}\n{"arm": "target", "settings": {}}\n{"label": "target"}\n', "continues from there"),
     ],
 )
 def test_ctrl_c_says_how_to_continue_before_engines_are_closed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: int, says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
 ) -> None:
-    if lines:
+    if text:
         (tmp_path / "timed-1").mkdir()
-        (tmp_path / "timed-1" / "journal.jsonl").write_text("{}\n" * lines)
+        (tmp_path / "timed-1" / "journal.jsonl").write_text(text)
     told_before_closing: list[str] = []
 
     async def work() -> None:
